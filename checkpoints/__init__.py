@@ -1,0 +1,7 @@
+"""The whole state of a run, saved in the background with Orbax and restored bit by bit."""
+
+from __future__ import annotations
+
+from checkpoints.store import CheckpointStore, Restored
+
+__all__ = ["CheckpointStore", "Restored"]

@@ -1,0 +1,105 @@
+"""Any pytree as a flat dictionary of host arrays, and back.
+
+A path such as `['theta']['w']` names a leaf. Sharded arrays become one array of the global shape,
+typed PRNG keys become their key data, and scalars become arrays of shape (), so what is stored
+depends neither on the number of devices nor on JAX.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from learned_opt.errors import UserError
+
+PyTree = Any
+
+
+def _is_typed_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _flatten(tree: PyTree) -> dict[str, Any]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def copy_to_host(state: PyTree) -> dict[str, np.ndarray]:
+    """Copies every leaf of `state` into memory of its own.
+
+    Args:
+      state: a pytree of JAX or NumPy arrays, typed keys and scalars.
+
+    Returns:
+      {path: array}, of the global shapes; nothing is shared with `state`, whose buffers may be
+      donated from now on.
+
+    Raises:
+      UserError: a leaf is not numeric (a string, an object), which could not be restored.
+    """
+    leaves = {
+        path: jax.random.key_data(leaf) if _is_typed_key(leaf) else leaf
+        for path, leaf in _flatten(state).items()
+    }
+    # device_get starts all transfers before it waits for the first; on a CPU it gives views.
+    arrays = {path: np.array(leaf, order="C") for path, leaf in jax.device_get(leaves).items()}
+    for path, array in arrays.items():
+        if array.dtype.kind in "OSUMm":
+            raise UserError(
+                f"The state at {path or 'the root'} is a {type(leaves[path]).__name__}, which a "
+                "checkpoint cannot hold: use arrays of numbers, and give text as metadata."
+            )
+    return arrays
+
+
+def describe_leaf(leaf: Any) -> dict[str, Any]:
+    """The dtype and shape, as JSON, that `leaf` (or a `jax.ShapeDtypeStruct`) has on the host."""
+    if _is_typed_key(leaf):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    if not hasattr(leaf, "dtype"):
+        leaf = np.asarray(leaf)
+    return {"dtype": leaf.dtype.name, "shape": list(leaf.shape)}
+
+
+def describe(tree: PyTree) -> dict[str, dict[str, Any]]:
+    """{path: description} of the leaves of `tree`."""
+    return {path: describe_leaf(leaf) for path, leaf in _flatten(tree).items()}
+
+
+def digest(array: np.ndarray) -> str:
+    """SHA-256 over the dtype, the shape and the bytes of one C-contiguous array."""
+    sha = hashlib.sha256(f"{array.dtype.name} {array.shape} ".encode())
+    sha.update(array.reshape(-1).view(np.uint8))
+    return sha.hexdigest()
+
+
+def first_difference(expected: dict[str, dict[str, Any]], saved: dict[str, dict[str, Any]]) -> str | None:
+    """The first difference between two descriptions in words, or None when they are equal."""
+    for path in sorted(expected.keys() | saved.keys()):
+        name = path or "the root"
+        if path not in saved:
+            return f"{name} is missing in the checkpoint"
+        if path not in expected:
+            return f"{name} is in the checkpoint but not expected"
+        here, there = (f"{x['dtype']}{x['shape']}" for x in (expected[path], saved[path]))
+        if here != there:
+            return f"{name} is {there} in the checkpoint but {here} is expected"
+    return None
+
+
+def unflatten(like: PyTree, arrays: dict[str, np.ndarray]) -> PyTree:
+    """The inverse of `copy_to_host`: `arrays` in the structure of `like`.
+
+    Leaves are NumPy arrays; where `like` has a typed key, the key data are wrapped as that type.
+    """
+
+    def leaf(path: str, like_leaf: Any) -> Any:
+        if _is_typed_key(like_leaf):
+            return jax.random.wrap_key_data(arrays[path], dtype=like_leaf.dtype)
+        return arrays[path]
+
+    leaves = [leaf(path, like_leaf) for path, like_leaf in _flatten(like).items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)

@@ -1,0 +1,234 @@
+"""The checkpoints of one run: saved in the background, restored from the newest whole one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from checkpoints.host_arrays import (
+    PyTree,
+    copy_to_host,
+    describe,
+    describe_leaf,
+    digest,
+    first_difference,
+    unflatten,
+)
+from learned_opt.errors import LearnedOptError, UserError
+
+
+class Restored(NamedTuple):
+    """What `CheckpointStore.restore` found."""
+
+    update: int  # the update number of the checkpoint that was read
+    state: PyTree  # in the structure of `like`; NumPy arrays, equal to the bit to what was saved
+    metadata: dict[str, Any]  # the JSON metadata that was saved with it
+    damaged: list[str]  # one plain sentence per newer checkpoint that had to be passed over
+
+
+class CheckpointStore:
+    """The checkpoints in one folder, each in a subfolder named by its update number.
+
+    A checkpoint appears whole or not at all, whenever the process is killed. With it goes a SHA-256
+    digest of every array, because Orbax does not notice a flipped bit. One process at a time may
+    use a folder.
+
+    Args:
+      folder: made at the first save; what an earlier process left unfinished there is removed.
+      keep: how many checkpoints, at least 1, stay on disk.
+
+    Raises:
+      UserError: `keep` is below 1.
+
+    Example:
+      >>> with CheckpointStore(run / "checkpoints") as store:
+      ...     store.save(10, state, {"metrics_bytes": 1234})
+      >>> with CheckpointStore(run / "checkpoints") as store:
+      ...     update, state, metadata, damaged = store.restore(like=initial_state)
+    """
+
+    def __init__(self, folder: Path, keep: int = 3) -> None:
+        if keep < 1:
+            raise UserError(f"keep is {keep}; at least 1 checkpoint must be kept.")
+        from checkpoints import orbax_files  # not before a store is made: it imports Orbax
+
+        self._files = orbax_files
+        self._folder = Path(folder)
+        self._keep = keep
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        # The update and the index digest of the checkpoint that is known to be whole.
+        self._known: tuple[int, str] | None = None
+        self._remove_unfinished()
+
+    def save(self, update: int, state: PyTree, metadata: dict[str, Any]) -> None:
+        """Saves `state` in the background; returns as soon as its arrays are copied.
+
+        Waits for the save before, if that is still on its way. Checkpoints of `update` or later
+        that are in the folder (damaged ones that `restore` passed over) are replaced.
+
+        Args:
+          update: how many updates led to `state`; at least 0.
+          state: a pytree of JAX or NumPy arrays of any numeric dtype, typed keys and scalars.
+          metadata: whatever JSON can hold (anything else is a TypeError).
+
+        Raises:
+          LearnedOptError: the save before failed (disk full, folder read-only). This one is then
+            not begun; the checkpoints on disk are as they were.
+          UserError: a leaf of `state` is not numeric.
+        """
+        self.wait()
+        arrays = copy_to_host(state)
+        frozen_metadata = json.dumps(metadata)
+        self._pending = self._writer.submit(self._write, update, arrays, frozen_metadata)
+
+    def restore(self, like: PyTree) -> Restored:
+        """Reads the newest checkpoint that is whole.
+
+        Args:
+          like: a pytree of arrays, scalars or `jax.ShapeDtypeStruct` with the structure, shapes
+            and dtypes of the state that was saved. Values and shardings do not matter.
+
+        Returns:
+          The state as NumPy arrays (typed keys as such, scalars as arrays of shape ()), and what
+          was damaged.
+
+        Raises:
+          UserError: there is no checkpoint, none is whole, or the newest whole one is of another
+            structure, dtype or shape than `like`.
+          LearnedOptError: a save in the background has failed.
+        """
+        self.wait()
+        expected = describe(like)
+        damaged: list[str] = []
+        for update in reversed(self.updates()):
+            try:
+                index = self._read_index(update)
+                difference = first_difference(expected, index["arrays"])
+                arrays = {} if difference else self._read_arrays(update, index)
+            except Exception as error:  # damage can surface as any exception of Orbax
+                reason = str(error) if isinstance(error, _DamagedError) else "it cannot be read"
+                damaged.append(f"The checkpoint of update {update} is damaged: {reason}.")
+                continue
+            if difference:
+                raise UserError(
+                    f"The checkpoint of update {update} in {self._folder} does not fit this run: "
+                    f"{difference}. Resume with the settings that it was saved with."
+                )
+            self._known = (update, index["digest"])
+            return Restored(update, unflatten(like, arrays), index["metadata"], damaged)
+        if damaged:
+            raise UserError(f"No checkpoint in {self._folder} can be restored. {' '.join(damaged)}")
+        raise UserError(f"There is no checkpoint in {self._folder}: check the folder, or start a new run.")
+
+    def updates(self) -> list[int]:
+        """The update numbers of the checkpoints on disk, ascending; damaged ones are included."""
+        return sorted(int(path.name) for path in self._folder.glob("*") if path.name.isdecimal())
+
+    def wait(self) -> None:
+        """Returns when the background save, if any, is on disk.
+
+        Raises:
+          LearnedOptError: it failed; raised once, and later saves may be tried.
+        """
+        if self._pending is not None:
+            error = self._pending.exception()
+            self._pending = None
+            if error is not None:
+                raise error
+
+    def close(self) -> None:
+        """Waits as `wait` does, and ends the background thread."""
+        self._writer.shutdown()
+        self.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except LearnedOptError:
+            if error_type is None:  # otherwise the error that is on its way says more
+                raise
+
+    def _write(self, update: int, arrays: dict[str, np.ndarray], metadata: str) -> None:
+        """Runs in the background thread."""
+        index = {
+            "metadata": json.loads(metadata),
+            "arrays": {
+                path: describe_leaf(array) | {"sha256": digest(array)} for path, array in arrays.items()
+            },
+        }
+        index["digest"] = _index_digest(index)
+        if self._known == (update, index["digest"]):
+            return  # to replace a whole checkpoint by its equal would only put it at risk
+        self._known = None
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._remove_unfinished()  # what Orbax's threads wrote on after a save had failed
+            self._remove(update)
+            self._files.write(self._folder / str(update), arrays, index)
+            self._known = (update, index["digest"])
+            earlier = [number for number in self.updates() if number <= update]
+            for number in set(self.updates()) - set(earlier[-self._keep :]):
+                self._remove(number)
+        except Exception as error:
+            self._remove_unfinished()
+            raise LearnedOptError(
+                f"The checkpoint of update {update} could not be saved in {self._folder}: "
+                f"{_reason(error)}. Make sure that the folder can be written to and that its disk "
+                "has space; the earlier checkpoints can still be restored."
+            ) from error
+
+    def _read_index(self, update: int) -> dict[str, Any]:
+        index = self._files.read_index(self._folder / str(update))
+        if index.get("digest") != _index_digest(index):
+            raise _DamagedError("its index is not as it was saved")
+        return index
+
+    def _read_arrays(self, update: int, index: dict[str, Any]) -> dict[str, np.ndarray]:
+        like = {
+            path: np.empty(saved["shape"], np.dtype(saved["dtype"]))
+            for path, saved in index["arrays"].items()
+        }
+        arrays = self._files.read_arrays(self._folder / str(update), like)
+        arrays = {path: np.asarray(array, order="C") for path, array in arrays.items()}
+        for path, saved in index["arrays"].items():
+            if digest(arrays[path]) != saved["sha256"]:
+                raise _DamagedError(f"the array {path} is not as it was saved")
+        return arrays
+
+    def _remove(self, update: int) -> None:
+        """Renamed first, so that a checkpoint is never half deleted under its own name."""
+        path = self._folder / str(update)
+        if path.exists():
+            shutil.rmtree(path.rename(path.with_name(path.name + self._files.UNFINISHED)))
+
+    def _remove_unfinished(self) -> None:
+        for path in self._folder.glob(f"*{self._files.UNFINISHED}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+class _DamagedError(Exception):
+    """What is wrong with a checkpoint, in words."""
+
+
+def _index_digest(index: dict[str, Any]) -> str:
+    content = {"metadata": index["metadata"], "arrays": index["arrays"]}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    """What the operating system said, without the paragraphs that TensorStore puts around it."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    number = getattr(error, "errno", None) or (int(code[1]) if code else None)
+    return os.strerror(number).lower() if number else str(error).split("\n")[0]

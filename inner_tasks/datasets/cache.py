@@ -1,0 +1,89 @@
+"""Decoded data sets, one file each, in the user's cache folder.
+
+A file is a SHA-256 of all that follows it, and then eight arrays in NumPy's own format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from io import BufferedRandom, BufferedReader
+from pathlib import Path
+
+import numpy as np
+
+from inner_tasks.datasets.display import say
+from inner_tasks.datasets.splits import Dataset, Split
+
+_DIGEST_SIZE = 32
+
+
+def cache_folder() -> Path:
+    """Return `LEARNED_OPT_CACHE`, `$XDG_CACHE_HOME/learned-opt` or `~/.cache/learned-opt`."""
+    if own := os.environ.get("LEARNED_OPT_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "learned-opt"
+
+
+def load_or_build(key: str, build: Callable[[], Dataset]) -> Dataset:
+    """Return the data set kept under a key, or build it and keep it.
+
+    A damaged file is built again. A cache that cannot be read or written is done without.
+
+    Args:
+        key: name of the file; everything that the result depends on must be in it.
+        build: makes the data set.
+    """
+    path = cache_folder() / "datasets" / key
+    try:
+        return _read(path)
+    except FileNotFoundError:
+        pass
+    except ValueError:
+        say(f"The cached data set {path} is damaged: making it again.")
+    except OSError:
+        pass  # the attempt to write will say why
+    dataset = build()
+    try:
+        _write(path, dataset)
+    except OSError as error:
+        reason = error.strerror or error
+        say(f"The cache folder {path.parent} cannot be used ({reason}): going on without it.")
+    return dataset
+
+
+def _digest_after_header(file: BufferedReader | BufferedRandom) -> bytes:
+    file.seek(_DIGEST_SIZE)
+    return hashlib.file_digest(file, "sha256").digest()
+
+
+def _read(path: Path) -> Dataset:
+    with path.open("rb") as file:
+        if file.read(_DIGEST_SIZE) != _digest_after_header(file):
+            raise ValueError(f"the digest of {path} does not match")
+        file.seek(_DIGEST_SIZE)
+        arrays = [np.load(file, allow_pickle=False) for _ in range(8)]
+    train, validation, test = (Split(*arrays[i : i + 2]) for i in (0, 2, 4))
+    return Dataset(train, validation, test, np.float32(arrays[6]), np.float32(arrays[7]))
+
+
+def _write(path: Path, dataset: Dataset) -> None:
+    """Write the file at one stroke: nobody, at any time, sees a part of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+    try:
+        with open(descriptor, "w+b") as file:
+            file.write(bytes(_DIGEST_SIZE))
+            for array in (*dataset.train, *dataset.validation, *dataset.test, *dataset[3:]):
+                np.save(file, array, allow_pickle=False)
+            digest = _digest_after_header(file)
+            file.seek(0)
+            file.write(digest)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -1,0 +1,47 @@
+"""What the loading of data tells its user, on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+def say(sentence: str) -> None:
+    """Print one line to stderr."""
+    print(sentence, file=sys.stderr, flush=True)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0:,.0f} {task.fields['unit']}/s")
+
+
+@contextmanager
+def progress_bar(description: str, total: float | None, unit: str) -> Iterator[Callable[[float], None]]:
+    """Show progress with its rate and the time left.
+
+    Args:
+        description: what is being done.
+        total: how many units there are to do, None where unknown.
+        unit: the plural name of what is counted.
+
+    Yields:
+        A function to call with the number of units just done.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}")
+        if total is not None
+        else TextColumn("{task.completed:,.0f} {task.fields[unit]}"),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(description, total=total, unit=unit)
+        yield lambda done: progress.advance(task, done)

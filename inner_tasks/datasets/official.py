@@ -1,0 +1,139 @@
+"""The official files of each data set: what they are, where they may lie, how they are fetched."""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+import requests
+
+from inner_tasks.datasets.display import progress_bar, say
+
+_ANSWER_SECONDS = 8.0  # for a connection and the head of an answer, name resolution included
+_SILENCE_SECONDS = 30.0  # between two pieces of a file
+
+
+class Official(NamedTuple):
+    """The files from which a set is prepared. TFDS names the same (a test compares them)."""
+
+    images: int  # train and test together
+    address: str  # ends in a slash
+    sha256: dict[str, str]  # by file name
+
+
+OFFICIAL: dict[str, Official] = {
+    "mnist": Official(
+        70_000,
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        {
+            "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        },
+    ),
+    "fashion_mnist": Official(
+        70_000,
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        {
+            "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        },
+    ),
+    "cifar10": Official(
+        60_000,
+        "https://www.cs.toronto.edu/~kriz/",
+        {
+            "cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+        },
+    ),
+}
+
+
+class DownloadError(Exception):
+    """A file cannot be had; the message names its address and says why."""
+
+
+def find_manual(name: str, data_dir: Path) -> dict[str, Path]:
+    """Find the official files of a set that its user has put in the manual folders.
+
+    `<data_dir>/downloads/manual` is TFDS's own; the folder `<name>` in it is looked at as well,
+    because MNIST and Fashion-MNIST give their files the same names.
+
+    Returns:
+        Paths by file name, of those files whose SHA-256 is the official one.
+    """
+    found = {}
+    manual = data_dir / "downloads" / "manual"
+    official = OFFICIAL[name].sha256
+    for path in (folder / file for folder in (manual, manual / name) for file in official):
+        if path.is_file():
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            if sha256 == official[path.name]:
+                found[path.name] = path
+            else:
+                say(f"Not used: '{path}' is not the official file of {name} (SHA-256 differs).")
+    return found
+
+
+def open_url(url: str) -> requests.Response:
+    """Start to get an address, through the proxies that the environment names.
+
+    Raises:
+        DownloadError: there is no good answer within 8 seconds.
+    """
+    # In a thread, because no timeout of requests' covers the resolution of names, or several
+    # addresses of one name. It is a daemon, so as not to hold up the end of the program.
+    outcome: queue.SimpleQueue[requests.Response | Exception] = queue.SimpleQueue()
+
+    def get() -> None:
+        try:
+            outcome.put(requests.get(url, stream=True, timeout=_SILENCE_SECONDS))
+        except Exception as error:
+            outcome.put(error)
+
+    threading.Thread(target=get, daemon=True).start()
+    try:
+        answer = outcome.get(timeout=_ANSWER_SECONDS)
+    except queue.Empty:
+        raise DownloadError(f"{url} does not answer within {_ANSWER_SECONDS:.0f} s") from None
+    if isinstance(answer, Exception):
+        raise DownloadError(f"{url} cannot be reached ({type(answer).__name__})") from answer
+    if answer.status_code != requests.codes.ok:
+        raise DownloadError(f"{url} answers with HTTP status {answer.status_code}")
+    return answer
+
+
+def download(url: str, sha256: str, folder: Path) -> Path:
+    """Download a file, showing progress.
+
+    Args:
+        url: its address.
+        sha256: its hexadecimal digest.
+        folder: where to put it, under the last part of its address.
+
+    Raises:
+        DownloadError: the file cannot be had, or another comes in its place.
+    """
+    path = folder / url.rsplit("/", 1)[1]
+    digest = hashlib.sha256()
+    with open_url(url) as response, path.open("wb") as file:
+        size = response.headers.get("Content-Length", "")
+        megabytes = int(size) / 1e6 if size.isdigit() else None
+        with progress_bar(f"Downloading {path.name}", megabytes, "MB") as advance:
+            try:
+                for piece in response.iter_content(100_000):
+                    digest.update(piece)
+                    file.write(piece)
+                    advance(len(piece) / 1e6)
+            except requests.RequestException as error:
+                raise DownloadError(f"{url} broke off ({type(error).__name__})") from error
+    if digest.hexdigest() != sha256:
+        raise DownloadError(f"{url} does not give the official file (SHA-256 differs)")
+    return path

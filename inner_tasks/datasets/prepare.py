@@ -1,0 +1,86 @@
+"""Making the prepared TFDS copy of a data set from its official files, without TensorFlow."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from inner_tasks.datasets.display import progress_bar
+from inner_tasks.datasets.official import OFFICIAL, DownloadError, download, find_manual, open_url
+from learned_opt.errors import LearnedOptError, UserError
+
+
+def prepare(name: str, data_dir: Path) -> Path:
+    """Prepare a data set from official files, downloading those that are not there.
+
+    Everything is made in a temporary folder and moved to its place at the end, so that a failure
+    leaves nothing behind and two processes do not disturb each other.
+
+    Args:
+        name: a key of `OFFICIAL`.
+        data_dir: folder of TFDS sets; made if it is missing.
+
+    Returns:
+        The new folder `<data_dir>/<name>/<version>`.
+
+    Raises:
+        UserError: a file is not there and cannot be downloaded; known within 10 seconds.
+        LearnedOptError: the disk is full, or the folder cannot be written.
+    """
+    images, address, digests = OFFICIAL[name]
+    try:
+        files = find_manual(name, data_dir)
+        missing = [file for file in digests if file not in files]
+        if missing:
+            open_url(address + missing[0]).close()  # before anything is made
+        with _scratch_folder(data_dir) as scratch:
+            for file in missing:
+                files[file] = download(address + file, digests[file], scratch)
+            with progress_bar(f"Preparing {name}", images, "images") as advance:
+                made = _build(name, files, scratch, advance)
+            return _move(made, data_dir / name)
+    except DownloadError as error:
+        raise UserError(
+            f"The data set {name} is not in '{data_dir}', and {error}: connect to the network, set "
+            "--data-dir or TFDS_DATA_DIR to a folder that has it, or put the official files "
+            f"({', '.join(digests)}) in '{data_dir / 'downloads' / 'manual' / name}'."
+        ) from error
+    except OSError as error:
+        raise LearnedOptError(
+            f"The data set {name} cannot be prepared in '{data_dir}' ({error.strerror or error}): "
+            "set --data-dir or TFDS_DATA_DIR to a folder with room that you may write to."
+        ) from error
+
+
+@contextmanager
+def _scratch_folder(data_dir: Path) -> Iterator[Path]:
+    is_new = not data_dir.exists()
+    data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix="incomplete.", dir=data_dir) as scratch:
+            yield Path(scratch)
+    finally:
+        if is_new:
+            with suppress(OSError):  # it is not empty: all went well
+                data_dir.rmdir()
+
+
+def _build(name: str, files: dict[str, Path], scratch: Path, advance: Callable[[float], None]) -> Path:
+    from inner_tasks.datasets import tfds_bridge  # takes a second to import
+
+    with tfds_bridge.silence():
+        return tfds_bridge.build(name, files, scratch, advance)
+
+
+def _move(made: Path, parent: Path) -> Path:
+    parent.mkdir(exist_ok=True)
+    folder = parent / made.name
+    try:
+        os.rename(made, folder)
+    except OSError:
+        if not (folder / "dataset_info.json").exists():  # else another process was faster
+            raise
+    return folder

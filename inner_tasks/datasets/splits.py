@@ -1,0 +1,59 @@
+"""The form of every data set, and how one is split."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Split(NamedTuple):
+    """Images and their labels, as host arrays (a pytree)."""
+
+    images: np.ndarray  # uint8 [n, height * width * channels]
+    labels: np.ndarray  # int32 [n], the class of each image
+
+
+class Dataset(NamedTuple):
+    """Three disjoint splits, and the moments by which pixels are standardised (a pytree)."""
+
+    train: Split
+    validation: Split  # held out of the official training images
+    test: Split
+    mean: np.float32  # scalar, over all raw pixels of `train`
+    std: np.float32  # scalar, over the same; population standard deviation
+
+
+def permute(split: Split) -> Split:
+    """Put the examples of a split in a fixed random order.
+
+    Args:
+        split: n examples.
+
+    Returns:
+        The same n examples; the order depends on n alone.
+    """
+    # NumPy promises that the stream of RandomState never changes, which it does not of Generator.
+    order = np.random.RandomState(0).permutation(len(split.labels))
+    return Split(split.images[order], split.labels[order])
+
+
+def cut(split: Split, at: int) -> tuple[Split, Split]:
+    """Cut a split in two: the first `at` examples, and the others."""
+    return Split(split.images[:at], split.labels[:at]), Split(split.images[at:], split.labels[at:])
+
+
+def make_dataset(train: Split, validation: Split, test: Split) -> Dataset:
+    """Join three splits, and take the moments of the training pixels.
+
+    The sums are of integers, hence exact: every machine gets the same mean and deviation.
+    """
+    pixels = train.images.size
+    total = int(train.images.sum(dtype=np.int64))
+    squares = sum(  # in pieces, since the squares take four times the memory of the pixels
+        int(np.square(piece, dtype=np.uint32).sum(dtype=np.int64))
+        for piece in np.array_split(train.images, 64)
+    )
+    mean = total / pixels
+    std = (pixels * squares - total**2) ** 0.5 / pixels
+    return Dataset(train, validation, test, np.float32(mean), np.float32(std))

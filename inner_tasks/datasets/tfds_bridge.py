@@ -1,0 +1,141 @@
+"""All that needs TFDS itself. Importing this takes a second, so it is imported only when needed.
+
+The official builders prepare only with TensorFlow. Two things in them need it: the extraction of
+the downloads and the encoding of NumPy images. The builders here differ in just these two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import logging
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+from tensorflow_datasets.image_classification import cifar, mnist
+
+Examples = Iterator[tuple[int, dict[str, Any]]]
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Keep TFDS from printing, from showing its bars, and from advising OpenCV."""
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()
+        absl.setLevel(level)
+
+
+def open_prepared(folder: Path) -> tuple[Any, Any]:
+    """Open the train and test splits of a prepared set as random-access data sources."""
+    builder = tfds.builder_from_directory(folder)
+    return builder.as_data_source("train"), builder.as_data_source("test")
+
+
+def build(name: str, files: Mapping[str, Path], data_dir: Path, advance: Callable) -> Path:
+    """Prepare a set as array_record.
+
+    Args:
+        name: `mnist`, `fashion_mnist` or `cifar10`.
+        files: paths of its official files, by their names.
+        data_dir: folder in which `<name>/<version>` is made.
+        advance: called with the number of images just written.
+
+    Returns:
+        The folder made.
+    """
+    builder = {"mnist": Mnist, "fashion_mnist": FashionMnist, "cifar10": Cifar10}[name](data_dir=data_dir)
+    builder.files, builder.advance = files, advance
+    with tempfile.TemporaryDirectory() as unused:  # TFDS makes a folder for downloads in any case
+        builder.download_and_prepare(
+            download_dir=unused,
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+            file_format="array_record",
+        )
+    return Path(builder.data_dir)
+
+
+class _FromFiles(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """What the builders below share; each joins it to an official builder."""
+
+    files: Mapping[str, Path]  # set by `build`, as is the next
+    advance: Callable[[int], None]
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Examples]:
+        return {split: self._count(self._generate_examples(split)) for split in ("train", "test")}
+
+    def _generate_examples(self, split: str) -> Examples:
+        raise NotImplementedError
+
+    def _count(self, examples: Examples) -> Examples:
+        for example in examples:
+            yield example
+            self.advance(1)
+
+
+class Mnist(_FromFiles, mnist.MNIST, skip_registration=True):  # type: ignore[call-arg]
+    """MNIST from its four files."""
+
+    name = "mnist"
+    # In one part: for a longer one TFDS needs importlib_resources, which it does not install.
+    __module__ = "mnist"
+
+    def _generate_examples(self, split: str) -> Examples:
+        prefix = {"train": "train", "test": "t10k"}[split]
+        # In the idx format pixels follow 16 bytes of sizes, and labels 8.
+        with gzip.open(self.files[f"{prefix}-images-idx3-ubyte.gz"]) as file:
+            images = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28)
+        with gzip.open(self.files[f"{prefix}-labels-idx1-ubyte.gz"]) as file:
+            labels = np.frombuffer(file.read(), np.uint8, offset=8)
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            yield i, {"image": Image.fromarray(image), "label": int(label)}
+
+
+class FashionMnist(Mnist, mnist.FashionMNIST, skip_registration=True):  # type: ignore[call-arg]
+    """Fashion-MNIST, whose files have MNIST's names and format."""
+
+    name = "fashion_mnist"
+    __module__ = "fashion_mnist"
+
+
+class Cifar10(_FromFiles, cifar.Cifar10, skip_registration=True):  # type: ignore[call-arg]
+    """CIFAR-10 from its binary archive."""
+
+    name = "cifar10"
+    __module__ = "cifar10"
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Examples]:
+        with tarfile.open(self.files["cifar-10-binary.tar.gz"]) as archive:
+            self.content = {
+                Path(member.name).name: file.read()
+                for member in archive
+                if (file := archive.extractfile(member))  # None for a folder
+            }
+        self.info.features["label"].names = self.content["batches.meta.txt"].decode().split()
+        return super()._split_generators(dl_manager)
+
+    def _generate_examples(self, split: str) -> Examples:
+        batches = {
+            "train": [f"data_batch_{i}.bin" for i in range(1, 6)],
+            "test": ["test_batch.bin"],
+        }
+        records = b"".join(self.content[batch] for batch in batches[split])
+        # A record is a label, and a red, a green and a blue plane of 32 x 32 pixels.
+        table = np.frombuffer(records, np.uint8).reshape(-1, 1 + 3 * 32 * 32)
+        images = np.ascontiguousarray(table[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        for i, (image, label) in enumerate(zip(images, table[:, 0], strict=True)):
+            identity = f"{split}_{i:05d}"
+            yield i, {"id": identity, "image": Image.fromarray(image), "label": int(label)}

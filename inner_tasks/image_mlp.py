@@ -1,0 +1,117 @@
+"""Image classification with a multilayer perceptron: digits, MNIST, Fashion-MNIST, CIFAR-10."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from inner_tasks.datasets import IMAGE_SIZES, Dataset, Split, load_dataset
+from inner_tasks.task import Params, Task, TaskSettings, register_task
+
+NUM_CLASSES = 10
+# Half as much again as the loss of a uniform guess: worse than that is all the same to an outer step.
+MAX_LOSS = 1.5 * math.log(NUM_CLASSES)
+METRICS_CHUNK = 1000
+
+
+class ImageBatch(NamedTuple):
+    """A minibatch."""
+
+    images: jax.Array  # float32 [batch, pixels], standardised
+    labels: jax.Array  # int32 [batch]
+
+
+class MLP(nn.Module):
+    """Dense layers with ReLU between them."""
+
+    hidden: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """``[batch, pixels] -> [batch, NUM_CLASSES]`` logits."""
+        for width in self.hidden:
+            images = nn.relu(nn.Dense(width)(images))
+        return nn.Dense(NUM_CLASSES)(images)
+
+
+def image_mlp(dataset: str, settings: TaskSettings) -> Task:
+    """Training an MLP on a data set of images with softmax cross-entropy.
+
+    Images are standardised by the scalar mean and standard deviation of the training pixels. A
+    minibatch is drawn with replacement.
+
+    Args:
+      dataset: name of the data set.
+      settings: hidden widths, batch size and horizon.
+    """
+    model = MLP(settings.hidden)
+
+    def init(key: jax.Array) -> Params:
+        return model.init(key, jnp.zeros((1, IMAGE_SIZES[dataset])))["params"]
+
+    def sample(data: Dataset, key: jax.Array) -> ImageBatch:
+        indices = jax.random.randint(key, (settings.batch_size,), 0, data.train.labels.shape[0])
+        return _batch(data, data.train, indices)
+
+    def loss(params: Params, batch: ImageBatch) -> jax.Array:
+        logits = model.apply({"params": params}, batch.images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
+
+    def metrics(params: Params, data: Dataset) -> dict[str, jax.Array]:
+        """Loss and accuracy on the whole validation split."""
+        count = data.validation.labels.shape[0]
+
+        def measure(index: jax.Array) -> tuple[jax.Array, jax.Array]:
+            batch = _batch(data, data.validation, index[None])
+            logits = model.apply({"params": params}, batch.images)
+            correct = (jnp.argmax(logits, -1) == batch.labels).astype(jnp.float32)
+            return loss(params, batch), correct.mean()
+
+        losses, correct = jax.lax.map(measure, jnp.arange(count), batch_size=METRICS_CHUNK)
+        return {"validation_loss": losses.mean(), "validation_accuracy": correct.mean()}
+
+    return Task(
+        init=init,
+        sample=sample,
+        loss=loss,
+        metrics=metrics,
+        load=partial(load_dataset, dataset),
+        horizon=settings.horizon,
+        max_loss=MAX_LOSS,
+    )
+
+
+def _batch(data: Dataset, split: Split, indices: jax.Array) -> ImageBatch:
+    """Examples of a split, gathered and standardised on the device."""
+    images = split.images[indices].astype(jnp.float32)
+    return ImageBatch((images - data.mean) / data.std, split.labels[indices])
+
+
+@register_task("digits-mlp", TaskSettings(hidden=(32,), batch_size=64, horizon=200))
+def digits_mlp(settings: TaskSettings) -> Task:
+    """MLP 64-32-10 on scikit-learn's 8x8 digits."""
+    return image_mlp("digits", settings)
+
+
+@register_task("mnist-mlp", TaskSettings(hidden=(32,), batch_size=64, horizon=200))
+def mnist_mlp(settings: TaskSettings) -> Task:
+    """MLP 784-32-10 on MNIST."""
+    return image_mlp("mnist", settings)
+
+
+@register_task("fashion-mnist-mlp", TaskSettings(hidden=(32,), batch_size=64, horizon=200))
+def fashion_mnist_mlp(settings: TaskSettings) -> Task:
+    """MLP 784-32-10 on Fashion-MNIST."""
+    return image_mlp("fashion_mnist", settings)
+
+
+@register_task("cifar10-mlp", TaskSettings(hidden=(128, 128), batch_size=128, horizon=200))
+def cifar10_mlp(settings: TaskSettings) -> Task:
+    """MLP 3072-128-128-10 on CIFAR-10, the network of the PES paper's learned optimizer."""
+    return image_mlp("cifar10", settings)

@@ -1,0 +1,116 @@
+"""Inner tasks: what the inner optimizer trains, and how a task gets its name."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from learned_opt import UserError
+
+Params = Any  # pytree of float arrays
+Data = Any  # pytree of arrays, put on the device once
+Batch = Any  # pytree of arrays
+
+
+class TaskSettings(NamedTuple):
+    """What a user may vary of a task; a task that has no use for one ignores it."""
+
+    hidden: tuple[int, ...] = (32,)  # widths of the hidden layers
+    batch_size: int = 64  # examples per inner step
+    horizon: int = 200  # T, inner steps per episode
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something to be trained: pure functions, and how to get the data that they read.
+
+    Attributes:
+      init: ``key -> params``; the key is consumed.
+      sample: ``(data, key) -> batch``, one training minibatch, drawn on the device.
+      loss: ``(params, batch) -> scalar``, the training loss of a minibatch.
+      metrics: ``(params, data) -> {name: scalar}``, measured on held-out data.
+      load: ``data_dir -> data``; a path to look for data in, or None for the usual place.
+      horizon: T, inner steps per episode.
+      max_loss: loss at which a step's loss is clipped during meta-training (None: not at all).
+    """
+
+    init: Callable[[jax.Array], Params]
+    sample: Callable[[Data, jax.Array], Batch]
+    loss: Callable[[Params, Batch], jax.Array]
+    metrics: Callable[[Params, Data], dict[str, jax.Array]]
+    load: Callable[[Path | None], Data]
+    horizon: int
+    max_loss: float | None = None
+
+
+_DEFAULT_SETTINGS = TaskSettings()
+
+
+class Registration(NamedTuple):
+    """A named family of tasks."""
+
+    build: Callable[[TaskSettings], Task]
+    settings: TaskSettings  # the defaults
+
+
+_REGISTRY: dict[str, Registration] = {}
+
+
+def register_task(
+    name: str, settings: TaskSettings = _DEFAULT_SETTINGS
+) -> Callable[[Callable[[TaskSettings], Task]], Callable[[TaskSettings], Task]]:
+    """Give a task a name that ``meta-train --task`` knows.
+
+    Args:
+      name: the name.
+      settings: the default settings.
+
+    Returns:
+      A decorator for the function that builds the task from its settings.
+
+    Example::
+
+        @register_task("rosenbrock", TaskSettings(horizon=100))
+        def rosenbrock(settings: TaskSettings) -> Task:
+            ...
+    """
+
+    def register(build: Callable[[TaskSettings], Task]) -> Callable[[TaskSettings], Task]:
+        _REGISTRY[name] = Registration(build, settings)
+        return build
+
+    return register
+
+
+def task_names() -> list[str]:
+    """The registered names, in order of registration."""
+    return list(_REGISTRY)
+
+
+def find_task(name: str) -> Registration:
+    """The task registered under a name.
+
+    Args:
+      name: a registered name, or ``module:name``, which imports the module first: so a task that
+        lives in a user's own file is found when that file is importable.
+
+    Raises:
+      UserError: no task has this name, or the module cannot be imported.
+    """
+    module, _, short = name.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(f"task '{name}': module '{module}' cannot be imported ({error})") from error
+    if short not in _REGISTRY:
+        close = difflib.get_close_matches(short, _REGISTRY, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise UserError(f"unknown task '{short}'; there are: {', '.join(_REGISTRY)}{hint}")
+    return _REGISTRY[short]

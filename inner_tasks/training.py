@@ -1,0 +1,57 @@
+"""Training a task with a learned optimizer, as an unrolled problem."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import optax
+
+from inner_tasks.task import Data, Params, Task
+from learned_opt import LearnedOptimizer
+from learned_opt.base import State, Theta
+
+
+class InnerState(NamedTuple):
+    """Inner state: a network half-way through its training."""
+
+    params: Params  # parameters of the task
+    optimizer: State  # state of the inner optimizer
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A task trained by an optimizer whose weights are theta.
+
+    ``L_t`` is the loss of step t's minibatch *before* the update that uses its gradient: it is what a
+    training loop sees, and costs nothing extra.
+
+    Attributes:
+      data: the task's data, the only arrays.
+      task: what is trained.
+      optimizer: what trains it.
+      horizon: T, steps of an episode.
+    """
+
+    data: Data
+    task: Task = dataclasses.field(metadata={"static": True})
+    optimizer: LearnedOptimizer = dataclasses.field(metadata={"static": True})
+    horizon: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def max_loss(self) -> float | None:
+        return self.task.max_loss
+
+    def init(self, key: jax.Array) -> InnerState:
+        """Fresh parameters and the optimizer state for them."""
+        params = self.task.init(key)
+        return InnerState(params, self.optimizer.init(params))
+
+    def step(self, theta: Theta, state: InnerState, key: jax.Array) -> tuple[InnerState, jax.Array]:
+        """One training step on a minibatch drawn with the key."""
+        batch = self.task.sample(self.data, key)
+        loss, gradients = jax.value_and_grad(self.task.loss)(state.params, batch)
+        updates, optimizer = self.optimizer.update(theta, gradients, state.optimizer, state.params)
+        return InnerState(optax.apply_updates(state.params, updates), optimizer), loss

@@ -1,0 +1,178 @@
+"""The optimizer file: weights and all that is needed to rebuild the optimizer, in one safetensors file.
+
+The file has one metadata key, ``learned_opt``, whose value is canonical JSON (sorted keys, no spaces).
+It is a pure function of theta and of the meta-training's configuration and result: equal runs give
+equal files. Reading one executes nothing from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+import safetensors
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import save as to_safetensors
+
+from learned_opt.base import Theta
+from learned_opt.errors import UserError
+from learned_opt.registry import OPTIMIZERS, get_optimizer
+from learned_opt.transform import as_optax
+
+FORMAT_VERSION = 1
+METADATA_KEY = "learned_opt"
+FILE_NAME = "optimizer.safetensors"
+
+
+class Artifact(NamedTuple):
+    """What an optimizer file holds."""
+
+    architecture: str  # name in learned_opt.registry.OPTIMIZERS
+    theta: Theta  # nested dict of float32 arrays
+    metadata: dict[str, Any]  # format_version, architecture, feature_version, digest, licence, ...
+
+
+def save(
+    path: str | os.PathLike[str], architecture: str, theta: Theta, meta_training: Mapping[str, Any]
+) -> None:
+    """Write an optimizer file, whole or not at all.
+
+    Args:
+      path: where to; an existing file is replaced.
+      architecture: name of the optimizer, as in ``--optimizer``.
+      theta: its weights, a nested dict of arrays.
+      meta_training: how theta was learned, as JSON values; it must not hold anything that differs
+        between equal runs (times, paths, hosts).
+
+    Raises:
+      OSError: the file could not be written.
+    """
+    tensors = {k: np.asarray(v) for k, v in flatten_dict(theta, sep="/").items()}
+    metadata = {
+        "format_version": FORMAT_VERSION,
+        "architecture": architecture,
+        "feature_version": get_optimizer(architecture).version,
+        "digest": _digest(tensors),
+        "licence": "MIT",
+        "meta_training": meta_training,
+    }
+    text = json.dumps(metadata, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    content = to_safetensors(dict(sorted(tensors.items())), metadata={METADATA_KEY: text})
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def read(path: str | os.PathLike[str]) -> Artifact:
+    """Read an optimizer file and check it.
+
+    Args:
+      path: the file, or the folder of the run that made it.
+
+    Raises:
+      UserError: there is no such file, or it is damaged, of a newer format, of an unknown
+        architecture, or no optimizer file at all.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / FILE_NAME
+    if not path.is_file():
+        raise UserError(f"there is no optimizer file at {path}; a finished run writes {FILE_NAME}")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = json.loads((file.metadata() or {})[METADATA_KEY])
+            format_version = metadata["format_version"]
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error})") from None
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise UserError(f"{path} is a safetensors file, but not one of learned-opt") from None
+    if format_version != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {format_version}, and this learned-opt reads "
+            f"{FORMAT_VERSION}; install the newest: pip install -U learned-opt"
+        )
+    return Artifact(*_rebuild(path, metadata, tensors), metadata)
+
+
+def _rebuild(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> tuple[str, Theta]:
+    """Architecture and theta, once all that the file says of them is found to hold."""
+    if metadata.get("digest") != _digest(tensors):
+        raise UserError(f"{path} is damaged: its weights do not have the digest written in it")
+    architecture = metadata.get("architecture")
+    if not isinstance(architecture, str) or architecture not in OPTIMIZERS:
+        raise UserError(
+            f"{path} holds an optimizer of architecture {architecture!r}, and this learned-opt "
+            f"knows: {', '.join(OPTIMIZERS)}"
+        )
+    optimizer = get_optimizer(architecture)
+    if metadata.get("feature_version") != optimizer.version:
+        raise UserError(
+            f"{path} was trained with version {metadata.get('feature_version')} of the '{architecture}' "
+            f"optimizer, and this learned-opt has version {optimizer.version}"
+        )
+    expected = flatten_dict(jax.eval_shape(optimizer.init_theta, jax.random.key(0)), sep="/")
+    found = {k: (v.shape, v.dtype) for k, v in tensors.items()}
+    if found != {k: (v.shape, v.dtype) for k, v in expected.items()}:
+        raise UserError(f"{path} does not hold the weights of the '{architecture}' optimizer")
+    return architecture, unflatten_dict(dict(tensors), sep="/")
+
+
+def load(path: str | os.PathLike[str]) -> optax.GradientTransformationExtraArgs:
+    """A learned optimizer, to be used where ``optax.adam(1e-3)`` stood.
+
+    Args:
+      path: an optimizer file, or the folder of the run that made it.
+
+    Returns:
+      An optax transformation; see ``learned_opt.as_optax``.
+
+    Raises:
+      UserError: the file is missing, damaged, foreign, or newer than this package.
+
+    Example::
+
+        tx = learned_opt.load("runs/digits-mlp-1")
+        state = tx.init(params)
+        updates, state = tx.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    """
+    artifact = read(path)
+    return as_optax(get_optimizer(artifact.architecture), artifact.theta)
+
+
+def describe(artifact: Artifact) -> dict[str, str]:
+    """The file in a few lines for a reader: name and value, in order."""
+    weights = sum(math.prod(w.shape) for w in jax.tree.leaves(artifact.theta))
+    lines = {
+        "architecture": artifact.architecture,
+        "weights": f"{weights:,}",
+        "format": f"version {artifact.metadata['format_version']}",
+        "features": f"version {artifact.metadata['feature_version']}",
+        "digest": artifact.metadata["digest"],
+        "licence": str(artifact.metadata.get("licence")),
+    }
+    summary = artifact.metadata.get("meta_training")
+    return lines | {
+        k: json.dumps(v) if isinstance(v, dict | list) else str(v)
+        for k, v in (summary if isinstance(summary, dict) else {}).items()
+    }
+
+
+def _digest(tensors: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over names, dtypes, shapes and values, in order of name."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        sha.update(f"{name} {tensor.dtype} {tensor.shape} ".encode())
+        sha.update(np.ascontiguousarray(tensor).tobytes())
+    return "sha256:" + sha.hexdigest()

@@ -1,0 +1,33 @@
+"""What a learned optimizer is: three pure functions of explicit inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Theta = Any  # pytree of float32 arrays: the weights that meta-training learns
+Params = Any  # pytree of float arrays: the parameters of the network being trained
+State = Any  # pytree of arrays: what the optimizer carries from step to step
+
+
+class LearnedOptimizer(NamedTuple):
+    """An update rule with weights theta, in the way of ``optax.GradientTransformation``.
+
+    The difference from optax is that theta is an argument, so that it can be perturbed, mapped over
+    and learned. ``learned_opt.as_optax`` binds it.
+
+    Attributes:
+      init_theta: ``key -> theta``, weights to start meta-training from. The key is consumed.
+      init: ``params -> state``, the optimizer state before the first step.
+      update: ``(theta, gradients, state, params) -> (updates, state)``; the updates are to be *added*
+        to the parameters and have their dtypes.
+      version: changes whenever the same theta would give other updates (new features, another
+        formula); it is written into optimizer files, and a file of another version is refused.
+    """
+
+    init_theta: Callable[[jax.Array], Theta]
+    init: Callable[[Params], State]
+    update: Callable[[Theta, Params, State, Params], tuple[Params, State]]
+    version: int = 1

@@ -1,0 +1,53 @@
+"""A learned optimizer as an optax gradient transformation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax._src.base import NO_PARAMS_MSG
+
+from learned_opt.base import LearnedOptimizer, Params, State, Theta
+from learned_opt.errors import UserError
+
+
+def as_optax(optimizer: LearnedOptimizer, theta: Theta) -> optax.GradientTransformationExtraArgs:
+    """Bind theta: the optimizer's own update, as optax wants it.
+
+    Args:
+      optimizer: the update rule.
+      theta: its weights.
+
+    Returns:
+      ``init(params)`` and ``update(gradients, state, params, **extra_args)``. The updates are to be
+      added to the parameters (``optax.apply_updates``), as they are: the learning rate is learned.
+      Extra arguments are ignored.
+
+    Raises:
+      UserError: (from ``init``) a parameter is not a real floating-point array.
+      ValueError: (from ``update``) no parameters were given; the message is optax's own.
+    """
+
+    def init(params: Params) -> State:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            dtype = jnp.result_type(leaf)
+            if not jnp.issubdtype(dtype, jnp.floating):
+                raise UserError(
+                    f"parameter {jax.tree_util.keystr(path)} has dtype {dtype}, and a learned optimizer "
+                    "updates real floating-point arrays; leave it out with optax.masked or "
+                    "optax.partition"
+                )
+        return optimizer.init(jax.tree.map(jnp.asarray, params))
+
+    def update(
+        gradients: Params, state: State, params: Params | None = None, **extra_args: Any
+    ) -> tuple[Params, State]:
+        del extra_args
+        if params is None:
+            raise ValueError(NO_PARAMS_MSG)
+        gradients, params = (jax.tree.map(jnp.asarray, tree) for tree in (gradients, params))
+        return optimizer.update(theta, gradients, state, params)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,264 @@
+"""The settings of a meta-training run, their defaults per task, and what makes them acceptable."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from tyro.conf import arg
+
+from inner_tasks import TaskSettings, find_task
+from learned_opt import UserError, get_optimizer
+from meta_train.estimators import ESTIMATORS
+from meta_train.tracking import WandbMode
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What the inner optimizer trains."""
+
+    name: Annotated[str, arg(name="task", prefix_name=False)] = "digits-mlp"
+    """Inner task: digits-mlp, mnist-mlp, fashion-mnist-mlp, cifar10-mlp, or module:name of your own."""
+    hidden: tuple[int, ...] = (32,)
+    """Widths of the hidden layers."""
+    batch_size: int = 64
+    """Examples per inner step."""
+    horizon: int = 200
+    """T, inner steps per episode."""
+
+    @property
+    def settings(self) -> TaskSettings:
+        return TaskSettings(self.hidden, self.batch_size, self.horizon)
+
+
+@dataclass(frozen=True)
+class EstimatorConfig:
+    """How the meta-gradient is estimated."""
+
+    name: Annotated[str, arg(name="estimator", prefix_name=False)] = "pes"
+    """Estimator of the meta-gradient: pes, truncated-es."""
+    sigma: float = 0.03
+    """Standard deviation of the perturbations of theta."""
+    truncation: int = 20
+    """K, inner steps per update."""
+    particles: int = 16
+    """Particles in all, both members of every antithetic pair counted."""
+
+    @property
+    def pairs(self) -> int:
+        return self.particles // 2
+
+
+@dataclass(frozen=True)
+class OuterConfig:
+    """How theta is moved: global-norm clip, then Adam with a cosine schedule over the run."""
+
+    learning_rate: float = 2e-2
+    """Learning rate of the outer Adam at the start."""
+    final_fraction: float = 0.1
+    """Share of the learning rate that is left at the end."""
+    clip_norm: float = 1.0
+    """Norm at which the meta-gradient is clipped."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """The comparison with tuned baselines at the end."""
+
+    steps: int = 200
+    """Inner steps of each run."""
+    seeds: int = 8
+    """Seeds per optimizer and learning rate."""
+    learning_rates: int = 15
+    """Learning rates tried for each baseline, evenly spaced in the logarithm from 1e-4 to 1."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run is made from; saved in its folder as config.yaml."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
+    outer: OuterConfig = field(default_factory=OuterConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    optimizer: str = "mlp"
+    """Architecture of the learned optimizer: mlp."""
+    updates: int = 1200
+    """Outer updates."""
+    seed: int = 0
+    """Seed of the whole run."""
+    devices: Literal["auto"] | int = "auto"
+    """Devices to spread the particles over. On a CPU auto makes one XLA device per core."""
+    chunk: Literal["auto"] | int = "auto"
+    """Particles unrolled at once on a device; auto is 1 on a CPU and all of them on a GPU."""
+    data_dir: Path | None = None
+    """Folder of TFDS data sets; by default TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
+    wandb: WandbMode = "auto"
+    """Weights & Biases; auto is online when logged in or in a sweep, and else disabled."""
+    checkpoint_every: int = 100
+    """Updates between checkpoints."""
+
+
+# What a resumed run may have otherwise than the run that it goes on with.
+MAY_CHANGE_ON_RESUME = ("devices", "chunk", "wandb", "data_dir", "updates")
+
+# Meta-training defaults that differ from the general ones; those of the tasks themselves (widths, batch
+# size, horizon) stand where the tasks are registered.
+_TASK_DEFAULTS: dict[str, dict[str, Any]] = {
+    "mnist-mlp": {
+        "updates": 1500,
+        "estimator": EstimatorConfig(particles=32),
+        "outer": OuterConfig(learning_rate=1e-2),
+    },
+    "fashion-mnist-mlp": {
+        "updates": 1500,
+        "estimator": EstimatorConfig(particles=32),
+        "outer": OuterConfig(learning_rate=1e-2),
+    },
+    "cifar10-mlp": {
+        "updates": 2000,
+        "estimator": EstimatorConfig(particles=32),
+        "outer": OuterConfig(learning_rate=1e-2),
+        # A run of this network costs seconds on two cores: so fewer of them, and shorter ones.
+        "evaluation": EvaluationConfig(steps=100, learning_rates=8),
+        "checkpoint_every": 20,
+    },
+}
+
+
+def default_config(task: str) -> Config:
+    """The defaults for a task.
+
+    Raises:
+      UserError: there is no such task.
+    """
+    settings = find_task(task).settings
+    short = task.rpartition(":")[2]
+    return Config(
+        **{
+            "task": TaskConfig(task, *settings),
+            "evaluation": EvaluationConfig(steps=settings.horizon),
+            **_TASK_DEFAULTS.get(short, {}),
+        }
+    )
+
+
+def validate(config: Config) -> None:
+    """Check what can be known before anything is run.
+
+    Raises:
+      UserError: naming the first setting that cannot work.
+    """
+    find_task(config.task.name)
+    get_optimizer(config.optimizer)
+    estimator, horizon = config.estimator, config.task.horizon
+    if estimator.name not in ESTIMATORS:
+        raise UserError(f"unknown estimator '{estimator.name}'; there are: {', '.join(ESTIMATORS)}")
+    _at_least_one("--updates", config.updates)
+    _at_least_one("--checkpoint-every", config.checkpoint_every)
+    _at_least_one("--task.batch-size", config.task.batch_size)
+    _at_least_one("--task.horizon", horizon)
+    for width in config.task.hidden:
+        _at_least_one("--task.hidden", width)
+    for flag in ("steps", "seeds", "learning_rates"):
+        _at_least_one(f"--evaluation.{flag.replace('_', '-')}", getattr(config.evaluation, flag))
+    if config.devices != "auto":
+        _at_least_one("--devices", config.devices)
+    if config.chunk != "auto":
+        _at_least_one("--chunk", config.chunk)
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"--seed is {config.seed}; it must lie between 0 and {2**32 - 1}")
+    if not 1 <= estimator.truncation <= horizon:
+        raise UserError(
+            f"--estimator.truncation (K) is {estimator.truncation}; it must lie between 1 and the "
+            f"horizon T = {horizon} (--task.horizon)"
+        )
+    if estimator.particles < 2 or estimator.particles % 2:
+        raise UserError(
+            f"--estimator.particles is {estimator.particles}; particles come in antithetic pairs, so it "
+            "must be even and at least 2"
+        )
+    for flag, value in (
+        ("--estimator.sigma", estimator.sigma),
+        ("--outer.learning-rate", config.outer.learning_rate),
+        ("--outer.clip-norm", config.outer.clip_norm),
+    ):
+        if not 0 < value < float("inf"):
+            raise UserError(f"{flag} is {value}; it must be above 0 and finite")
+    if not 0 <= config.outer.final_fraction <= 1:
+        raise UserError(
+            f"--outer.final-fraction is {config.outer.final_fraction}; it must lie between 0 and 1"
+        )
+
+
+def _at_least_one(flag: str, value: int) -> None:
+    if value < 1:
+        raise UserError(f"{flag} is {value}; it must be at least 1")
+
+
+def check_resume(saved: Config, now: Config) -> None:
+    """Check that a run may go on with these settings.
+
+    Raises:
+      UserError: a setting differs that may not, or there are fewer updates than before.
+    """
+    before, after = _flat(to_dict(saved)), _flat(to_dict(now))
+    changed = [name for name in before if before[name] != after[name]]
+    refused = [name for name in changed if name not in MAY_CHANGE_ON_RESUME]
+    if refused:
+        flags = ", ".join(f"{name} (was {before[name]}, now {after[name]})" for name in refused)
+        raise UserError(
+            f"the run to be resumed has another configuration: {flags}; on a resume only "
+            f"{', '.join(MAY_CHANGE_ON_RESUME)} may change. Start a new run for anything else"
+        )
+    if now.updates < saved.updates:
+        raise UserError(
+            f"--updates is {now.updates}, but the run to be resumed was to make {saved.updates}; on a "
+            "resume the number may only grow"
+        )
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as plain JSON values."""
+    values = dataclasses.asdict(config)
+    values["task"]["hidden"] = list(config.task.hidden)
+    values["data_dir"] = config.data_dir and str(config.data_dir)
+    return values
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the configuration as YAML."""
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+
+
+def config_flags(path: Path) -> list[str]:
+    """A configuration file as the command-line flags that say the same.
+
+    So a file is checked as flags are, and flags that come after it override it.
+
+    Raises:
+      UserError: the file cannot be read, or is no mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"the configuration {path} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"the configuration {path} is not a mapping of settings to values")
+    flags = []
+    for name, value in _flat(values).items():
+        if value is not None:
+            listed = value if isinstance(value, list) else [value]
+            flags += ["--" + str(name).removesuffix(".name").replace("_", "-"), *map(str, listed)]
+    return flags
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

@@ -1,0 +1,46 @@
+"""What an estimator of meta-gradients is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Theta = Any  # pytree of float arrays: what is learned
+State = Any  # pytree of arrays: what an estimator carries from update to update
+
+
+class Info(NamedTuple):
+    """Diagnostics of one estimate, all float32 scalars.
+
+    They are sums, so that those of many particles add up.
+    """
+
+    loss: jax.Array  # sum of the losses of the real steps, clipped where the problem clips
+    steps: jax.Array  # real inner steps: those inside an episode
+    clipped: jax.Array  # steps whose loss was finite and clipped
+    nonfinite: jax.Array  # steps whose loss was not finite
+    episodes: jax.Array  # episodes completed
+    xi_norm: jax.Array  # norm of the accumulated perturbation, once per antithetic pair
+    units: jax.Array  # antithetic pairs (or single particles) summed over
+
+
+class Estimator(NamedTuple):
+    """Two pure functions, in the way of an optax transformation.
+
+    What is estimated is the gradient of ``(sum of the losses of the window's real steps) / K``, with K
+    the truncation length, a constant: so the estimates of one episode, times K, add up to the gradient
+    of the episode's sum of losses, also when K does not divide the horizon T.
+
+    An estimator of this package is the smallest unit that makes sense by itself: one antithetic pair
+    of particles. A population of many, averaged, is an estimator again (``meta_train.population``).
+
+    Attributes:
+      init: ``(key, theta, phase) -> state``; phase in [0, 1) is the share of an episode that counts as
+        passed already, so that the particles of a population do not all restart at once.
+      estimate: ``(theta, state, key) -> (gradient, state, info)``; the gradient has theta's structure.
+    """
+
+    init: Callable[[jax.Array, Theta, jax.Array | float], State]
+    estimate: Callable[[Theta, State, jax.Array], tuple[Theta, State, Info]]

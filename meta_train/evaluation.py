@@ -1,0 +1,167 @@
+"""The comparison: a learned optimizer beside tuned hand-designed ones, on seeds that nothing has seen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from inner_tasks import Training
+from learned_opt import LearnedOptimizer
+from learned_opt.base import Theta
+from meta_train.population import map_over_devices
+
+LEARNING_RATES = np.logspace(-4, 0, 15)
+# How often the grid may be lengthened by one step while its best value is an end point.
+MAX_EXTENSIONS = 15
+# Evaluation runs have keys of their own: no seed of meta-training leads to them.
+EVALUATION_KEY = 2_147_483_647
+
+BASELINES: Mapping[str, Callable[..., optax.GradientTransformation]] = {
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+    "sgdm": lambda learning_rate: optax.sgd(learning_rate, momentum=0.9),
+    "rmsprop": optax.rmsprop,
+}
+
+
+class Runs(NamedTuple):
+    """Training runs with one optimizer, one per seed."""
+
+    losses: np.ndarray  # float32 [seeds, steps], the loss of each step's minibatch before its update
+    metrics: dict[str, np.ndarray]  # each [seeds], measured on validation data after the last step
+
+    @property
+    def mean_loss(self) -> np.ndarray:
+        """Mean training loss of each run, ``[seeds]``; infinite where the run went non-finite."""
+        return _finite_or_infinite(self.losses.mean(axis=1))
+
+    @property
+    def final_loss(self) -> np.ndarray:
+        """Mean training loss over the last tenth of each run, ``[seeds]``."""
+        last = max(1, self.losses.shape[1] // 10)
+        return _finite_or_infinite(self.losses[:, -last:].mean(axis=1))
+
+
+class Tuned(NamedTuple):
+    """A baseline at the best of the learning rates that were tried."""
+
+    learning_rate: float
+    tried: dict[float, float]  # learning rate -> mean training loss over steps and seeds
+    runs: Runs
+
+
+def evaluation_key(seed: jax.Array | int) -> jax.Array:
+    """Key of the evaluation run number `seed`: its initialisation and its minibatches."""
+    return jax.random.fold_in(jax.random.key(EVALUATION_KEY), seed)
+
+
+def train(training: Training, theta: Theta, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """One whole training run: losses ``[T]`` and the final metrics.
+
+    The initialisation comes from the first half of ``split(key)``, and the key of step t is number t
+    of ``split(second half, T)``.
+    """
+    init_key, data_key = jax.random.split(key)
+    state, losses = jax.lax.scan(
+        lambda state, key: training.step(theta, state, key),
+        training.init(init_key),
+        jax.random.split(data_key, training.horizon),
+    )
+    return losses, training.task.metrics(state.params, training.data)
+
+
+def run_seeds(training: Training, thetas: Theta, seeds: int, *, devices: int, chunk: int = 1) -> list[Runs]:
+    """Train with each of several thetas, on each of several seeds.
+
+    Args:
+      training: the task, with the optimizer, and as many steps as its horizon.
+      thetas: pytree of arrays ``[n, ...]``.
+      seeds: number of seeds; all thetas are run on the same ones.
+      devices: devices to spread the runs over.
+      chunk: runs that one device works on at once.
+
+    Returns:
+      n elements, one for each theta.
+    """
+    n = jax.tree.leaves(thetas)[0].shape[0]
+    each, seed = np.divmod(np.arange(n * seeds), seeds)
+
+    def run(training: Training, inputs: tuple[Theta, jax.Array]) -> Any:
+        theta, seed = inputs
+        return train(training, theta, evaluation_key(seed))
+
+    thetas = jax.tree.map(lambda x: np.asarray(x)[each], thetas)
+    losses, metrics = map_over_devices(run, training, (thetas, seed), devices=devices, chunk=chunk)
+    return [
+        Runs(losses[each == i], {name: value[each == i] for name, value in metrics.items()}) for i in range(n)
+    ]
+
+
+def run_learned(training: Training, theta: Theta, seeds: int, *, devices: int, chunk: int = 1) -> Runs:
+    """Train with a learned optimizer, on each seed."""
+    stacked = jax.tree.map(lambda x: np.asarray(x)[None], theta)
+    return run_seeds(training, stacked, seeds, devices=devices, chunk=chunk)[0]
+
+
+def tune(
+    training: Training,
+    name: str,
+    seeds: int,
+    rates: Sequence[float] = LEARNING_RATES,
+    *,
+    devices: int,
+    chunk: int = 1,
+) -> Tuned:
+    """A baseline at its best learning rate, judged by mean training loss over steps and seeds.
+
+    While the best rate is an end point of those tried, the grid goes on beyond it.
+
+    Args:
+      training: the task and the number of steps; its optimizer is replaced.
+      name: a baseline, a key of ``BASELINES``.
+      seeds: number of seeds, those of ``run_learned``: the rate is chosen on the very runs that are
+        reported, which favours the baseline.
+      rates: learning rates to try, geometrically spaced.
+      devices: devices to spread the runs over.
+      chunk: runs that one device works on at once.
+    """
+    training = dataclasses.replace(training, optimizer=_baseline(name))
+    ratio = rates[1] / rates[0] if len(rates) > 1 else 2.0
+    results: dict[float, Runs] = {}
+    todo = [float(rate) for rate in rates]
+    for _ in range(MAX_EXTENSIONS):
+        runs = run_seeds(training, jnp.array(todo, jnp.float32), seeds, devices=devices, chunk=chunk)
+        results |= dict(zip(todo, runs, strict=True))
+        best = min(results, key=lambda rate: results[rate].mean_loss.mean())
+        if best == min(results):
+            todo = [best / ratio]
+        elif best == max(results):
+            todo = [best * ratio]
+        else:
+            break
+    tried = {rate: float(results[rate].mean_loss.mean()) for rate in sorted(results)}
+    return Tuned(best, tried, results[best])
+
+
+def _baseline(name: str) -> LearnedOptimizer:
+    """An optax optimizer as one whose theta is its learning rate."""
+    make = BASELINES[name]
+
+    def update(theta: jax.Array, gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        return make(theta).update(gradients, state, params)
+
+    return LearnedOptimizer(
+        init_theta=lambda key: jnp.float32(1e-3),
+        init=lambda params: make(1e-3).init(params),
+        update=update,
+    )
+
+
+def _finite_or_infinite(loss: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(loss), loss, np.inf)

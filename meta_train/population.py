@@ -1,0 +1,243 @@
+"""A population of particles over many devices: the only module that knows of devices.
+
+Two rules make a run independent of how many devices it has. Randomness belongs to the particle: its key
+is made of the update's key and its number. And gradients are summed in particle order: the devices hand
+over the terms of single pairs (of blocks of pairs, in large populations), which are then added on one
+device in a fixed order, where a ``pmean`` would add in an order of the devices' own.
+
+The population is sharded with ``jax.pmap``, which is in maintenance: moving to ``shard_map`` would change
+this module alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from inner_tasks import UnrolledProblem
+from learned_opt import UserError
+from meta_train.estimators.base import Estimator, Info, State, Theta
+from meta_train.estimators.window import chunked_map
+
+# Up to here every pair hands over its own term; larger populations hand over this many sums at most.
+MAX_BLOCKS = 256
+
+# `in_axes` of what all devices share. It must not be a plain None: where there are as many arrays as
+# arguments, pmap (JAX 0.10) pairs them off one to one, and a problem without arrays shifts the rest.
+SHARED = (None, None, None)
+
+
+class PopulationInfo(NamedTuple):
+    """Diagnostics of an estimate by a population, float32 scalars."""
+
+    loss: jax.Array  # mean loss per real inner step, over all particles
+    gradient_norm: jax.Array  # norm of the meta-gradient
+    snr: jax.Array  # norm of the meta-gradient over its standard error, across pairs
+    xi_norm: jax.Array  # mean norm of the accumulated perturbations
+    clipped: jax.Array  # share of real steps whose loss was finite and clipped
+    nonfinite: jax.Array  # share of real steps whose loss was not finite
+    episodes: jax.Array  # episodes completed
+    steps: jax.Array  # particle-steps: real inner steps of all particles
+
+
+class Population(NamedTuple):
+    """An estimator (``init``, ``estimate``) made of many, and its state as plain host arrays.
+
+    Attributes:
+      init: ``(key, theta) -> state``.
+      estimate: ``(theta, state, key) -> (gradient, state, info)``. The state is donated.
+      gather: ``state -> pytree of NumPy arrays [units, ...]``, in particle order.
+      scatter: the inverse of gather, onto the devices of this population.
+    """
+
+    init: Callable[[jax.Array, Theta], State]
+    estimate: Callable[[Theta, State, jax.Array], tuple[Theta, State, PopulationInfo]]
+    gather: Callable[[State], Any]
+    scatter: Callable[[Any], State]
+
+
+def population(
+    make_estimator: Callable[[UnrolledProblem], Estimator],
+    problem: UnrolledProblem,
+    *,
+    units: int,
+    devices: int,
+    chunk: int = 1,
+) -> Population:
+    """The mean of many copies of an estimator, each with a state and randomness of its own.
+
+    Args:
+      make_estimator: makes the estimator of one unit (an antithetic pair) for a problem.
+      problem: what is unrolled; its arrays are put on every device once.
+      units: number of copies.
+      devices: number of devices to spread them over, as ``start_devices`` gives it: a divisor of
+        ``blocks(units)``.
+      chunk: units that one device works on at once.
+
+    Returns:
+      An estimator whose estimates do not depend on `devices`: on a CPU not by a single bit.
+    """
+    per_block = units // blocks(units)
+    problem = replicate(problem, devices)
+    numbers = np.arange(units).reshape(devices, -1)
+
+    def init(shared: tuple[UnrolledProblem, Theta, jax.Array], numbers: jax.Array) -> State:
+        problem, theta, key = shared
+
+        def one(number: jax.Array) -> State:
+            return make_estimator(problem).init(jax.random.fold_in(key, number), theta, number / units)
+
+        return chunked_map(one, numbers, chunk)
+
+    def terms(
+        shared: tuple[UnrolledProblem, Theta, jax.Array], numbers: jax.Array, state: State
+    ) -> tuple[Any, State]:
+        """Of one device: the sums over each block of pairs, gathered from all, and the next state."""
+        problem, theta, key = shared
+
+        def one(inputs: tuple[jax.Array, State]) -> tuple[Any, State]:
+            number, state = inputs
+            gradient, state, info = make_estimator(problem).estimate(
+                theta, state, jax.random.fold_in(key, number)
+            )
+            return (gradient, jnp.square(optax.tree.norm(gradient)), info), state
+
+        each, state = chunked_map(one, (numbers, state), chunk)
+        each = jax.tree.map(lambda x: x.reshape(-1, per_block, *x.shape[1:]), each)
+        sums = jax.lax.map(_ordered_sum, each)
+        return jax.lax.all_gather(sums, "devices", tiled=True), state
+
+    pmap = partial(jax.pmap, axis_name="devices", devices=jax.devices()[:devices])
+    init_on_devices = pmap(init, in_axes=(SHARED, 0))
+    terms_on_devices = pmap(terms, in_axes=(SHARED, 0, 0), donate_argnums=2)
+
+    def estimate(theta: Theta, state: State, key: jax.Array) -> tuple[Theta, State, PopulationInfo]:
+        sums, state = terms_on_devices((problem, theta, key), numbers, state)
+        # Every device holds all the terms; the first one's copy is taken to the host.
+        gathered = jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], sums)
+        gradient, info = _combine(gathered)
+        return gradient, state, info
+
+    def gather(state: State) -> Any:
+        return jax.tree.map(lambda x: np.array(x).reshape(units, *x.shape[2:]), state)
+
+    def scatter(state: Any) -> State:
+        # An identity under pmap lays the arrays out as its outputs are: so nothing is compiled twice.
+        split = jax.tree.map(lambda x: np.reshape(x, (devices, -1, *np.shape(x)[1:])), state)
+        return pmap(lambda x: x)(split)
+
+    return Population(
+        init=lambda key, theta: init_on_devices((problem, theta, key), numbers),
+        estimate=estimate,
+        gather=gather,
+        scatter=scatter,
+    )
+
+
+def blocks(units: int) -> int:
+    """Number of partial sums that a population of this many pairs is added up in."""
+    return max(n for n in range(1, min(units, MAX_BLOCKS) + 1) if units % n == 0)
+
+
+def _ordered_sum(xs: Any) -> Any:
+    """Sum over the leading axis, one after another."""
+    first, rest = jax.tree.map(lambda x: x[0], xs), jax.tree.map(lambda x: x[1:], xs)
+    return jax.lax.scan(lambda total, x: (optax.tree.add(total, x), None), first, rest)[0]
+
+
+@jax.jit
+def _combine(terms: tuple[Theta, jax.Array, Info]) -> tuple[Theta, PopulationInfo]:
+    """Mean gradient and diagnostics from the sums over each block."""
+    gradient, square_norm, info = _ordered_sum(terms)
+    gradient = optax.tree.scale(1 / info.units, gradient)
+    norm = optax.tree.norm(gradient)
+    # The pairs' scatter around their mean, as the variance of that mean.
+    variance = (square_norm / info.units - norm**2) / jnp.maximum(info.units - 1, 1)
+    return gradient, PopulationInfo(
+        loss=info.loss / info.steps,
+        gradient_norm=norm,
+        snr=norm / jnp.sqrt(jnp.maximum(variance, jnp.finfo(norm.dtype).tiny)),
+        xi_norm=info.xi_norm / info.units,
+        clipped=info.clipped / info.steps,
+        nonfinite=info.nonfinite / info.steps,
+        episodes=info.episodes,
+        steps=info.steps,
+    )
+
+
+def map_over_devices(f: Callable[..., Any], problem: Any, xs: Any, *, devices: int, chunk: int) -> Any:
+    """``f(problem, x)`` for every x along the leading axis of xs, spread over devices.
+
+    Args:
+      f: a pure function.
+      problem: pytree that every call gets whole.
+      xs: pytree of arrays ``[n, ...]``; any n.
+      devices: number of devices.
+      chunk: elements that one device works on at once.
+
+    Returns:
+      The results as NumPy arrays ``[n, ...]``.
+    """
+    n = jax.tree.leaves(xs)[0].shape[0]
+    each = -(-n // devices)
+    order = np.minimum(np.arange(each * devices), n - 1).reshape(devices, each)
+    mapped = jax.pmap(
+        lambda shared, xs: chunked_map(partial(f, shared[0]), xs, chunk),
+        in_axes=((None,), 0),
+        devices=jax.devices()[:devices],
+    )
+    shared = (replicate(problem, devices),)
+    out = mapped(shared, jax.tree.map(lambda x: np.asarray(x)[order], xs))
+    return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:])[:n], out)
+
+
+def replicate(tree: Any, devices: int) -> Any:
+    """A pytree whose arrays lie on each of the first `devices` devices."""
+    mesh = jax.sharding.Mesh(jax.devices()[:devices], "devices")
+    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
+def start_devices(requested: int | None, pairs: int | None = None) -> int:
+    """Choose how many devices to use, before JAX starts its backends.
+
+    On a CPU this makes one XLA device per core: only then does a run use every core.
+
+    Args:
+      requested: number of devices, or None for as many as there are (on a CPU: cores) and divide the
+        population evenly.
+      pairs: antithetic pairs of the population, if there is one.
+
+    Returns:
+      The number of devices.
+
+    Raises:
+      UserError: so many devices cannot be had, or do not divide the pairs.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if requested is not None and requested < 1:
+        raise UserError(f"--devices is {requested}; it must be 'auto' or at least 1")
+    with contextlib.suppress(RuntimeError):  # JAX has started already, with what it has
+        jax.config.update("jax_num_cpu_devices", requested or cores)
+    available = jax.device_count()
+    evenly = [n for n in range(1, available + 1) if pairs is None or blocks(pairs) % n == 0]
+    if requested is None:
+        return max(evenly)
+    if requested > available:
+        raise UserError(
+            f"--devices is {requested}, but JAX has {available} ({jax.devices()[0].platform}); "
+            f"choose at most {available}, or 'auto'"
+        )
+    if requested not in evenly:
+        raise UserError(
+            f"{pairs} antithetic pairs cannot be spread evenly over {requested} devices; --devices may "
+            f"be {', '.join(map(str, evenly))}"
+        )
+    return requested

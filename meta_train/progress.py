@@ -1,0 +1,93 @@
+"""What a person sees while a run goes on: a live line, or now and then a plain one in a log file."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+LOG_EVERY_SECONDS = 15.0
+# The rate and the time left follow the last updates, not the whole run.
+SMOOTHING_SECONDS = 5.0
+
+
+class ProgressLine:
+    """Update, meta-loss, particle-steps per second, time left; a context manager.
+
+    Args:
+      console: where to; a live line if it is a terminal, and else a line every 15 seconds.
+      total: updates of the run.
+      done: updates made before.
+    """
+
+    def __init__(self, console: Console, total: int, done: int) -> None:
+        self._console = console
+        self._total = total
+        self._rate: float | None = None
+        self._loss: float | None = None
+        self._updates_per_second = 0.0
+        self._logged = time.monotonic()
+        self._bar = Progress(
+            TextColumn("meta-training"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, completed=done, text="compiling")
+
+    def advance(self, update: int, loss: float, steps: float, seconds: float) -> None:
+        """Show one more update.
+
+        Args:
+          update: updates made so far.
+          loss: its meta-loss.
+          steps: its particle-steps.
+          seconds: what it took.
+        """
+        keep = 0.0 if self._rate is None else 1 - min(1.0, seconds / SMOOTHING_SECONDS)
+        # The first update compiles, so its rate says nothing about those to come.
+        self._rate = keep * (self._rate or 0) + (1 - keep) * steps / seconds
+        self._updates_per_second = keep * self._updates_per_second + (1 - keep) / seconds
+        smoothing = max(keep, 0.9) if self._loss is not None else 0.0
+        self._loss = smoothing * (self._loss or 0) + (1 - smoothing) * loss
+        text = f"meta-loss {self._loss:.4f}  {self._rate:,.0f} particle-steps/s"
+        self._bar.update(self._task, completed=update, text=text)
+        if not self._console.is_terminal and self._due(update):
+            left = (self._total - update) / self._updates_per_second
+            minutes, rest = divmod(round(left), 60)
+            self._console.print(
+                f"update {update}/{self._total}  {text}  {minutes}:{rest:02d} left", highlight=False
+            )
+
+    def _due(self, update: int) -> bool:
+        now = time.monotonic()
+        if update < self._total and now - self._logged < LOG_EVERY_SECONDS:
+            return False
+        self._logged = now
+        return True
+
+    def __enter__(self) -> ProgressLine:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.stop()

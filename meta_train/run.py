@@ -1,0 +1,265 @@
+"""One meta-training run from start to finish: the outer loop, and all that surrounds it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+
+import learned_opt
+from checkpoints import CheckpointStore
+from inner_tasks import Training, find_task
+from learned_opt import LearnedOptError
+from meta_train.comparison import (
+    Comparison,
+    compare,
+    learning_rates,
+    print_comparison,
+    rows,
+    write_comparison,
+)
+from meta_train.config import Config, save_config, to_dict
+from meta_train.estimators import ESTIMATORS
+from meta_train.estimators.base import Theta
+from meta_train.interrupt import StopRequest
+from meta_train.outer import outer_optimizer, outer_step
+from meta_train.population import Population, PopulationInfo, population, start_devices
+from meta_train.progress import ProgressLine
+from meta_train.run_folder import MetricsFile, RunFolder, read_metrics
+from meta_train.tracking import Tracker, start_tracking
+
+# So many updates in a row without a finite meta-gradient, and the run gives up.
+MAX_SKIPPED = 20
+
+
+class RunState(NamedTuple):
+    """All that a run carries from update to update; what a checkpoint holds."""
+
+    theta: Theta
+    outer: Any  # state of the outer optimizer
+    particles: Any  # state of the population: on devices, or gathered as [pairs, ...]
+    key: jax.Array  # the run's key; the key of an update is made from it and the update's number
+    skipped: int  # updates in a row whose meta-gradient was not finite
+
+
+class Setup(NamedTuple):
+    """What a configuration stands for."""
+
+    training: Training
+    population: Population
+    devices: int
+    chunk: int
+
+
+def prepare(config: Config) -> Setup:
+    """Load the data, and build the problem and the population that learns from it.
+
+    Raises:
+      UserError: the data is missing, or the particles cannot be spread over the devices.
+    """
+    devices = start_devices(None if config.devices == "auto" else config.devices, config.estimator.pairs)
+    task = find_task(config.task.name).build(config.task.settings)
+    optimizer = learned_opt.get_optimizer(config.optimizer)
+    training = Training(task.load(config.data_dir), task, optimizer, task.horizon)
+    chunk = config.chunk
+    if chunk == "auto":
+        chunk = 1 if jax.default_backend() == "cpu" else config.estimator.particles
+    estimator = partial(
+        ESTIMATORS[config.estimator.name],
+        sigma=config.estimator.sigma,
+        truncation=config.estimator.truncation,
+        chunk=chunk,
+    )
+    particles = population(
+        estimator,
+        training,
+        units=config.estimator.pairs,
+        devices=devices,
+        chunk=max(1, chunk // 2),
+    )
+    return Setup(training, particles, devices, chunk)
+
+
+def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console, resume: bool) -> None:
+    """Meta-train, export the optimizer, compare it with tuned baselines, and write the report.
+
+    Args:
+      config: the settings, validated.
+      setup: what they stand for.
+      folder: the run's folder: new, or that of the run to go on with.
+      console: where progress and results are shown.
+      resume: go on from the newest checkpoint of the folder.
+
+    Raises:
+      Interrupted: a signal asked for it; the state is saved.
+      LearnedOptError: the meta-gradient stayed non-finite, or the disk failed.
+    """
+    advice = f"go on with: meta-train --resume {folder.path}"
+    with CheckpointStore(folder.checkpoints) as store:
+        state, update, position = _start(config, setup, folder, store, console, resume)
+        save_config(config, folder.config)
+        tracker = start_tracking(config.wandb, folder.path, to_dict(config))
+        if config.wandb != "disabled":
+            console.print(tracker.status, highlight=False)
+        exit_code = 1
+        try:
+            with StopRequest() as stop:
+                with MetricsFile(folder.metrics, position) as metrics:
+                    state = _outer_loop(
+                        config, setup, folder, console, store, metrics, tracker, stop, state, update
+                    )
+                _export(config, folder, state.theta)
+                console.print(f"optimizer: {folder.optimizer}", highlight=False)
+                tracker.artifact(folder.optimizer, {"config": to_dict(config)})
+
+                def before_each(name: str) -> None:
+                    stop.check(f"stopped during the comparison; {advice}")
+                    console.print(f"comparing: {name}", style="dim", highlight=False)
+
+                training = dataclasses.replace(setup.training, horizon=config.evaluation.steps)
+                comparison = compare(
+                    config.task.name,
+                    training,
+                    state.theta,
+                    seeds=config.evaluation.seeds,
+                    rates=learning_rates(config.evaluation.learning_rates),
+                    devices=setup.devices,
+                    chunk=setup.chunk,
+                    before_each=before_each,
+                )
+                _report(config, folder, comparison, tracker)
+                print_comparison(comparison, console)
+                console.print(f"report: {folder.report}", highlight=False)
+                exit_code = 0
+        except LearnedOptError as error:
+            exit_code = error.exit_code
+            raise
+        finally:
+            tracker.finish(exit_code)
+
+
+def _start(
+    config: Config,
+    setup: Setup,
+    folder: RunFolder,
+    store: CheckpointStore,
+    console: Console,
+    resume: bool,
+) -> tuple[RunState, int, int]:
+    """State to begin with, updates made so far, and the length of the metrics file that belongs to them."""
+    key = jax.random.key(config.seed)
+    theta = setup.training.optimizer.init_theta(jax.random.fold_in(key, 0))
+    particles = setup.population.init(jax.random.fold_in(key, 1), theta)
+    outer = outer_optimizer(config.outer, config.updates).init(theta)
+    state = RunState(theta, outer, particles, jax.random.fold_in(key, 2), 0)
+    if not resume:
+        return state, 0, 0
+    restored = store.restore(state._replace(particles=setup.population.gather(particles)))
+    for sentence in restored.damaged:
+        console.print(sentence, style="yellow", highlight=False)
+    state = restored.state._replace(
+        particles=setup.population.scatter(restored.state.particles),
+        skipped=int(restored.state.skipped),
+    )
+    console.print(f"resumed {folder.path} at update {restored.update}", highlight=False)
+    return state, restored.update, restored.metadata["metrics_position"]
+
+
+def _outer_loop(
+    config: Config,
+    setup: Setup,
+    folder: RunFolder,
+    console: Console,
+    store: CheckpointStore,
+    metrics: MetricsFile,
+    tracker: Tracker,
+    stop: StopRequest,
+    state: RunState,
+    done: int,
+) -> RunState:
+    """Update theta until the configured number of updates is reached, or a signal asks to stop."""
+    tx = outer_optimizer(config.outer, config.updates)
+    step = jax.jit(partial(outer_step, tx))
+
+    def save(update: int, state: RunState) -> None:
+        gathered = state._replace(particles=setup.population.gather(state.particles))
+        store.save(update, gathered, {"metrics_position": metrics.position})
+
+    with ProgressLine(console, config.updates, done) as progress:
+        for update in range(done + 1, config.updates + 1):
+            began = time.perf_counter()
+            gradient, particles, info = setup.population.estimate(
+                state.theta, state.particles, jax.random.fold_in(state.key, update)
+            )
+            theta, outer, finite = step(state.theta, state.outer, gradient)
+            skipped = 0 if finite else state.skipped + 1
+            state = RunState(theta, outer, particles, state.key, skipped)
+            seconds = time.perf_counter() - began
+            record = _record(update, info, skipped, seconds)
+            metrics.write(record)
+            tracker.log(update, {k: v for k, v in record.items() if v is not None and k != "update"})
+            progress.advance(update, float(info.loss), float(info.steps), seconds)
+            asked = stop.signal is not None
+            if update % config.checkpoint_every == 0 or update == config.updates or asked:
+                save(update, state)
+            if asked:
+                store.wait()
+                stop.check(
+                    f"stopped at update {update} of {config.updates}, and saved; go on with: "
+                    f"meta-train --resume {folder.path}"
+                )
+            if skipped == MAX_SKIPPED:
+                raise LearnedOptError(
+                    f"the meta-gradient was not finite {MAX_SKIPPED} updates in a row, up to update "
+                    f"{update}; try a smaller --estimator.sigma or --outer.learning-rate, or a task with "
+                    "a max_loss"
+                )
+    store.wait()
+    return state
+
+
+def _record(update: int, info: PopulationInfo, skipped: int, seconds: float) -> dict[str, Any]:
+    """A line of the metrics file; a value that is not finite is null."""
+    values = {name: float(value) for name, value in info._asdict().items()}
+    return {
+        "update": update,
+        **{name: value if math.isfinite(value) else None for name, value in values.items()},
+        "skipped": int(skipped > 0),
+        "seconds": seconds,
+    }
+
+
+def _export(config: Config, folder: RunFolder, theta: Theta) -> None:
+    """Write the optimizer file, with a summary of how it came about that equal runs have in common."""
+    settings = to_dict(config)
+    lines = list(read_metrics(folder.metrics))
+    last = [m["loss"] for m in lines[-max(1, len(lines) // 10) :] if m["loss"] is not None]
+    learned_opt.save(
+        folder.optimizer,
+        config.optimizer,
+        jax.tree.map(np.asarray, theta),
+        {name: settings[name] for name in ("task", "estimator", "outer", "updates", "seed")}
+        | {
+            "inner_steps": int(sum(m["steps"] for m in lines)),
+            "final_meta_loss": float(np.mean(last)) if last else None,
+        },
+    )
+
+
+def _report(config: Config, folder: RunFolder, comparison: Comparison, tracker: Tracker) -> None:
+    """Draw and write the report, and hand it to the tracker."""
+    from meta_train.figures import draw_meta_training
+
+    folder.report.mkdir(exist_ok=True)
+    meta = folder.report / "meta_training.png"
+    draw_meta_training(list(read_metrics(folder.metrics)), meta)
+    pictures = write_comparison(comparison, folder.report, {"updates": config.updates})
+    tracker.report(rows(comparison), {path.stem: path for path in (*pictures, meta)})
+    if math.isfinite(comparison.ratio_to_adam):
+        tracker.summary({"ratio_to_adam": comparison.ratio_to_adam})

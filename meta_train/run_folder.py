@@ -1,0 +1,143 @@
+"""A run is a folder: where everything in it lies, and the metrics file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from learned_opt import UserError
+from learned_opt.artifact import FILE_NAME
+
+RUNS = Path("runs")
+
+
+class RunFolder:
+    """Paths of one run.
+
+    Attributes:
+      path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def optimizer(self) -> Path:
+        return self.path / FILE_NAME
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+    def finished(self, updates: int) -> bool:
+        """Whether the report, which is written last, is there, and is one of so many updates."""
+        summary = self.report / "summary.json"
+        return summary.is_file() and json.loads(summary.read_text()).get("updates") == updates
+
+    @classmethod
+    def create(cls, path: Path | None, task: str) -> RunFolder:
+        """Make the folder of a new run.
+
+        Args:
+          path: where, or None for the next free number under ``runs/``.
+          task: name of the task, for the name of the folder.
+
+        Raises:
+          UserError: the folder exists and is not empty, or cannot be made.
+        """
+        try:
+            if path is None:
+                return cls(_next_free(RUNS, task.rpartition(":")[2]))
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise UserError(
+                    f"the run folder {path} exists and is not empty; name another --run-dir, or go on "
+                    f"with that run: --resume {path}"
+                )
+            return cls(path)
+        except OSError as error:
+            raise UserError(f"the run folder cannot be made ({error}); name another with --run-dir") from None
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """The folder of a run that was begun before.
+
+        Raises:
+          UserError: there is no run in it.
+        """
+        folder = cls(path)
+        if not folder.config.is_file():
+            raise UserError(
+                f"there is no run to resume in {path}: {folder.config} is missing; give the folder that "
+                "meta-train named when it started"
+            )
+        return folder
+
+
+def _next_free(root: Path, name: str) -> Path:
+    """Make ``root/name-N`` with the lowest N that is free; safe against another run doing the same."""
+    number = 1
+    while True:
+        path = root / f"{name}-{number}"
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            number += 1
+
+
+class MetricsFile:
+    """JSON lines, one per update; a context manager.
+
+    Args:
+      path: the file.
+      position: bytes of it to keep: what a run that is resumed had written at its checkpoint.
+    """
+
+    def __init__(self, path: Path, position: int = 0) -> None:
+        self._file = path.open("ab")
+        self._file.truncate(position)
+        self._file.seek(position)
+
+    @property
+    def position(self) -> int:
+        """Bytes written so far."""
+        return self._file.tell()
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Add a line, and hand it to the operating system."""
+        self._file.write(json.dumps(record).encode() + b"\n")
+        self._file.flush()
+
+    def __enter__(self) -> MetricsFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics file."""
+    with path.open() as file:
+        for line in file:
+            yield json.loads(line)

@@ -1,0 +1,246 @@
+"""Mirrors a run to Weights & Biases. The run folder is complete without it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+from learned_opt.errors import LearnedOptError
+
+if TYPE_CHECKING:
+    import wandb
+
+logger = logging.getLogger(__name__)
+
+WandbMode = Literal["auto", "online", "offline", "disabled"]
+
+# Seconds. Together they keep a start below 30 s: the local service, then the server's answer.
+SERVICE_TIMEOUT = 10.0
+ONLINE_TIMEOUT = 10.0
+# Seconds that the upload may take at the end; what is left stays in the folder for `wandb sync`.
+FINISH_TIMEOUT = 15.0
+
+
+class Tracker:
+    """Mirrors a run to W&B; without a W&B run every method does nothing.
+
+    No method raises. The first failure is reported as one warning line, and the run goes on.
+
+    Attributes:
+        status: one line for the terminal that says where W&B stands.
+    """
+
+    def __init__(self, status: str, run: wandb.Run | None = None) -> None:
+        self.status = status
+        self._run = run
+        self._warned = False
+
+    def log(self, update: int, metrics: Mapping[str, float]) -> None:
+        """Logs the metrics of one update; `update` is W&B's step and must grow."""
+        self._attempt(lambda run: run.log(dict(metrics), step=update, commit=True))
+
+    def summary(self, values: Mapping[str, float]) -> None:
+        """Sets results of the whole run, such as the `ratio_to_adam` that sweeps minimise."""
+        self._attempt(lambda run: run.summary.update(dict(values)))
+
+    def report(self, rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Path]) -> None:
+        """Logs the final comparison.
+
+        Args:
+            rows: the lines of the table `comparison`, as column name to value; a column that a
+                row lacks is left empty.
+            figures: name to PNG file.
+        """
+
+        def send(run: wandb.Run) -> None:
+            import wandb
+
+            columns = list(dict.fromkeys(name for row in rows for name in row))
+            data = [[row.get(name) for name in columns] for row in rows]
+            table = wandb.Table(columns=columns, data=data, allow_mixed_types=True)
+            images = {name: wandb.Image(str(path)) for name, path in figures.items()}
+            run.log({"comparison": table, **images})
+
+        self._attempt(send)
+
+    def artifact(self, path: Path, metadata: Mapping[str, Any]) -> None:
+        """Logs the optimizer file `path` as an artifact of type `optimizer`."""
+
+        def send(run: wandb.Run) -> None:
+            import wandb
+
+            artifact = wandb.Artifact(f"optimizer-{run.id}", "optimizer", metadata=dict(metadata))
+            # Immutable: W&B uploads the file where it lies and keeps no copy of it elsewhere.
+            artifact.add_file(str(path.resolve()), name=path.name, policy="immutable")
+            run.log_artifact(artifact)
+
+        self._attempt(send)
+
+    def finish(self, exit_code: int) -> None:
+        """Ends the W&B run with the exit code of the command; waits at most 15 s for uploads."""
+        self._attempt(lambda run: run.finish(exit_code=exit_code))
+        self._attempt(lambda run: _end_service())
+        self._run = None
+
+    def _attempt(self, call: Callable[[wandb.Run], object]) -> None:
+        if self._run is None:
+            return
+        try:
+            call(self._run)
+        except Exception as error:  # whatever it is, the run matters more than its mirror
+            if not self._warned:
+                logger.warning(
+                    "W&B: failed (%s); the run goes on. What was recorded can be sent later with "
+                    "`wandb sync %s`.",
+                    _reason(error),
+                    _folder(self._run),
+                )
+            self._warned = True
+
+
+def start_tracking(
+    mode: WandbMode, run_dir: Path, config: Mapping[str, Any], project: str = "learned-opt"
+) -> Tracker:
+    """Starts or continues the W&B run of `run_dir`; it never asks anything and never raises.
+
+    Args:
+        mode: `online`, `offline` and `disabled` mean what they say, whatever `WANDB_MODE` says
+            (W&B's own rule for an explicit mode). `auto` follows `WANDB_MODE` where it is set;
+            otherwise it is online when logged in (an API key in the environment or in netrc) or
+            started by a sweep agent, and disabled when not. `disabled` does not import wandb.
+        run_dir: the run folder. W&B's files go to `wandb/` in it, and `wandb.json` keeps the id
+            by which a resumed run continues the same W&B run.
+        config: the resolved configuration, as nested plain values.
+        project: the W&B project where `WANDB_PROJECT` names no other.
+
+    Returns:
+        The tracker. When the server does not answer (within 10 s) or nobody is logged in, it
+        records offline; when not even that works, it does nothing. Its `status` says which.
+    """
+    run_dir = run_dir.resolve()
+    try:
+        mode = _resolve(mode, run_dir)
+        if mode == "disabled":
+            return Tracker("W&B: disabled")
+        return _start(mode, run_dir, config, project)
+    except Exception as error:  # whatever it is, the run matters more than its mirror
+        return Tracker(f"W&B: could not start ({_reason(error)}), going on without it")
+
+
+def _resolve(mode: WandbMode, run_dir: Path) -> WandbMode:
+    """Replaces `auto` by what the environment asks for."""
+    if mode != "auto":
+        return mode
+    if wish := os.environ.get("WANDB_MODE"):
+        # W&B's other names: `dryrun` is offline; `run` and `shared` are online.
+        offline = {"offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+        return offline.get(wish, "online")
+    if "WANDB_SWEEP_ID" in os.environ or _logged_in(run_dir):
+        return "online"
+    return "disabled"
+
+
+def _logged_in(run_dir: Path) -> bool:
+    # Asking W&B means importing it (a second), so look first whether there can be a key at all.
+    keys = [os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")]
+    files = [Path(os.environ.get("NETRC") or "~/.netrc"), Path("~/_netrc")]
+    if not (any(keys) or any(file.expanduser().exists() for file in files)):
+        return False
+    wandb = _import_wandb(run_dir)
+    wandb.setup(settings=wandb.Settings(silent=True))
+    return wandb.login(prompt=False, verify=False)
+
+
+def _import_wandb(run_dir: Path) -> ModuleType:
+    """Imports wandb such that it stays in the run folder and quiet; what the user set wins."""
+    # W&B uploads from its data folder, so an offline run is complete only with that inside.
+    os.environ.setdefault("WANDB_DATA_DIR", str(run_dir / "wandb"))
+    os.environ.setdefault("WANDB_CACHE_DIR", str(run_dir / "wandb" / "cache"))
+    # W&B's telemetry about itself prints and waits where there is no network.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    return importlib.import_module("wandb")
+
+
+def _start(mode: WandbMode, run_dir: Path, config: Mapping[str, Any], project: str) -> Tracker:
+    wandb = _import_wandb(run_dir)
+    run_id = _stored_id(run_dir) or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+
+    def init(mode: WandbMode) -> wandb.Run:
+        wandb.setup(
+            settings=wandb.Settings(
+                mode=mode,
+                silent=True,  # the terminal belongs to the progress line
+                console="off",
+                disable_code=True,
+                disable_git=True,
+                save_code=False,
+                use_dot_wandb=False,
+                x_service_wait=SERVICE_TIMEOUT,
+                init_timeout=ONLINE_TIMEOUT,
+                finish_timeout=FINISH_TIMEOUT,
+                finish_timeout_raises=True,
+            )
+        )
+        # Without this, wandb.init would ask for a key wherever there is a terminal.
+        if mode == "online" and not wandb.login(prompt=False, verify=False):
+            raise LearnedOptError("not logged in: run `wandb login` or set WANDB_API_KEY")
+        run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT") or project,
+            name=os.environ.get("WANDB_NAME") or run_dir.name,
+            id=run_id,
+            resume="allow",
+            dir=str(run_dir),
+            config=dict(config),
+        )
+        # The run's own id: inside a sweep W&B takes the agent's, whatever it is given.
+        (run_dir / "wandb.json").write_text(json.dumps({"id": run.id}) + "\n")
+        return run
+
+    if mode == "offline":
+        run = init("offline")
+        return Tracker(f"W&B: offline, {_folder(run)}", run)
+    try:
+        run = init("online")
+        return Tracker(f"W&B: {run.url}", run)
+    except Exception as error:
+        with contextlib.suppress(Exception):
+            _end_service()  # it still holds the id of the run that failed to start
+        run = init("offline")
+        status = f"W&B: not reachable ({_reason(error)}), going on offline, {_folder(run)}"
+        return Tracker(status, run)
+
+
+def _end_service() -> None:
+    """Ends W&B's background process here, where its failures are caught, not at exit."""
+    import wandb
+
+    try:
+        wandb.teardown()
+    except SystemExit as error:  # what W&B raises when that process ended badly
+        raise LearnedOptError(f"W&B's service ended with exit code {error.code}") from error
+
+
+def _stored_id(run_dir: Path) -> str | None:
+    try:
+        return str(json.loads((run_dir / "wandb.json").read_text())["id"])
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or damaged: a new W&B run
+        return None
+
+
+def _folder(run: wandb.Run) -> str:
+    """The folder that `wandb sync` takes, as one would type it here."""
+    folder = Path(run.dir).parent
+    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

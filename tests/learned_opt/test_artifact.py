@@ -1,0 +1,146 @@
+"""The optimizer file: whole, stable, and refused with one message when it is not."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+import learned_opt
+
+OPTIMIZER = learned_opt.get_optimizer("mlp")
+THETA = OPTIMIZER.init_theta(jax.random.key(0))
+SUMMARY = {"task": "digits-mlp", "updates": 3, "final_meta_loss": 0.25}
+
+
+@pytest.fixture
+def path(tmp_path):
+    learned_opt.save(tmp_path / "optimizer.safetensors", "mlp", THETA, SUMMARY)
+    return tmp_path / "optimizer.safetensors"
+
+
+def rewrite_metadata(path, **changes):
+    """Another file with some of the metadata changed, as a different writer would leave it."""
+    artifact = learned_opt.read(path)
+    tensors = {
+        f"{layer}/{name}": np.asarray(w)
+        for layer, weights in artifact.theta.items()
+        for name, w in weights.items()
+    }
+    save_file(tensors, path, metadata={"learned_opt": json.dumps(artifact.metadata | changes)})
+
+
+def test_round_trip(path):
+    artifact = learned_opt.read(path)
+    assert artifact.architecture == "mlp"
+    assert artifact.metadata["meta_training"] == SUMMARY
+    assert artifact.metadata["format_version"] == 1
+    jax.tree.map(np.testing.assert_array_equal, artifact.theta, jax.tree.map(np.asarray, THETA))
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_loaded_optimizer_gives_the_same_updates(path, as_folder):
+    tx = learned_opt.load(path.parent if as_folder else str(path))
+    assert isinstance(tx, optax.GradientTransformationExtraArgs)
+    p = {"w": jnp.arange(12.0).reshape(3, 4)}
+    expected, _ = OPTIMIZER.update(THETA, p, OPTIMIZER.init(p), p)
+    found, _ = tx.update(p, tx.init(p), p)
+    np.testing.assert_array_equal(found["w"], expected["w"])
+
+
+def test_header_is_one_canonical_json_key(path):
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+    assert list(metadata) == ["learned_opt"]
+    parsed = json.loads(metadata["learned_opt"])
+    assert metadata["learned_opt"] == json.dumps(parsed, sort_keys=True, separators=(",", ":"))
+
+
+def test_equal_content_gives_equal_bytes_in_other_processes(path, tmp_path):
+    code = (
+        "import jax, learned_opt, sys; "
+        "theta = learned_opt.get_optimizer('mlp').init_theta(jax.random.key(0)); "
+        f"learned_opt.save(sys.argv[1], 'mlp', theta, dict(reversed({SUMMARY!r}.items())))"
+    )
+    for name in ("a", "b"):
+        subprocess.run([sys.executable, "-c", code, tmp_path / name], check=True)
+    assert path.read_bytes() == (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(learned_opt.UserError, match="no optimizer file at .*optimizer.safetensors"):
+        learned_opt.load(tmp_path)
+
+
+def test_foreign_safetensors_file(tmp_path):
+    save_file({"x": np.zeros(3)}, tmp_path / "x.safetensors", metadata={"format": "pt"})
+    with pytest.raises(learned_opt.UserError, match="not one of learned-opt"):
+        learned_opt.load(tmp_path / "x.safetensors")
+
+
+def test_newer_format(path):
+    rewrite_metadata(path, format_version=2)
+    with pytest.raises(learned_opt.UserError, match="format version 2.*pip install -U"):
+        learned_opt.load(path)
+
+
+def test_other_features(path):
+    rewrite_metadata(path, feature_version=99)
+    with pytest.raises(learned_opt.UserError, match="version 99 of the 'mlp' optimizer"):
+        learned_opt.load(path)
+
+
+@pytest.mark.parametrize("name", ["nobody", None, ["mlp"]])
+def test_unknown_architecture(path, name):
+    rewrite_metadata(path, architecture=name)
+    with pytest.raises(learned_opt.UserError, match="this learned-opt knows: mlp"):
+        learned_opt.load(path)
+
+
+def test_wrong_digest(path):
+    rewrite_metadata(path, digest="sha256:0")
+    with pytest.raises(learned_opt.UserError, match="is damaged"):
+        learned_opt.load(path)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -1])
+def test_truncated(path, kept):
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(learned_opt.UserError, match="not a whole safetensors file"):
+        learned_opt.load(path)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_mutated_files_load_to_the_same_or_fail_with_the_one_error(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "mutated.safetensors"
+    learned_opt.save(path, "mlp", THETA, SUMMARY)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        # Half of the mutations go into the header, where the structure is.
+        last = data.draw(st.sampled_from([1200, len(content) - 1]))
+        content[data.draw(st.integers(0, last))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    try:
+        theta = learned_opt.read(path).theta
+    except learned_opt.UserError:
+        return
+    jax.tree.map(np.testing.assert_array_equal, theta, jax.tree.map(np.asarray, THETA))
+
+
+def test_description(path):
+    lines = learned_opt.describe(learned_opt.read(path))
+    assert lines["architecture"] == "mlp"
+    assert lines["weights"] == "1,762"
+    assert lines["task"] == "digits-mlp"

@@ -1,0 +1,127 @@
+"""A learned optimizer where an optax optimizer stood."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optax._src.base import NO_PARAMS_MSG
+
+import learned_opt
+
+
+@pytest.fixture
+def tx():
+    optimizer = learned_opt.get_optimizer("mlp")
+    return learned_opt.as_optax(optimizer, optimizer.init_theta(jax.random.key(0)))
+
+
+def params():
+    return {
+        "matrix": jnp.ones((3, 4)),
+        "vector": jnp.arange(4.0),
+        "scalar": jnp.float32(2),
+        "nothing": None,
+        "empty": (),
+        "nested": [{"half": jnp.ones(3, jnp.bfloat16)}],
+    }
+
+
+def test_structure_shapes_and_dtypes_are_kept(tx):
+    state = tx.init(params())
+    updates, new_state = jax.jit(tx.update)(params(), state, params())
+    for tree, like in ((updates, params()), (new_state, state)):
+        assert jax.tree.structure(tree) == jax.tree.structure(like)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), tree) == jax.tree.map(
+            lambda x: (x.shape, x.dtype), like
+        )
+
+
+def test_unknown_extra_arguments_are_ignored(tx):
+    state = tx.init(params())
+    plain, _ = tx.update(params(), state, params())
+    extra, _ = tx.update(params(), state, params(), loss=1.0, value_fn=None, anything="else")
+    jax.tree.map(np.testing.assert_array_equal, plain, extra)
+
+
+def test_missing_params_give_optax_own_message(tx):
+    with pytest.raises(ValueError) as caught:
+        tx.update(params(), tx.init(params()))
+    assert str(caught.value) == NO_PARAMS_MSG
+
+
+@pytest.mark.parametrize("leaf", [np.int32(3), np.zeros(2, np.complex64), np.array(True)])
+def test_parameters_that_are_not_real_floats(tx, leaf):
+    with pytest.raises(learned_opt.UserError, match=r"\['steps'\].*optax.masked"):
+        tx.init({"w": jnp.ones(2), "steps": leaf})
+    masked = optax.masked(tx, {"w": True, "steps": False})
+    tree = {"w": jnp.ones(2), "steps": leaf}
+    updates, _ = masked.update(tree, masked.init(tree), tree)
+    assert updates["w"].shape == (2,)
+
+
+def test_chain_scan_and_python_loop_agree(tx):
+    """In a chain, under jit and scan, and step by step: the same losses to the bit."""
+    tx = optax.chain(optax.clip_by_global_norm(1.0), tx)
+
+    def loss(p):
+        return jnp.sum((p["w"] - jnp.arange(6.0)) ** 2) + p["b"] ** 2
+
+    def step(carry, _):
+        p, state = carry
+        value, gradient = jax.value_and_grad(loss)(p)
+        updates, state = tx.update(gradient, state, p, value=value)
+        return (optax.apply_updates(p, updates), state), value
+
+    start = {"w": jnp.zeros(6), "b": jnp.float32(1)}
+    carry = (start, tx.init(start))
+    _, scanned = jax.lax.scan(step, carry, None, length=20)
+    losses, jitted = [], jax.jit(step)
+    for _ in range(20):
+        carry, value = jitted(carry, None)
+        losses.append(value)
+    np.testing.assert_array_equal(scanned, np.array(losses))
+
+
+@pytest.mark.parametrize("kind", ["flax", "dict"])
+def test_trains_flax_and_plain_models(tx, kind):
+    """With untrained weights any movement will do: all parameters move, and stay finite."""
+    x = jax.random.normal(jax.random.key(1), (16, 5))
+    if kind == "flax":
+        model = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)])
+        start, apply = model.init(jax.random.key(2), x), model.apply
+    else:
+        start = {"w": jnp.ones((5, 2)) / 5, "b": jnp.zeros(2)}
+
+        def apply(p, x):
+            return x @ p["w"] + p["b"]
+
+    chain = optax.chain(optax.clip_by_global_norm(1.0), tx)
+
+    @jax.jit
+    def step(p, state):
+        gradient = jax.grad(lambda p: jnp.mean((apply(p, x) - 1.0) ** 2))(p)
+        updates, state = chain.update(gradient, state, p)
+        return optax.apply_updates(p, updates), state
+
+    p, state = start, chain.init(start)
+    for _ in range(3):
+        p, state = step(p, state)
+    for old, new in zip(jax.tree.leaves(start), jax.tree.leaves(p), strict=True):
+        assert np.isfinite(new).all() and np.abs(new - old).max() > 0
+
+
+def test_import_is_light():
+    code = (
+        "import sys, learned_opt; "
+        "print([m for m in ('tensorflow_datasets', 'wandb', 'orbax', 'matplotlib', 'sklearn') "
+        "if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

@@ -1,0 +1,320 @@
+"""W&B: what an offline run holds, which mode `auto` means, and failures that stop nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meta_train import tracking
+from meta_train.tracking import Tracker, start_tracking
+from tests.meta_train.wandb_records import read_records
+
+KEY = "0123456789" * 4  # what an API key looks like
+CONFIG = {"task": "digits-mlp", "estimator": {"sigma": 0.03, "particles": 16}}
+# The smallest PNG: one grey pixel.
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
+    "0000000a49444154789c6360000000020001e221bc330000000049454e44ae426082"
+)
+
+
+@pytest.fixture(autouse=True)
+def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine where nobody uses W&B; ends W&B's service and forgets its settings after a test."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ERROR_REPORTING"):
+        monkeypatch.setenv(name, "")  # noted as absent, so that the tracker's own are undone
+        monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("NETRC", raising=False)
+    monkeypatch.chdir(tmp_path)
+    yield
+    if "wandb" in sys.modules:
+        tracking._end_service()
+
+
+def offline_files(run_dir: Path) -> list[Path]:
+    return sorted(run_dir.glob("wandb/offline-run-*/*.wandb"))
+
+
+def as_dict(items: Any) -> dict[str, Any]:
+    """W&B's key and value pairs, nested keys joined by dots."""
+    return {".".join(item.nested_key) or item.key: json.loads(item.value_json or "null") for item in items}
+
+
+def parse(file: Path) -> dict[str, Any]:
+    """What the records of one offline run hold."""
+    parsed: dict[str, Any] = {"history": {}, "summary": {}, "artifacts": {}}
+    for record in read_records(file):
+        match record.WhichOneof("record_type"):
+            case "run":
+                parsed["id"], parsed["config"] = (
+                    record.run.run_id,
+                    as_dict(record.run.config.update),
+                )
+            case "history":
+                row = as_dict(record.history.item)
+                parsed["history"][row["_step"]] = row
+            case "summary":
+                parsed["summary"] |= as_dict(record.summary.update)
+            case "artifact":
+                parsed["artifacts"][record.artifact.type] = record.artifact
+            case "exit":
+                parsed["exit"] = record.exit.exit_code
+    return parsed
+
+
+def test_offline_run_is_complete(tmp_path: Path):
+    run_dir = Path("runs/x")
+    run_dir.mkdir(parents=True)
+    optimizer, figure = run_dir / "optimizer.safetensors", run_dir / "curves.png"
+    optimizer.write_bytes(b"weights")
+    figure.write_bytes(PNG)
+
+    tracker = start_tracking("offline", run_dir, CONFIG)
+    assert tracker.status.startswith("W&B: offline, runs/x/wandb/offline-run-")
+    # Enough for the file to span several of its 32 KiB blocks.
+    metrics = {step: {"loss": 2 / step, "gradient_norm": 3.0 * step} for step in range(1, 301)}
+    for step, values in metrics.items():
+        tracker.log(step, values)
+    tracker.artifact(optimizer, {"task": "digits-mlp"})
+    tracker.report(
+        [{"optimizer": "adam", "learning_rate": 0.04}, {"optimizer": "learned"}],
+        {"curves": figure},
+    )
+    tracker.summary({"ratio_to_adam": 0.8})
+    tracker.finish(0)
+
+    (file,) = offline_files(run_dir)
+    run = parse(file)
+    assert file.stat().st_size > 2 * 32 * 1024
+    assert {name: run["config"][name] for name in CONFIG} == CONFIG
+    logged = {step: run["history"][step] for step in metrics}
+    assert {s: {k: row[k] for k in ("loss", "gradient_norm")} for s, row in logged.items()} == metrics
+    assert run["summary"]["ratio_to_adam"] == 0.8
+    assert run["exit"] == 0
+
+    artifact = run["artifacts"]["optimizer"]
+    (entry,) = artifact.manifest.contents
+    assert json.loads(artifact.metadata) == {"task": "digits-mlp"}
+    assert (entry.path, Path(entry.local_path)) == (optimizer.name, optimizer.resolve())
+
+    folder = file.parent / "files"
+    report = run["history"][301]
+    table = json.loads((folder / report["comparison.path"]).read_text())
+    assert table["columns"] == ["optimizer", "learning_rate"]
+    assert table["data"] == [["adam", 0.04], ["learned", None]]
+    assert (folder / report["curves.path"]).read_bytes() == PNG
+    # What W&B would upload lies in the run folder, and nothing anywhere else.
+    (staged,) = run["artifacts"]["run_table"].manifest.contents
+    assert Path(staged.local_path).is_relative_to(run_dir.resolve())
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+def test_a_resumed_run_keeps_its_id_and_its_exit_code(tmp_path: Path):
+    for updates, exit_code in ((range(1, 4), 143), (range(4, 7), 0)):
+        tracker = start_tracking("offline", tmp_path, CONFIG)
+        for update in updates:
+            tracker.log(update, {"loss": 1.0})
+        tracker.finish(exit_code)
+    runs = sorted(map(parse, offline_files(tmp_path)), key=lambda run: min(run["history"]))
+    assert [list(run["history"]) for run in runs] == [[1, 2, 3], [4, 5, 6]]
+    assert [run["exit"] for run in runs] == [143, 0]
+    stored = json.loads((tmp_path / "wandb.json").read_text())
+    assert [run["id"] for run in runs] == [stored["id"]] * 2
+
+
+def test_a_damaged_id_file_starts_a_new_run(tmp_path: Path):
+    (tmp_path / "wandb.json").write_text('{"id": "abc')
+    start_tracking("offline", tmp_path, CONFIG).finish(0)
+    (file,) = offline_files(tmp_path)
+    assert json.loads((tmp_path / "wandb.json").read_text()) == {"id": parse(file)["id"]}
+
+
+def test_sweep_run_takes_the_agents_id_and_parameters(tmp_path, monkeypatch):
+    parameters = tmp_path / "config-agents.yaml"
+    parameters.write_text("wandb_version: 1\nestimator.sigma:\n  value: 0.01\n")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
+    monkeypatch.setenv("WANDB_RUN_ID", "agents")
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(parameters))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    start_tracking("auto", tmp_path, CONFIG).finish(0)
+    run = parse(offline_files(tmp_path)[0])
+    assert run["id"] == "agents" == json.loads((tmp_path / "wandb.json").read_text())["id"]
+    assert run["config"]["estimator.sigma"] == 0.01
+    assert run["config"]["estimator"] == CONFIG["estimator"]
+
+
+NETRC = "machine api.wandb.ai login user password " + KEY
+
+
+@pytest.mark.parametrize(
+    ("environment", "netrc", "resolved"),
+    [
+        ({}, None, "disabled"),
+        ({"WANDB_API_KEY": KEY}, None, "online"),
+        ({}, NETRC, "online"),
+        ({}, NETRC.replace("wandb.ai", "example.org"), "disabled"),
+        ({"WANDB_SWEEP_ID": "s1"}, None, "online"),
+        ({"WANDB_MODE": "online"}, None, "online"),
+        ({"WANDB_MODE": "offline"}, None, "offline"),
+        ({"WANDB_MODE": "dryrun"}, None, "offline"),
+        ({"WANDB_MODE": "offline", "WANDB_API_KEY": KEY}, None, "offline"),
+        ({"WANDB_MODE": "disabled", "WANDB_SWEEP_ID": "s1"}, NETRC, "disabled"),
+        ({"WANDB_MODE": ""}, None, "disabled"),
+    ],
+)
+def test_auto(environment, netrc, resolved, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_BASE_URL", "https://api.wandb.ai")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if netrc:
+        (tmp_path / "home" / ".netrc").write_text(netrc)
+    assert tracking._resolve("auto", tmp_path) == resolved
+
+
+def test_an_explicit_mode_wins_over_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert start_tracking("disabled", tmp_path, {}).status == "W&B: disabled"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    tracker = start_tracking("offline", tmp_path, {})
+    tracker.log(1, {"loss": 1.0})
+    tracker.finish(0)
+    assert parse(offline_files(tmp_path)[0])["history"][1]["loss"] == 1.0
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    with socket.socket() as bound:  # bound and not listening: connections are refused
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
+
+
+def test_unreachable_server_means_offline(tmp_path, monkeypatch, closed_port):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed_port}")
+    (tmp_path / "wandb.json").write_text('{"id": "before"}')
+    monkeypatch.setattr(tracking, "ONLINE_TIMEOUT", 1.0)
+    start = time.monotonic()
+    tracker = start_tracking("auto", tmp_path, CONFIG)
+    assert time.monotonic() - start < 20
+    assert tracker.status.startswith("W&B: not reachable (")
+    assert ", going on offline, wandb/offline-run-" in tracker.status
+    tracker.log(1, {"loss": 1.0})
+    tracker.finish(0)
+    run = parse(offline_files(tmp_path)[0])
+    assert (run["id"], run["history"][1]["loss"], run["exit"]) == ("before", 1.0, 0)
+
+
+def test_online_without_a_key_never_asks(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked for a key"))
+    tracker = start_tracking("online", tmp_path, CONFIG)
+    assert "not logged in" in tracker.status and "going on offline" in tracker.status
+    tracker.finish(0)
+
+
+def test_a_start_that_fails_altogether_stops_nothing(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_MODE", "sideways")
+    tracker = start_tracking("auto", tmp_path, CONFIG)
+    assert tracker.status.startswith("W&B: could not start (")
+    assert tracker.status.endswith("going on without it")
+    use_everything(tracker)
+    assert caplog.records == []
+
+
+def use_everything(tracker: Tracker) -> None:
+    for update in range(1, 4):
+        tracker.log(update, {"loss": 1.0})
+    tracker.report([{"optimizer": "adam"}], {"curves": Path("missing.png")})
+    tracker.artifact(Path("missing.safetensors"), {})
+    tracker.summary({"ratio_to_adam": 0.8})
+    tracker.finish(0)
+
+
+def test_a_service_that_dies_is_reported_once(tmp_path, caplog):
+    import wandb
+
+    tracker = start_tracking("offline", tmp_path, CONFIG)
+    tracker.log(0, {"loss": 1.0})
+    service = wandb.sdk.wandb_setup.singleton().ensure_service()._proc._process
+    service.kill()
+    service.wait()
+    with caplog.at_level(logging.WARNING, logger="meta_train"):
+        use_everything(tracker)
+    (record,) = [r for r in caplog.records if r.name.startswith("meta_train")]
+    assert record.getMessage().startswith("W&B: failed (")
+    assert "`wandb sync wandb/offline-run-" in record.getMessage()
+
+
+def test_one_bad_call_does_not_end_the_mirror(tmp_path, caplog):
+    tracker = start_tracking("offline", tmp_path, CONFIG)
+    use_everything(tracker)  # its figure and its optimizer file are missing
+    assert sum(r.name.startswith("meta_train") for r in caplog.records) == 1
+    run = parse(offline_files(tmp_path)[0])
+    assert (list(run["history"]), run["summary"]["ratio_to_adam"]) == ([1, 2, 3], 0.8)
+
+
+@pytest.mark.parametrize("mode", ["disabled", "auto"])
+def test_disabled_imports_no_wandb(mode, tmp_path):
+    script = f"""
+import sys
+from pathlib import Path
+from meta_train.tracking import start_tracking
+tracker = start_tracking({mode!r}, Path({str(tmp_path)!r}), {{}})
+tracker.log(1, {{"loss": 1.0}})
+tracker.finish(0)
+print(tracker.status, "wandb" in sys.modules)
+"""
+    assert run_script(script).stdout == "W&B: disabled False\n"
+
+
+def test_it_is_quiet_and_leaves_signals_alone(tmp_path):
+    """Ctrl-C, which reaches every process of the terminal, ends neither W&B's nor changes ours."""
+    script = f"""
+import os, signal, time
+from pathlib import Path
+from meta_train.tracking import start_tracking
+signals = signal.SIGINT, signal.SIGTERM
+caught = []
+for number in signals:
+    signal.signal(number, lambda number, frame: caught.append(number))
+before = [signal.getsignal(number) for number in signals]
+tracker = start_tracking("offline", Path({str(tmp_path)!r}), {{}})
+tracker.log(1, {{"loss": 1.0}})
+assert [signal.getsignal(number) for number in signals] == before
+os.killpg(os.getpid(), signal.SIGINT)
+time.sleep(0.2)
+assert caught == [signal.SIGINT]
+tracker.log(2, {{"loss": 1.0}})
+tracker.finish(130)
+raise SystemExit(130)
+"""
+    result = run_script(script)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+    run = parse(offline_files(tmp_path)[0])
+    assert (list(run["history"]), run["exit"]) == ([1, 2], 130)
+
+
+def run_script(script: str) -> subprocess.CompletedProcess[str]:
+    root = Path(tracking.__file__).parents[1]
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        start_new_session=True,
+    )
