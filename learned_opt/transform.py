@@ -48,6 +48,8 @@ def as_optax(optimizer: LearnedOptimizer, theta: Theta) -> optax.GradientTransfo
         if params is None:
             raise ValueError(NO_PARAMS_MSG)
         gradients, params = (jax.tree.map(jnp.asarray, tree) for tree in (gradients, params))
-        return optimizer.update(theta, gradients, state, params)
+        # Behind the barrier theta is an input like any other: were it a constant, XLA would fold it into
+        # the program, and the updates would differ in the last bit from those of meta-training.
+        return optimizer.update(jax.lax.optimization_barrier(theta), gradients, state, params)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -14,7 +14,7 @@ import optax
 from inner_tasks import Training
 from learned_opt import LearnedOptimizer
 from learned_opt.base import Theta
-from meta_train.population import map_over_devices
+from meta_train.population import over_devices
 
 LEARNING_RATES = np.logspace(-4, 0, 15)
 # How often the grid may be lengthened by one step while its best value is an end point.
@@ -76,37 +76,42 @@ def train(training: Training, theta: Theta, key: jax.Array) -> tuple[jax.Array, 
     return losses, training.task.metrics(state.params, training.data)
 
 
-def run_seeds(training: Training, thetas: Theta, seeds: int, *, devices: int, chunk: int = 1) -> list[Runs]:
-    """Train with each of several thetas, on each of several seeds.
+def runner(training: Training, seeds: int, *, devices: int, chunk: int) -> Callable[[Theta], list[Runs]]:
+    """A function that trains with each of several thetas, on each of several seeds.
 
     Args:
       training: the task, with the optimizer, and as many steps as its horizon.
-      thetas: pytree of arrays ``[n, ...]``.
       seeds: number of seeds; all thetas are run on the same ones.
       devices: devices to spread the runs over.
       chunk: runs that one device works on at once.
 
     Returns:
-      n elements, one for each theta.
+      A function of thetas, a pytree of arrays ``[n, ...]``, that gives n elements. It compiles once for
+      each n.
     """
-    n = jax.tree.leaves(thetas)[0].shape[0]
-    each, seed = np.divmod(np.arange(n * seeds), seeds)
 
     def run(training: Training, inputs: tuple[Theta, jax.Array]) -> Any:
         theta, seed = inputs
         return train(training, theta, evaluation_key(seed))
 
-    thetas = jax.tree.map(lambda x: np.asarray(x)[each], thetas)
-    losses, metrics = map_over_devices(run, training, (thetas, seed), devices=devices, chunk=chunk)
-    return [
-        Runs(losses[each == i], {name: value[each == i] for name, value in metrics.items()}) for i in range(n)
-    ]
+    run_all = over_devices(run, training, devices=devices, chunk=chunk)
+
+    def run_seeds(thetas: Theta) -> list[Runs]:
+        n = jax.tree.leaves(thetas)[0].shape[0]
+        each, seed = np.divmod(np.arange(n * seeds), seeds)
+        losses, metrics = run_all((jax.tree.map(lambda x: np.asarray(x)[each], thetas), seed))
+        return [
+            Runs(losses[each == i], {name: value[each == i] for name, value in metrics.items()})
+            for i in range(n)
+        ]
+
+    return run_seeds
 
 
 def run_learned(training: Training, theta: Theta, seeds: int, *, devices: int, chunk: int = 1) -> Runs:
     """Train with a learned optimizer, on each seed."""
     stacked = jax.tree.map(lambda x: np.asarray(x)[None], theta)
-    return run_seeds(training, stacked, seeds, devices=devices, chunk=chunk)[0]
+    return runner(training, seeds, devices=devices, chunk=chunk)(stacked)[0]
 
 
 def tune(
@@ -132,11 +137,12 @@ def tune(
       chunk: runs that one device works on at once.
     """
     training = dataclasses.replace(training, optimizer=_baseline(name))
+    run_seeds = runner(training, seeds, devices=devices, chunk=chunk)
     ratio = rates[1] / rates[0] if len(rates) > 1 else 2.0
     results: dict[float, Runs] = {}
     todo = [float(rate) for rate in rates]
-    for _ in range(MAX_EXTENSIONS):
-        runs = run_seeds(training, jnp.array(todo, jnp.float32), seeds, devices=devices, chunk=chunk)
+    for _ in range(1 + MAX_EXTENSIONS):
+        runs = run_seeds(np.array(todo, np.float32))
         results |= dict(zip(todo, runs, strict=True))
         best = min(results, key=lambda rate: results[rate].mean_loss.mean())
         if best == min(results):

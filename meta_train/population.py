@@ -173,30 +173,37 @@ def _combine(terms: tuple[Theta, jax.Array, Info]) -> tuple[Theta, PopulationInf
     )
 
 
-def map_over_devices(f: Callable[..., Any], problem: Any, xs: Any, *, devices: int, chunk: int) -> Any:
-    """``f(problem, x)`` for every x along the leading axis of xs, spread over devices.
+def over_devices(
+    f: Callable[[Any, Any], Any], shared: Any, *, devices: int, chunk: int
+) -> Callable[[Any], Any]:
+    """``f(shared, x)`` for every x along the leading axis of xs, spread over devices.
 
     Args:
       f: a pure function.
-      problem: pytree that every call gets whole.
-      xs: pytree of arrays ``[n, ...]``; any n.
+      shared: pytree that every call gets whole.
       devices: number of devices.
       chunk: elements that one device works on at once.
 
     Returns:
-      The results as NumPy arrays ``[n, ...]``.
+      A function of xs, a pytree of arrays ``[n, ...]`` with any n, whose results are NumPy arrays
+      ``[n, ...]``. It compiles once for each n.
     """
-    n = jax.tree.leaves(xs)[0].shape[0]
-    each = -(-n // devices)
-    order = np.minimum(np.arange(each * devices), n - 1).reshape(devices, each)
+    shared = (replicate(shared, devices),)
     mapped = jax.pmap(
-        lambda shared, xs: chunked_map(partial(f, shared[0]), xs, chunk),
+        lambda shared, xs: chunked_map(partial(f, *shared), xs, chunk),
         in_axes=((None,), 0),
         devices=jax.devices()[:devices],
     )
-    shared = (replicate(problem, devices),)
-    out = mapped(shared, jax.tree.map(lambda x: np.asarray(x)[order], xs))
-    return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:])[:n], out)
+
+    def call(xs: Any) -> Any:
+        n = jax.tree.leaves(xs)[0].shape[0]
+        each = -(-n // devices)
+        # The last element fills up the last device; what it gives again is cut off.
+        order = np.minimum(np.arange(each * devices), n - 1).reshape(devices, each)
+        out = mapped(shared, jax.tree.map(lambda x: np.asarray(x)[order], xs))
+        return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:])[:n], out)
+
+    return call
 
 
 def replicate(tree: Any, devices: int) -> Any:
