@@ -23,6 +23,7 @@ import numpy as np
 import optax
 
 from inner_tasks import UnrolledProblem
+from inner_tasks.datasets.cache import cache_folder
 from learned_opt import UserError
 from meta_train.estimators.base import Estimator, Info, State, Theta
 from meta_train.estimators.window import chunked_map
@@ -215,7 +216,9 @@ def replicate(tree: Any, devices: int) -> Any:
 def start_devices(requested: int | None, pairs: int | None = None) -> int:
     """Choose how many devices to use, before JAX starts its backends.
 
-    On a CPU this makes one XLA device per core: only then does a run use every core.
+    On a CPU this makes one XLA device per core: only then does a run use every core. Compiled programs
+    are kept in the user's cache folder, unless JAX was told of another: a run that is resumed, or another
+    one like it, starts at once.
 
     Args:
       requested: number of devices, or None for as many as there are (on a CPU: cores) and divide the
@@ -231,6 +234,8 @@ def start_devices(requested: int | None, pairs: int | None = None) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if requested is not None and requested < 1:
         raise UserError(f"--devices is {requested}; it must be 'auto' or at least 1")
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
     with contextlib.suppress(RuntimeError):  # JAX has started already, with what it has
         jax.config.update("jax_num_cpu_devices", requested or cores)
     available = jax.device_count()
