@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-Theta = Any  # pytree of float32 arrays: the weights that meta-training learns
+Theta = Any  # nested dict of float32 arrays: the weights that meta-training learns
 Params = Any  # pytree of float arrays: the parameters of the network being trained
 State = Any  # pytree of arrays: what the optimizer carries from step to step
 

@@ -36,8 +36,8 @@ def as_optax(optimizer: LearnedOptimizer, theta: Theta) -> optax.GradientTransfo
             if not jnp.issubdtype(dtype, jnp.floating):
                 raise UserError(
                     f"parameter {jax.tree_util.keystr(path)} has dtype {dtype}, and a learned optimizer "
-                    "updates real floating-point arrays; leave it out with optax.masked or "
-                    "optax.partition"
+                    "updates real floating-point arrays; leave it out: optax.partition with this optimizer "
+                    "for the others and optax.set_to_zero for this one"
                 )
         return optimizer.init(jax.tree.map(jnp.asarray, params))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,13 +39,15 @@ class Arguments:
 def parse(argv: Sequence[str]) -> Arguments:
     """Arguments from flags, over the settings of a file or of a resumed run, over the task's defaults.
 
+    What is looked up beforehand is looked up leniently (``nargs="?"``): tyro says what is malformed.
+
     Raises:
       UserError: a file cannot be read, or the task is unknown.
       SystemExit: (2) a flag is unknown or malformed; (0) help was asked for.
     """
     files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    files.add_argument("--config", type=Path)
-    files.add_argument("--resume", type=Path)
+    files.add_argument("--config", type=Path, nargs="?")
+    files.add_argument("--resume", type=Path, nargs="?")
     named, _ = files.parse_known_args(argv)
     if named.config and named.resume:
         raise UserError("--config and --resume exclude each other: a run is resumed with its own settings")
@@ -54,8 +57,8 @@ def parse(argv: Sequence[str]) -> Arguments:
     elif named.config:
         flags = config_flags(named.config) + flags
     task = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    task.add_argument("--task", default=Config().task.name)
-    name = task.parse_known_args(flags)[0].task
+    task.add_argument("--task", nargs="?")
+    name = task.parse_known_args(flags)[0].task or Config().task.name
     return tyro.cli(Arguments, prog="meta-train", args=flags, default=Arguments(default_config(name)))
 
 
@@ -64,7 +67,7 @@ def command(argv: Sequence[str]) -> None:
     arguments = parse(argv)
     config = arguments.settings
     validate(config)
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True)
     if arguments.resume:
         if arguments.run_dir:
             raise UserError("--run-dir and --resume exclude each other: a resumed run stays in its folder")
@@ -104,13 +107,17 @@ def exit_code_of(program: str, command: Callable[[Sequence[str]], None], argv: S
         command(argv)
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in argv:
-            raise
+            traceback.print_exc()
         if isinstance(error, LearnedOptError):
             code, message = error.exit_code, str(error)
         elif isinstance(error, KeyboardInterrupt):
             code, message = 130, "stopped by Ctrl-C"
         elif isinstance(error, OSError):
-            code, message = 1, f"the disk or a file failed: {error}"
+            code, message = (
+                1,
+                f"the disk or a file failed: {error}; when that is mended, a run that has saved a checkpoint "
+                "goes on with --resume",
+            )
         elif "RESOURCE_EXHAUSTED" in str(error):
             code, message = (
                 1,

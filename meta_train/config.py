@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from tyro.conf import arg
 
-from inner_tasks import TaskSettings, find_task
-from learned_opt import UserError, get_optimizer
+from inner_tasks import TaskSettings, find_task, task_names
+from learned_opt import OPTIMIZERS, UserError, get_optimizer
 from meta_train.estimators import ESTIMATORS
 from meta_train.tracking import WandbMode
 
@@ -20,8 +20,14 @@ from meta_train.tracking import WandbMode
 class TaskConfig:
     """What the inner optimizer trains."""
 
-    name: Annotated[str, arg(name="task", prefix_name=False)] = "digits-mlp"
-    """Inner task: digits-mlp, mnist-mlp, fashion-mnist-mlp, cifar10-mlp, or module:name of your own."""
+    name: Annotated[
+        str,
+        arg(
+            name="task",
+            prefix_name=False,
+            help=f"Inner task: {', '.join(task_names())}, or module:name of your own.",
+        ),
+    ] = "digits-mlp"
     hidden: tuple[int, ...] = (32,)
     """Widths of the hidden layers."""
     batch_size: int = 64
@@ -38,9 +44,15 @@ class TaskConfig:
 class EstimatorConfig:
     """How the meta-gradient is estimated."""
 
-    name: Annotated[str, arg(name="estimator", prefix_name=False)] = "pes"
-    """Estimator of the meta-gradient: pes, truncated-es."""
-    sigma: float = 0.03
+    name: Annotated[
+        str,
+        arg(
+            name="estimator",
+            prefix_name=False,
+            help=f"Estimator of the meta-gradient: {', '.join(ESTIMATORS)}.",
+        ),
+    ] = "pes"
+    sigma: float = 0.04
     """Standard deviation of the perturbations of theta."""
     truncation: int = 20
     """K, inner steps per update."""
@@ -84,10 +96,11 @@ class Config:
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
     outer: OuterConfig = field(default_factory=OuterConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    optimizer: str = "mlp"
-    """Architecture of the learned optimizer: mlp."""
-    updates: int = 1200
-    """Outer updates."""
+    optimizer: Annotated[
+        str, arg(help=f"Architecture of the learned optimizer: {', '.join(OPTIMIZERS)}.")
+    ] = "mlp"
+    updates: int = 1600
+    """Outer updates; a resumed run may be given more, and the longer cosine then sets its learning rate."""
     seed: int = 0
     """Seed of the whole run."""
     devices: Literal["auto"] | int = "auto"
@@ -230,8 +243,10 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write the configuration as YAML."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    """Write the configuration as YAML, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    partial.replace(path)
 
 
 def config_flags(path: Path) -> list[str]:
@@ -240,20 +255,31 @@ def config_flags(path: Path) -> list[str]:
     So a file is checked as flags are, and flags that come after it override it.
 
     Raises:
-      UserError: the file cannot be read, or is no mapping.
+      UserError: the file cannot be read, is no mapping, or has an unknown setting.
     """
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"the configuration {path} cannot be read: {error}") from None
+        reason = " ".join(str(error).split())  # YAML's reasons have several lines
+        raise UserError(f"the configuration {path} cannot be read: {reason}") from None
     if not isinstance(values, dict):
         raise UserError(f"the configuration {path} is not a mapping of settings to values")
+    given = {_flag(name): value for name, value in _flat(values).items()}
+    if unknown := given.keys() - set(map(_flag, _flat(to_dict(Config())))):
+        raise UserError(
+            f"the configuration {path} has unknown settings: {', '.join(sorted(unknown))}; "
+            "meta-train --help lists those that there are"
+        )
     flags = []
-    for name, value in _flat(values).items():
+    for flag, value in given.items():
         if value is not None:
-            listed = value if isinstance(value, list) else [value]
-            flags += ["--" + str(name).removesuffix(".name").replace("_", "-"), *map(str, listed)]
+            flags += [flag, *map(str, value if isinstance(value, list) else [value])]
     return flags
+
+
+def _flag(name: str) -> str:
+    """``a_b.name`` as ``--a-b``."""
+    return "--" + name.removesuffix(".name").replace("_", "-")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

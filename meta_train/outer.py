@@ -1,8 +1,11 @@
-"""The outer optimizer: how a meta-gradient moves theta."""
+"""The outer loop: how meta-gradients move theta."""
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,26 @@ import optax
 
 from meta_train.config import OuterConfig
 from meta_train.estimators.base import Theta
+from meta_train.population import Population, PopulationInfo
+
+
+class RunState(NamedTuple):
+    """All that a run carries from update to update; what a checkpoint holds."""
+
+    theta: Theta
+    outer: Any  # state of the outer optimizer
+    particles: Any  # state of the population: on devices, or gathered as [pairs, ...]
+    key: jax.Array  # the run's key; the key of an update is made from it and the update's number
+    skipped: int  # updates in a row whose meta-gradient was not finite
+
+
+class Update(NamedTuple):
+    """One outer update."""
+
+    number: int  # from 1
+    state: RunState  # after it; its particles are gone (donated) once the next update begins
+    info: PopulationInfo
+    seconds: float  # what it took
 
 
 def outer_optimizer(config: OuterConfig, updates: int) -> optax.GradientTransformation:
@@ -26,7 +49,7 @@ def outer_optimizer(config: OuterConfig, updates: int) -> optax.GradientTransfor
 def outer_step(
     tx: optax.GradientTransformation, theta: Theta, state: Any, gradient: Theta
 ) -> tuple[Theta, Any, jax.Array]:
-    """One outer update; a meta-gradient that is not finite changes nothing.
+    """One step of the outer optimizer; a meta-gradient that is not finite changes nothing.
 
     Returns:
       The next theta, the next state of the outer optimizer, and whether the gradient was finite.
@@ -35,3 +58,27 @@ def outer_step(
     updates, moved = tx.update(gradient, state, theta)
     theta = optax.tree.where(finite, optax.apply_updates(theta, updates), theta)
     return theta, optax.tree.where(finite, moved, state), finite
+
+
+def outer_loop(
+    population: Population, tx: optax.GradientTransformation, state: RunState, done: int, updates: int
+) -> Iterator[Update]:
+    """The updates of a run, one after another.
+
+    Args:
+      population: the estimator.
+      tx: the outer optimizer.
+      state: what to go on from.
+      done: updates that led to it.
+      updates: number of the last update.
+    """
+    step = jax.jit(partial(outer_step, tx))
+    for number in range(done + 1, updates + 1):
+        began = time.perf_counter()
+        gradient, particles, info = population.estimate(
+            state.theta, state.particles, jax.random.fold_in(state.key, number)
+        )
+        theta, outer, finite = step(state.theta, state.outer, gradient)
+        skipped = 0 if finite else state.skipped + 1
+        state = RunState(theta, outer, particles, state.key, skipped)
+        yield Update(number, state, info, time.perf_counter() - began)

@@ -41,7 +41,7 @@ class PopulationInfo(NamedTuple):
 
     loss: jax.Array  # mean loss per real inner step, over all particles
     gradient_norm: jax.Array  # norm of the meta-gradient
-    snr: jax.Array  # norm of the meta-gradient over its standard error, across pairs
+    snr: jax.Array  # norm of the meta-gradient over its standard error, across pairs; NaN for one pair
     xi_norm: jax.Array  # mean norm of the accumulated perturbations
     clipped: jax.Array  # share of real steps whose loss was finite and clipped
     nonfinite: jax.Array  # share of real steps whose loss was not finite
@@ -84,7 +84,8 @@ def population(
       chunk: units that one device works on at once.
 
     Returns:
-      An estimator whose estimates do not depend on `devices`: on a CPU not by a single bit.
+      An estimator whose estimates do not depend on `devices`: on a CPU, with a chunk of 1, not by a
+      single bit. (A larger chunk is another program when a device has fewer units than that.)
     """
     per_block = units // blocks(units)
     problem = replicate(problem, devices)
@@ -161,11 +162,11 @@ def _combine(terms: tuple[Theta, jax.Array, Info]) -> tuple[Theta, PopulationInf
     gradient = optax.tree.scale(1 / info.units, gradient)
     norm = optax.tree.norm(gradient)
     # The pairs' scatter around their mean, as the variance of that mean.
-    variance = (square_norm / info.units - norm**2) / jnp.maximum(info.units - 1, 1)
+    variance = jnp.maximum(square_norm / info.units - norm**2, 0) / (info.units - 1)
     return gradient, PopulationInfo(
         loss=info.loss / info.steps,
         gradient_norm=norm,
-        snr=norm / jnp.sqrt(jnp.maximum(variance, jnp.finfo(norm.dtype).tiny)),
+        snr=norm / jnp.sqrt(jnp.where(info.units > 1, variance, jnp.nan)),
         xi_norm=info.xi_norm / info.units,
         clipped=info.clipped / info.steps,
         nonfinite=info.nonfinite / info.steps,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,24 +27,14 @@ from meta_train.config import Config, save_config, to_dict
 from meta_train.estimators import ESTIMATORS
 from meta_train.estimators.base import Theta
 from meta_train.interrupt import StopRequest
-from meta_train.outer import outer_optimizer, outer_step
-from meta_train.population import Population, PopulationInfo, population, start_devices
+from meta_train.outer import RunState, Update, outer_loop, outer_optimizer
+from meta_train.population import Population, population, start_devices
 from meta_train.progress import ProgressLine
 from meta_train.run_folder import MetricsFile, RunFolder, read_metrics
 from meta_train.tracking import Tracker, start_tracking
 
 # So many updates in a row without a finite meta-gradient, and the run gives up.
 MAX_SKIPPED = 20
-
-
-class RunState(NamedTuple):
-    """All that a run carries from update to update; what a checkpoint holds."""
-
-    theta: Theta
-    outer: Any  # state of the outer optimizer
-    particles: Any  # state of the population: on devices, or gathered as [pairs, ...]
-    key: jax.Array  # the run's key; the key of an update is made from it and the update's number
-    skipped: int  # updates in a row whose meta-gradient was not finite
 
 
 class Setup(NamedTuple):
@@ -102,7 +91,13 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
     """
     advice = f"go on with: meta-train --resume {folder.path}"
     with CheckpointStore(folder.checkpoints) as store:
-        state, update, position = _start(config, setup, folder, store, console, resume)
+        if resume:
+            state, done, position = _restore(config, setup, folder, store, console)
+        else:
+            # From its first moment a run can be resumed.
+            state, done, position = _start(config, setup), 0, 0
+            _save(store, setup, state, done, position)
+            store.wait()
         save_config(config, folder.config)
         tracker = start_tracking(config.wandb, folder.path, to_dict(config))
         if config.wandb != "disabled":
@@ -111,10 +106,8 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
         try:
             with StopRequest() as stop:
                 with MetricsFile(folder.metrics, position) as metrics:
-                    state = _outer_loop(
-                        config, setup, folder, console, store, metrics, tracker, stop, state, update
-                    )
-                _export(config, folder, state.theta)
+                    theta = _learn(config, setup, state, done, console, store, metrics, tracker, stop, advice)
+                _export(config, folder, theta)
                 console.print(f"optimizer: {folder.optimizer}", highlight=False)
                 tracker.artifact(folder.optimizer, {"config": to_dict(config)})
 
@@ -126,7 +119,7 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
                 comparison = compare(
                     config.task.name,
                     training,
-                    state.theta,
+                    theta,
                     seeds=config.evaluation.seeds,
                     rates=learning_rates(config.evaluation.learning_rates),
                     devices=setup.devices,
@@ -144,94 +137,82 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
             tracker.finish(exit_code)
 
 
-def _start(
-    config: Config,
-    setup: Setup,
-    folder: RunFolder,
-    store: CheckpointStore,
-    console: Console,
-    resume: bool,
-) -> tuple[RunState, int, int]:
-    """State to begin with, updates made so far, and the length of the metrics file that belongs to them."""
+def _start(config: Config, setup: Setup) -> RunState:
+    """The state before the first update, a function of the seed."""
     key = jax.random.key(config.seed)
     theta = setup.training.optimizer.init_theta(jax.random.fold_in(key, 0))
     particles = setup.population.init(jax.random.fold_in(key, 1), theta)
     outer = outer_optimizer(config.outer, config.updates).init(theta)
-    state = RunState(theta, outer, particles, jax.random.fold_in(key, 2), 0)
-    if not resume:
-        return state, 0, 0
-    restored = store.restore(state._replace(particles=setup.population.gather(particles)))
+    return RunState(theta, outer, particles, jax.random.fold_in(key, 2), 0)
+
+
+def _save(store: CheckpointStore, setup: Setup, state: RunState, update: int, position: int) -> None:
+    """Save the state in the background, with the length of the metrics file that belongs to it."""
+    gathered = state._replace(particles=setup.population.gather(state.particles))
+    store.save(update, gathered, {"metrics_position": position})
+
+
+def _restore(
+    config: Config, setup: Setup, folder: RunFolder, store: CheckpointStore, console: Console
+) -> tuple[RunState, int, int]:
+    """State to go on from, updates that led to it, and the length of the metrics file that belongs to it."""
+    like = _start(config, setup)
+    restored = store.restore(like._replace(particles=setup.population.gather(like.particles)))
     for sentence in restored.damaged:
         console.print(sentence, style="yellow", highlight=False)
+    console.print(f"resumed {folder.path} at update {restored.update}", highlight=False)
     state = restored.state._replace(
         particles=setup.population.scatter(restored.state.particles),
         skipped=int(restored.state.skipped),
     )
-    console.print(f"resumed {folder.path} at update {restored.update}", highlight=False)
     return state, restored.update, restored.metadata["metrics_position"]
 
 
-def _outer_loop(
+def _learn(
     config: Config,
     setup: Setup,
-    folder: RunFolder,
+    state: RunState,
+    done: int,
     console: Console,
     store: CheckpointStore,
     metrics: MetricsFile,
     tracker: Tracker,
     stop: StopRequest,
-    state: RunState,
-    done: int,
-) -> RunState:
-    """Update theta until the configured number of updates is reached, or a signal asks to stop."""
+    advice: str,
+) -> Theta:
+    """Go through the updates; record, show and save what they give, and stop if a signal asks for it."""
     tx = outer_optimizer(config.outer, config.updates)
-    step = jax.jit(partial(outer_step, tx))
-
-    def save(update: int, state: RunState) -> None:
-        gathered = state._replace(particles=setup.population.gather(state.particles))
-        store.save(update, gathered, {"metrics_position": metrics.position})
-
     with ProgressLine(console, config.updates, done) as progress:
-        for update in range(done + 1, config.updates + 1):
-            began = time.perf_counter()
-            gradient, particles, info = setup.population.estimate(
-                state.theta, state.particles, jax.random.fold_in(state.key, update)
-            )
-            theta, outer, finite = step(state.theta, state.outer, gradient)
-            skipped = 0 if finite else state.skipped + 1
-            state = RunState(theta, outer, particles, state.key, skipped)
-            seconds = time.perf_counter() - began
-            record = _record(update, info, skipped, seconds)
+        for update in outer_loop(setup.population, tx, state, done, config.updates):
+            number, state = update.number, update.state
+            record = _record(update)
             metrics.write(record)
-            tracker.log(update, {k: v for k, v in record.items() if v is not None and k != "update"})
-            progress.advance(update, float(info.loss), float(info.steps), seconds)
+            tracker.log(number, {k: v for k, v in record.items() if v is not None and k != "update"})
+            progress.advance(number, float(update.info.loss), float(update.info.steps), update.seconds)
             asked = stop.signal is not None
-            if update % config.checkpoint_every == 0 or update == config.updates or asked:
-                save(update, state)
+            if number % config.checkpoint_every == 0 or number == config.updates or asked:
+                _save(store, setup, state, number, metrics.position)
             if asked:
                 store.wait()
-                stop.check(
-                    f"stopped at update {update} of {config.updates}, and saved; go on with: "
-                    f"meta-train --resume {folder.path}"
-                )
-            if skipped == MAX_SKIPPED:
+                stop.check(f"stopped at update {number} of {config.updates}, and saved; {advice}")
+            if state.skipped >= MAX_SKIPPED:
                 raise LearnedOptError(
                     f"the meta-gradient was not finite {MAX_SKIPPED} updates in a row, up to update "
-                    f"{update}; try a smaller --estimator.sigma or --outer.learning-rate, or a task with "
+                    f"{number}; try a smaller --estimator.sigma or --outer.learning-rate, or a task with "
                     "a max_loss"
                 )
     store.wait()
-    return state
+    return state.theta
 
 
-def _record(update: int, info: PopulationInfo, skipped: int, seconds: float) -> dict[str, Any]:
+def _record(update: Update) -> dict[str, Any]:
     """A line of the metrics file; a value that is not finite is null."""
-    values = {name: float(value) for name, value in info._asdict().items()}
+    values = {name: float(value) for name, value in update.info._asdict().items()}
     return {
-        "update": update,
+        "update": update.number,
         **{name: value if math.isfinite(value) else None for name, value in values.items()},
-        "skipped": int(skipped > 0),
-        "seconds": seconds,
+        "skipped": int(update.state.skipped > 0),
+        "seconds": update.seconds,
     }
 
 

@@ -46,8 +46,10 @@ class RunFolder:
 
     def finished(self, updates: int) -> bool:
         """Whether the report, which is written last, is there, and is one of so many updates."""
-        summary = self.report / "summary.json"
-        return summary.is_file() and json.loads(summary.read_text()).get("updates") == updates
+        try:
+            return json.loads((self.report / "summary.json").read_text())["updates"] == updates
+        except (OSError, ValueError, KeyError):
+            return False
 
     @classmethod
     def create(cls, path: Path | None, task: str) -> RunFolder:
@@ -91,11 +93,12 @@ class RunFolder:
 
 def _next_free(root: Path, name: str) -> Path:
     """Make ``root/name-N`` with the lowest N that is free; safe against another run doing the same."""
+    root.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
         path = root / f"{name}-{number}"
         try:
-            path.mkdir(parents=True)
+            path.mkdir()
             return path
         except FileExistsError:
             number += 1
@@ -107,9 +110,18 @@ class MetricsFile:
     Args:
       path: the file.
       position: bytes of it to keep: what a run that is resumed had written at its checkpoint.
+
+    Raises:
+      UserError: the file has lost some of these bytes.
     """
 
     def __init__(self, path: Path, position: int = 0) -> None:
+        size = path.stat().st_size if path.exists() else 0
+        if size < position:
+            raise UserError(
+                f"{path} has {size} bytes, and had {position} when the checkpoint was saved; put the lost "
+                "lines back, or start a new run"
+            )
         self._file = path.open("ab")
         self._file.truncate(position)
         self._file.seek(position)

@@ -1,0 +1,109 @@
+"""Running `meta-train` in a test: in this process for its speed, or in one of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+from meta_train import cli, optimizer_cli
+from meta_train.comparison import Comparison
+from meta_train.run_folder import MetricsFile
+
+ROOT = Path(cli.__file__).parents[1]
+# The smallest run that has everything: windows that do not divide an episode, and pairs for 4 devices.
+TINY = (
+    "--task.horizon 10 --task.hidden 4 --outer.learning-rate 0.02 "
+    "--estimator.sigma 0.03 --estimator.truncation 4 --estimator.particles 8 "
+    "--evaluation.steps 5 --evaluation.seeds 1 --evaluation.learning-rates 3 --wandb disabled"
+)
+
+
+class Outcome(NamedTuple):
+    """What a command left behind in the terminal."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Run(NamedTuple):
+    """A run that came to its end."""
+
+    path: Path
+    outcome: Outcome
+    comparison: Comparison
+
+    @property
+    def optimizer(self) -> bytes:
+        return (self.path / "optimizer.safetensors").read_bytes()
+
+
+def words(*argv: object) -> list[str]:
+    """A command line: strings are split as a shell does, anything else is one word."""
+    return [word for part in argv for word in (shlex.split(part) if isinstance(part, str) else [str(part)])]
+
+
+def in_process(program: str, command: Callable[[Sequence[str]], None], *argv: object) -> Outcome:
+    """Run a command here, as its entry point does."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = cli.exit_code_of(program, command, words(*argv))
+        except SystemExit as ended:  # tyro, on a malformed flag or --help
+            code = ended.code or 0
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def meta_train(*argv: object) -> Outcome:
+    """`meta-train`, here."""
+    return in_process("meta-train", cli.command, *argv)
+
+
+def learned_opt(*argv: object) -> Outcome:
+    """`learned-opt`, here."""
+    return in_process("learned-opt", optimizer_cli.command, *argv)
+
+
+def without_comparing(comparison: Comparison) -> contextlib.AbstractContextManager[Any]:
+    """Runs get this comparison at their end and make none: that is most of the time of a small run."""
+    return mock.patch("meta_train.run.compare", lambda *_, **__: comparison)
+
+
+def start(*argv: object, program: str | None = None) -> subprocess.Popen[str]:
+    """`meta-train` in a process of its own, or a program that stands for it."""
+    return subprocess.Popen(
+        [sys.executable, *(["-c", program] if program else ["-m", "meta_train"]), *words(*argv)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a run, without the time that each update took."""
+    text = (folder / "metrics.jsonl").read_text()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in text.splitlines()]
+
+
+@contextlib.contextmanager
+def at_update(update: int, act: Callable[[], object]) -> Iterator[None]:
+    """Do something in a run of this process, once the line of an update is in its metrics file."""
+    write = MetricsFile.write
+
+    def write_and_act(self: MetricsFile, record: Mapping[str, Any]) -> None:
+        write(self, record)
+        if record["update"] == update:
+            act()
+
+    with mock.patch.object(MetricsFile, "write", write_and_act):
+        yield

@@ -1,0 +1,188 @@
+"""The command line: what its flags mean, where settings come from, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from learned_opt import LearnedOptError, UserError
+from meta_train.cli import exit_code_of, parse
+from meta_train.config import config_flags, default_config, save_config, to_dict, validate
+from meta_train.interrupt import Interrupted
+from tests.meta_train.command import ROOT, learned_opt, meta_train, words
+
+# Names that others script against.
+FLAGS = words(
+    "--task --optimizer --estimator --updates --seed --run-dir --devices --chunk --data-dir --resume",
+    "--config --wandb --checkpoint-every --debug --estimator.sigma --estimator.truncation",
+    "--estimator.particles --outer.learning-rate",
+)
+TASKS = ["digits-mlp", "mnist-mlp", "fashion-mnist-mlp", "cifar10-mlp"]
+
+
+def test_help_documents_every_flag() -> None:
+    outcome = meta_train("--help")
+    assert outcome.code == 0
+    text = outcome.out.replace("│", " ")  # tyro frames it where the terminal can
+    described = dict(re.findall(r"^ +(--[a-z][a-z.-]*)(.*?)\(default: ", text, re.MULTILINE | re.DOTALL))
+    assert described.keys() >= set(FLAGS)
+    for flag, description in described.items():
+        said = " ".join(description.split()[1:])  # after what the flag takes
+        assert re.search(r"[A-Z].{15,}\.$", said), f"{flag} is not described by a sentence: {said}"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_help_shows_the_defaults_of_the_task(task: str) -> None:
+    text = " ".join(word for word in meta_train("--task", task, "--help").out.split() if word != "│")
+    config = default_config(task)
+    assert f"(default: {config.updates})" in text
+    assert f"(default: {' '.join(map(str, config.task.hidden))})" in text
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_defaults_are_acceptable(task: str) -> None:
+    config = parse(["--task", task]).settings
+    validate(config)
+    assert config == default_config(task)
+    assert config.task.name == task
+
+
+def test_settings_of_every_type(tmp_path: Path) -> None:
+    flags = words(
+        "--task=cifar10-mlp --task.hidden 64 32 16 --task.horizon 50 --estimator truncated-es",
+        "--estimator.sigma 1e-2 --outer.learning-rate=0.5 --devices 2 --chunk auto --data-dir d",
+        "--wandb offline --run-dir r --debug",
+    )
+    arguments = parse(flags)
+    config = arguments.settings
+    assert (config.task.name, config.task.hidden, config.task.horizon) == ("cifar10-mlp", (64, 32, 16), 50)
+    assert (config.estimator.name, config.estimator.sigma) == ("truncated-es", 0.01)
+    assert (config.outer.learning_rate, config.devices, config.chunk) == (0.5, 2, "auto")
+    assert (config.data_dir, config.wandb, arguments.run_dir) == (Path("d"), "offline", Path("r"))
+    assert arguments.debug and arguments.resume is None
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "--task.hidden",  # none: a linear classifier
+        "--task cifar10-mlp --task.hidden 64 32 --data-dir /some/where --devices 4 --chunk 3",
+        "--estimator truncated-es --estimator.sigma 1e-05 --wandb offline --seed 7",
+    ],
+)
+def test_a_saved_configuration_is_the_same_when_read(flags: str, tmp_path: Path) -> None:
+    config = parse(flags.split()).settings
+    save_config(config, tmp_path / "config.yaml")
+    assert parse(["--config", str(tmp_path / "config.yaml")]).settings == config
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_flags_override_a_file_and_a_file_the_defaults_of_its_task(tmp_path: Path) -> None:
+    file = tmp_path / "some.yaml"
+    file.write_text("task: {name: cifar10-mlp, horizon: 70}\nupdates: 5\nestimator:\n  sigma: 0.5\n")
+    config = parse(["--updates", "6", "--config", str(file), "--estimator.sigma", "0.25"]).settings
+    assert (config.updates, config.estimator.sigma, config.task.horizon) == (6, 0.25, 70)
+    assert config.task.hidden == default_config("cifar10-mlp").task.hidden
+    assert config.checkpoint_every == default_config("cifar10-mlp").checkpoint_every
+    # Another task on the command line brings its own defaults for what the file does not say.
+    config = parse(["--config", str(file), "--task", "digits-mlp"]).settings
+    assert (config.task.hidden, config.task.horizon) == (default_config("digits-mlp").task.hidden, 70)
+
+
+def test_names_in_a_file_may_be_written_like_flags(tmp_path: Path) -> None:
+    file = tmp_path / "some.yaml"
+    file.write_text(
+        "task: mnist-mlp\nestimator: truncated-es\ncheckpoint-every: 3\nouter: {learning-rate: 0.5}"
+    )
+    config = parse(["--config", str(file)]).settings
+    assert (config.task.name, config.estimator.name) == ("mnist-mlp", "truncated-es")
+    assert (config.checkpoint_every, config.outer.learning_rate) == (3, 0.5)
+
+
+def test_what_is_null_in_a_file_is_left_to_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "some.yaml"
+    file.write_text("updates: null\ndata_dir:\ntask: {hidden: []}")
+    assert config_flags(file) == ["--task.hidden"]
+    assert parse(["--config", str(file)]).settings.updates == default_config("digits-mlp").updates
+
+
+def test_to_dict_is_plain_json() -> None:
+    values = to_dict(parse(["--data-dir", "x"]).settings)
+    assert json.loads(json.dumps(values)) == values
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (UserError("no such thing; take another"), 2, "no such thing; take another"),
+        (LearnedOptError("it failed"), 1, "it failed"),
+        (Interrupted("stopped; go on", 15), 143, "stopped; go on"),
+        (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
+        (OSError(28, "No space left on device", "x/y"), 1, "No space left on device: 'x/y'"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: 9 GiB"),
+            1,
+            "the device has too little memory; try a smaller --chunk",
+        ),
+        (
+            ZeroDivisionError("division"),
+            1,
+            "unexpected failure, ZeroDivisionError: division (--debug shows where)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("flags", [[], ["--debug"]])
+def test_exit_codes(
+    error: BaseException, code: int, says: str, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(argv: object) -> None:
+        raise error
+
+    assert exit_code_of("name", fail, flags) == code
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1].startswith("name: ") and says in said
+    assert ("Traceback" in said) == bool(flags)
+    assert flags or said.count("\n") == 1
+
+
+def test_learned_opt_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("not an optimizer")
+    for arguments, says in (
+        (("inspect", tmp_path), "there is no optimizer file at"),
+        (("inspect", tmp_path / "text"), "is not a whole safetensors file"),
+        (("evaluate", tmp_path / "text"), "is not a whole safetensors file"),
+        (("evaluate", tmp_path / "text", "--steps", 0), "--steps is 0; it must be at least 1"),
+    ):
+        outcome = learned_opt(*arguments)
+        assert outcome.code == 2
+        assert outcome.err.startswith("learned-opt: ") and says in outcome.err
+        assert outcome.err.count("\n") == 1
+
+
+def test_a_mistake_is_noticed_before_jax_starts(tmp_path: Path) -> None:
+    """As a user meets it: the module as a program, and no second wasted."""
+    script = """
+import sys
+from unittest import mock
+import jax
+from meta_train import cli
+with mock.patch.object(jax._src.xla_bridge, "backends", side_effect=AssertionError("JAX was started")):
+    sys.exit(cli.exit_code_of("meta-train", cli.command, sys.argv[1:]))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script, "--estimator.particles", "3"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("meta-train: --estimator.particles is 3;")

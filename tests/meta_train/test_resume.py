@@ -1,0 +1,221 @@
+"""Stopped in any way and gone on with: the same bits as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import yaml
+
+from tests.meta_train.command import (
+    ROOT,
+    TINY,
+    Outcome,
+    Run,
+    at_update,
+    lines,
+    meta_train,
+    start,
+    without_comparing,
+)
+
+SIGNALS = pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+
+
+def run_fifty(folder: Path) -> Outcome:
+    """The run of ``fifty_updates``, in another folder."""
+    return meta_train(TINY, "--updates 50 --checkpoint-every 20 --devices 2 --run-dir", folder)
+
+
+def assert_same(folder: Path, run: Run) -> None:
+    """A folder has the optimizer and the metrics of an uninterrupted run."""
+    assert (folder / "optimizer.safetensors").read_bytes() == run.optimizer
+    assert lines(folder) == lines(run.path)
+
+
+@SIGNALS
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_a_signal_saves_and_the_resumed_run_ends_in_the_same_bits(
+    number: int, code: int, devices: int, fifty_updates: Run, tmp_path: Path, no_comparing: None
+) -> None:
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with at_update(23, partial(signal.raise_signal, number)):
+        outcome = run_fifty(tmp_path)
+    assert outcome.code == code
+    assert outcome.err.splitlines()[-1] == (
+        f"meta-train: stopped at update 23 of 50, and saved; go on with: meta-train --resume {tmp_path}"
+    )
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert len(lines(tmp_path)) == 23
+    assert not (tmp_path / "optimizer.safetensors").exists()
+
+    outcome = meta_train("--resume", tmp_path, "--devices", devices)
+    assert outcome.code == 0, outcome.err
+    assert f"resumed {tmp_path} at update 23" in outcome.err
+    assert_same(tmp_path, fifty_updates)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["devices"] == devices
+
+
+def test_updates_after_the_checkpoint_are_made_again(
+    fifty_updates: Run, tmp_path: Path, no_comparing: None
+) -> None:
+    """A crash between checkpoints: the lines that no checkpoint knows of go, and come again."""
+
+    def crash() -> None:
+        raise OSError("pulled the plug")
+
+    with at_update(33, crash):
+        assert run_fifty(tmp_path).code == 1
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"update": 34, "lo')
+    outcome = meta_train("--resume", tmp_path)
+    assert f"resumed {tmp_path} at update 20" in outcome.err
+    assert_same(tmp_path, fifty_updates)
+
+
+@SIGNALS
+def test_a_signal_during_the_comparison(number: int, code: int, tiny_run: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_run.path, tmp_path / "run")
+    shutil.rmtree(folder / "report")
+    (folder / "optimizer.safetensors").unlink()
+
+    def interrupted(*args: object, before_each, **kwargs: object) -> None:
+        before_each("Adam")
+        signal.raise_signal(number)
+        before_each("AdamW")
+
+    with mock.patch("meta_train.run.compare", interrupted):
+        outcome = meta_train("--resume", folder)
+    assert outcome.code == code
+    assert outcome.err.splitlines()[-1] == (
+        f"meta-train: stopped during the comparison; go on with: meta-train --resume {folder}"
+    )
+    assert_same(folder, tiny_run)  # written before the comparison begins
+    with without_comparing(tiny_run.comparison):
+        assert meta_train("--resume", folder).code == 0
+    assert_same(folder, tiny_run)
+    assert (folder / "report" / "summary.json").read_bytes() == (
+        tiny_run.path / "report" / "summary.json"
+    ).read_bytes()
+
+
+STOPPABLE = """
+import time
+from meta_train.interrupt import StopRequest
+
+with StopRequest() as stop:
+    print("ready", flush=True)
+    while stop.signal is None:
+        time.sleep(0.01)
+    print("asked", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_ctrl_c_ends_it_at_once(first: int) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", STOPPABLE], stdout=subprocess.PIPE, env=environment
+    ) as child:
+        assert child.stdout.readline() == b"ready\n"
+        child.send_signal(first)
+        assert child.stdout.readline() == b"asked\n"
+        child.send_signal(signal.SIGINT)
+        assert child.wait(60) == -signal.SIGINT  # a shell calls it 130
+
+
+def test_a_finished_run_says_so(tiny_run: Run) -> None:
+    outcome = meta_train("--resume", tiny_run.path)
+    assert outcome.code == 0
+    assert outcome.err == (
+        f"{tiny_run.path} is finished: all 3 updates are made and the report is written "
+        f"({tiny_run.path}/report); a larger --updates goes on\n"
+    )
+
+
+def test_more_updates_for_a_finished_run(tiny_run: Run, tmp_path: Path, no_comparing: None) -> None:
+    folder = shutil.copytree(tiny_run.path, tmp_path / "run")
+    outcome = meta_train("--resume", folder, "--updates", 5)
+    assert outcome.code == 0, outcome.err
+    assert f"resumed {folder} at update 3" in outcome.err
+    assert lines(folder)[:3] == lines(tiny_run.path) and len(lines(folder)) == 5
+    assert (folder / "optimizer.safetensors").read_bytes() != tiny_run.optimizer
+    assert json.loads((folder / "report" / "summary.json").read_text())["updates"] == 5
+    # From now on that is what the run is.
+    assert "all 5 updates are made" in meta_train("--resume", folder).err
+    assert meta_train("--resume", folder, "--updates", 3).code == 2
+
+
+# Of many updates, so that a kill hits the middle of them; of few checkpoints, so that some are lost.
+LONG = f"{TINY} --updates 300 --checkpoint-every 50"
+
+
+@pytest.fixture(scope="module")
+def long_run(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    path = tmp_path_factory.mktemp("long") / "run"
+    with without_comparing(tiny_run.comparison):
+        outcome = meta_train(LONG, "--devices 2 --run-dir", path)
+    return Run(path, outcome, tiny_run.comparison)
+
+
+def made(folder: Path) -> int:
+    """Updates whose line is in the metrics file: also of a run that goes on, or was killed."""
+    metrics = folder / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+
+def wait_until(child: subprocess.Popen[str], folder: Path, updates: int) -> None:
+    """Until so many updates are made, or the child has ended."""
+    deadline = time.monotonic() + 300
+    while child.poll() is None and made(folder) < updates and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def test_sigkill_then_sigterm_then_the_end(long_run: Run, tmp_path: Path, no_comparing: None) -> None:
+    """In processes of their own, and at last on another number of devices."""
+    folder = tmp_path / "run"
+    with start(LONG, "--devices 2 --run-dir", folder) as child:
+        wait_until(child, folder, random.randrange(1, 150))
+        child.kill()
+        assert child.wait(60) == -signal.SIGKILL
+    with start("--resume", folder) as child:
+        wait_until(child, folder, min(290, made(folder) + 60))
+        child.terminate()
+        _, said = child.communicate(timeout=300)
+    assert child.returncode == 143, said
+    assert said.splitlines()[-1].endswith(f"go on with: meta-train --resume {folder}")
+    assert meta_train("--resume", folder, "--devices 4").code == 0
+    assert_same(folder, long_run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [[2] * 6, [2, 1, 4, 1, 2, 4]], ids=["same", "other"])
+def test_five_sigkills_at_random_moments(devices: list[int], long_run: Run, tmp_path: Path) -> None:
+    """Four moments spread over the updates, and one while a resumed run starts."""
+    folder, starting = tmp_path / "run", random.randrange(1, 5)
+    for attempt, count in enumerate(devices[:5]):
+        begin = (LONG, "--run-dir") if attempt == 0 else ("--resume",)
+        with start(*begin, folder, "--devices", count) as child:
+            if attempt == starting:
+                time.sleep(random.uniform(0, 4))
+            else:
+                wait_until(child, folder, random.randrange(60 * attempt, 60 * attempt + 60) + 1)
+            child.kill()
+            assert child.wait(60) == -signal.SIGKILL
+        print(f"attempt {attempt}: killed at {made(folder)} updates")
+    with start("--resume", folder, "--devices", devices[5]) as child:
+        _, said = child.communicate(timeout=600)
+    assert child.returncode == 0, said
+    assert_same(folder, long_run)
+    assert (folder / "report" / "summary.json").is_file()

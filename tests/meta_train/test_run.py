@@ -1,0 +1,195 @@
+"""One run from start to end: what is in its folder, and that equal runs leave equal files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import yaml
+from safetensors import safe_open
+
+import learned_opt
+from inner_tasks import TaskSettings, find_task, task
+from meta_train.cli import parse
+from meta_train.run_folder import RunFolder, read_metrics
+from tests.meta_train import command
+from tests.meta_train.command import TINY, Run, lines, meta_train, words
+
+BASELINES = {"adam", "adamw", "sgdm", "rmsprop"}
+
+
+def test_the_folder_of_a_run(tiny_run: Run) -> None:
+    assert {path.name for path in tiny_run.path.iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "checkpoints",
+        "optimizer.safetensors",
+        "report",
+    }
+    assert {path.name for path in (tiny_run.path / "checkpoints").iterdir()} == {"0", "2", "3"}
+    for picture in ("training_curves", "learning_rates", "meta_training"):
+        content = (tiny_run.path / "report" / f"{picture}.png").read_bytes()
+        assert content.startswith(b"\x89PNG") and len(content) > 10_000
+
+
+def test_the_terminal_names_the_folder_and_what_is_in_it(tiny_run: Run) -> None:
+    said = tiny_run.outcome.err.splitlines()
+    assert said[0].startswith(f"{tiny_run.path}: digits-mlp, pes (sigma 0.03, K 4, T 10), 8 particles on 2 ")
+    assert f"optimizer: {tiny_run.path}/optimizer.safetensors" in said
+    assert said[-1] == f"report: {tiny_run.path}/report"
+    assert tiny_run.outcome.out == ""
+
+
+def test_metrics_have_one_line_per_update(tiny_run: Run) -> None:
+    metrics = list(read_metrics(tiny_run.path / "metrics.jsonl"))
+    assert [line["update"] for line in metrics] == [1, 2, 3]
+    for line in metrics:
+        assert line.keys() == {
+            *("update", "loss", "gradient_norm", "snr", "xi_norm", "clipped", "nonfinite", "episodes"),
+            *("steps", "skipped", "seconds"),
+        }
+        assert 2 < line["loss"] < 3.5  # a fresh network guesses: ln 10 = 2.3
+        assert line["gradient_norm"] > 0 and line["snr"] > 0 and line["xi_norm"] > 0
+        assert line["nonfinite"] == line["skipped"] == 0
+        assert line["seconds"] > 0
+    # An episode has windows of 4, 4 and 2 steps; the four pairs begin at steps 0, 0, 4 and 8 of it.
+    assert [line["steps"] for line in metrics] == [
+        2 * (4 + 4 + 4 + 2),
+        2 * (4 + 4 + 2 + 4),
+        2 * (2 + 2 + 4 + 4),
+    ]
+    assert [line["episodes"] for line in metrics] == [2, 2, 4]
+
+
+def test_config_yaml_is_the_resolved_configuration(tiny_run: Run, tmp_path: Path) -> None:
+    file = tiny_run.path / "config.yaml"
+    again = parse(["--config", str(file)]).settings
+    assert again == parse(words(TINY, "--updates 3 --checkpoint-every 2 --devices 2")).settings
+    values = yaml.safe_load(file.read_text())
+    assert (values["task"]["hidden"], values["devices"], values["updates"]) == ([4], 2, 3)
+    overridden = parse(words("--updates 9 --estimator.sigma 0.5 --config", file)).settings
+    assert (overridden.updates, overridden.estimator.sigma) == (9, 0.5)
+    assert overridden.task == again.task and overridden.estimator.truncation == 4
+
+
+def test_summary_has_the_names_that_others_script_against(tiny_run: Run) -> None:
+    summary = json.loads((tiny_run.path / "report" / "summary.json").read_text())
+    assert (summary["task"], summary["steps"], summary["seeds"]) == ("digits-mlp", 5, 1)
+    assert summary["baselines"].keys() == BASELINES
+    for measured in (summary["learned"], *summary["baselines"].values()):
+        for name in ("mean_loss", "final_loss", "validation_loss"):
+            assert 0.5 < measured[name] < 5
+        assert 0 <= measured["validation_accuracy"] <= 1
+    for baseline in summary["baselines"].values():
+        tried = {entry["learning_rate"]: entry["mean_loss"] for entry in baseline["tried"]}
+        assert {1e-4, 1e-2, 1.0} <= tried.keys()
+        assert baseline["learning_rate"] == min(tried, key=tried.__getitem__)
+        assert baseline["mean_loss"] == pytest.approx(min(tried.values()))
+        assert min(tried) < baseline["learning_rate"] < max(tried)
+    ratio = summary["learned"]["mean_loss"] / summary["baselines"]["adam"]["mean_loss"]
+    assert summary["ratio_to_adam"] == pytest.approx(ratio)
+
+
+def test_the_optimizer_file(tiny_run: Run) -> None:
+    file = tiny_run.path / "optimizer.safetensors"
+    with safe_open(file, "numpy") as opened:
+        assert opened.metadata().keys() == {"learned_opt"}
+        text = opened.metadata()["learned_opt"]
+    metadata = json.loads(text)
+    assert text == json.dumps(metadata, sort_keys=True, separators=(",", ":"))
+    said = metadata["meta_training"]
+    assert (said["task"]["name"], said["updates"], said["seed"]) == ("digits-mlp", 3, 0)
+    assert said["inner_steps"] == sum(line["steps"] for line in lines(tiny_run.path))
+    assert said["final_meta_loss"] == lines(tiny_run.path)[-1]["loss"]
+    # Nothing that differs between equal runs.
+    for word in ("devices", "chunk", "seconds", "wandb", "data_dir", str(tiny_run.path)):
+        assert word not in text
+    transformation = learned_opt.load(tiny_run.path)
+    params = {"w": np.ones(3, np.float32)}
+    updates, _ = transformation.update(params, transformation.init(params), params)
+    assert np.all(np.isfinite(updates["w"])) and np.any(updates["w"] != 0)
+
+
+def test_learned_opt_inspect(tiny_run: Run) -> None:
+    outcome = command.learned_opt("inspect", tiny_run.path)
+    said = dict(line.split(maxsplit=1) for line in outcome.out.splitlines())
+    assert outcome.code == 0
+    assert (said["architecture"], said["weights"], said["updates"]) == ("mlp", "1,762", "3")
+
+
+def test_learned_opt_evaluate_finds_what_the_run_found(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = find_task("digits-mlp")._replace(settings=TaskSettings((4,), 64, 10))
+    monkeypatch.setitem(task._REGISTRY, "tiny", tiny)
+    flags = "--task tiny --steps 5 --seeds 1 --learning-rates 3 --devices 2 --out"
+    outcome = command.learned_opt("evaluate", tiny_run.path / "optimizer.safetensors", flags, tmp_path)
+    assert outcome.code == 0, outcome.err
+    said = " ".join(outcome.out.split())
+    for part in (
+        "tiny: 5 steps, 1 unseen seeds",
+        "learned",
+        "Adam",
+        "AdamW",
+        "RMSProp",
+        f"report: {tmp_path}",
+    ):
+        assert part in said
+    own, run = (
+        json.loads((path / "summary.json").read_text()) for path in (tmp_path, tiny_run.path / "report")
+    )
+    assert own | {"task": "digits-mlp", "updates": 3} == run
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_fifty_updates_are_the_same_bits_on_any_number_of_devices(
+    devices: int, fifty_updates: Run, tmp_path: Path, no_comparing: None
+) -> None:
+    """Also on the same number: equal runs leave equal files."""
+    outcome = meta_train(TINY, "--updates 50 --devices", devices, "--run-dir", tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert f"8 particles on {devices} device" in outcome.err
+    assert (tmp_path / "optimizer.safetensors").read_bytes() == fifty_updates.optimizer
+    assert lines(tmp_path) == lines(fifty_updates.path)
+
+
+def test_another_seed_is_another_run(fifty_updates: Run, tmp_path: Path, no_comparing: None) -> None:
+    assert meta_train(TINY, "--updates 50 --seed 1 --devices 2 --run-dir", tmp_path).code == 0
+    one, other = (learned_opt.read(path).theta for path in (fifty_updates.path, tmp_path))
+    for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
+        assert np.any(a != b)
+
+
+def test_run_folders_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert RunFolder.create(None, "digits-mlp").path == Path("runs/digits-mlp-1")
+    (tmp_path / "runs" / "digits-mlp-3").mkdir()
+    assert RunFolder.create(None, "digits-mlp").path == Path("runs/digits-mlp-2")
+    assert RunFolder.create(None, "digits-mlp").path == Path("runs/digits-mlp-4")
+    assert RunFolder.create(None, "my_tasks:digits-mlp").path == Path("runs/digits-mlp-5")
+    assert RunFolder.create(None, "mnist-mlp").path == Path("runs/mnist-mlp-1")
+
+
+def test_runs_that_start_together_get_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        folders = pool.map(lambda _: RunFolder.create(None, "digits-mlp").path, range(40))
+    assert len(set(folders)) == 40
+
+
+def test_a_run_leaves_other_runs_alone(tiny_run: Run, tmp_path: Path, no_comparing: None) -> None:
+    def digests() -> dict[str, str]:
+        files = (path for path in tiny_run.path.rglob("*") if path.is_file())
+        return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    before = digests()
+    assert meta_train(TINY, "--updates", 1, "--devices", 2, "--run-dir", tiny_run.path).code == 2
+    assert meta_train("--resume", tiny_run.path).code == 0
+    assert digests() == before

@@ -1,0 +1,218 @@
+"""The documentation holds: its code runs, its flags exist, its links lead somewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import pytest
+
+import learned_opt
+from inner_tasks import task as tasks
+from meta_train import cli, optimizer_cli
+from meta_train.config import default_config, save_config, validate
+from meta_train.estimators import ESTIMATORS
+from meta_train.population import PopulationInfo
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+# README.md and those of docs/ hold code; the others are looked through for links and flags.
+WITH_CODE = [path for path in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))) if path.exists()]
+PAGES = [*WITH_CODE, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "sweeps" / "README.md"]
+PROGRAMS = ("meta-train", "learned-opt")
+# Flags of other programs that pages name.
+FOREIGN_FLAGS = {"--count"}
+
+
+class Block(NamedTuple):
+    """A fenced block of a page."""
+
+    language: str
+    line: int  # of its first line of code, from 1
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    found, start, language = [], 0, ""
+    lines = page.read_text().splitlines()
+    for number, line in enumerate(lines):
+        if not line.startswith("```"):
+            continue
+        if start:
+            found.append(Block(language, start + 1, "\n".join(lines[start:number]) + "\n"))
+            start = 0
+        else:
+            start, language = number + 1, line.removeprefix("```").strip()
+    assert not start, f"{page}: the block before line {start} is not closed"
+    return found
+
+
+def prose(page: Path) -> str:
+    """The page without its blocks."""
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def files_of(page: Path) -> Iterator[tuple[str, str]]:
+    """Python blocks that begin with the name of a file, such as ``# my_tasks.py``: name and text."""
+    for block in blocks(page):
+        if block.language == "python" and (name := re.match(r"# (\w+\.py)\n", block.text)):
+            yield name[1], block.text
+
+
+def commands(page: Path) -> Iterator[tuple[int, list[str]]]:
+    """Line and words of each call of this package's programs in the shell blocks of a page."""
+    for block in blocks(page):
+        if block.language not in ("bash", "sh", "console"):
+            continue
+        text = block.text.replace("\\\n", "  ")
+        for number, line in enumerate(text.splitlines(), block.line):
+            for part in re.split(r"&&|\|\||[|;]", line):
+                words = shlex.split(part.replace("python -m meta_train", "meta-train"), comments=True)
+                while words and re.fullmatch(r"\w+=.*", words[0]):
+                    words.pop(0)
+                if words and words[0] in PROGRAMS:
+                    yield number, words
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with an untrained optimizer and a run of each task; registrations end with the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    theta = learned_opt.get_optimizer("mlp").init_theta(jax.random.key(0))
+    learned_opt.save(tmp_path / "optimizer.safetensors", "mlp", theta, {})
+    for name in tasks.task_names():
+        run = tmp_path / "runs" / f"{name}-1"
+        run.mkdir(parents=True)
+        learned_opt.save(run / "optimizer.safetensors", "mlp", theta, {})
+        save_config(default_config(name), run / "config.yaml")
+    registries = (learned_opt.OPTIMIZERS, ESTIMATORS, tasks._REGISTRY)
+    before, modules = [dict(registry) for registry in registries], set(sys.modules)
+    yield tmp_path
+    for registry, entries in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(entries)
+    for name in set(sys.modules) - modules:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_code_runs_and_commands_are_accepted(page: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch):
+    """Python is executed. Commands are parsed and their settings validated, but nothing is run.
+
+    In this order, because commands name what the code of their page has registered.
+    """
+    for name, text in files_of(page):
+        (workplace / name).write_text(text)
+    namespace = {"__name__": "__main__"}
+    for block in blocks(page):
+        if page in WITH_CODE and block.language == "python":
+            # Empty lines in front, so that a traceback names the line of the page.
+            source = "\n" * (block.line - 1) + block.text
+            exec(compile(source, str(page), "exec", dont_inherit=True), namespace)
+
+    parsed = []
+    monkeypatch.setattr(optimizer_cli, "inspect", parsed.append)
+    monkeypatch.setattr(optimizer_cli, "evaluate", parsed.append)
+    for line, (program, *arguments) in commands(page):
+        where = f"{name_of(page)}:{line}: {program} {shlex.join(arguments)}"
+        try:
+            if program == "meta-train":
+                validate(cli.parse(arguments).settings)
+            else:
+                optimizer_cli.command(arguments)
+                tasks.find_task(getattr(parsed.pop(), "task", "digits-mlp"))
+        except SystemExit as end:
+            assert end.code == 0, where
+        except learned_opt.UserError as error:
+            pytest.fail(f"{where}: {error}")
+
+
+def test_configuration_files_are_accepted(tmp_path: Path):
+    shown = [b.text for page in WITH_CODE for b in blocks(page) if b.language == "yaml"]
+    assert shown
+    for text in shown:
+        (tmp_path / "config.yaml").write_text(text)
+        validate(cli.parse(["--config", str(tmp_path / "config.yaml")]).settings)
+
+
+def test_a_wrong_command_would_be_noticed(tmp_path: Path):
+    """The check above sees calls behind variables, in continued lines and in pipes."""
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```bash\nls && WANDB_MODE=offline meta-train --updates 3 \\\n  --no-such-flag  # why\n"
+        "learned-opt inspect x | tail\n```\n"
+    )
+    assert [words for _, words in commands(page)] == [
+        ["meta-train", "--updates", "3", "--no-such-flag"],
+        ["learned-opt", "inspect", "x"],
+    ]
+    with pytest.raises(SystemExit):
+        cli.parse(["--updates", "3", "--no-such-flag"])
+
+
+def flags_of(command, *arguments: str) -> set[str]:
+    """The flags that a command's help names."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        command([*arguments, "--help"])
+    return set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", text.getvalue())) - {"--help", "--no-debug"}
+
+
+META_TRAIN_FLAGS = flags_of(cli.parse)
+FLAGS = META_TRAIN_FLAGS | flags_of(optimizer_cli.command, "evaluate") | {"--help"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_flags_in_sentences_exist(page: Path):
+    """A flag is inline code that begins with two dashes, or a word of inline code with a command."""
+    named = set()
+    for code in re.findall(r"`([^`\n]+)`", prose(page)):
+        named |= set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", code))
+    assert named - FOREIGN_FLAGS <= FLAGS
+
+
+def test_every_flag_is_explained():
+    assert len(META_TRAIN_FLAGS) > 20
+    explained = set(re.findall(r"`(--[\w.-]+)`", prose(DOCS / "meta-training.md")))
+    assert explained >= META_TRAIN_FLAGS
+
+
+def test_every_metric_is_explained():
+    explained = set(re.findall(r"^\| `(\w+)` \|", prose(DOCS / "meta-training.md"), flags=re.MULTILINE))
+    assert explained >= {"update", "skipped", "seconds", *PopulationInfo._fields}
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), f"{name_of(page)}: {target}"
+        assert not anchor or anchor in anchors(linked), f"{name_of(page)}: {target}"
+
+
+def test_every_page_is_in_the_index():
+    index = (DOCS / "README.md").read_text()
+    for page in DOCS.glob("*.md"):
+        assert page.name == "README.md" or f"({page.name})" in index, page.name
