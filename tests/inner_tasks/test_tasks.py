@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,20 +123,20 @@ def test_settings_are_respected(hidden: tuple[int, ...]) -> None:
 
 
 def test_minibatches_are_standardised_training_examples(digits: Dataset) -> None:
-    made = build("digits-mlp", TaskSettings(batch_size=20_000))
+    made = build("digits-mlp", TaskSettings(batch_size=30_000))
     batch = made.sample(made.load(None), jax.random.key(0))
     mean, std = digits.train.images.mean(dtype=np.float64), digits.train.images.std(dtype=np.float64)
     raw = np.asarray(batch.images, np.float64) * std + mean
     np.testing.assert_allclose(raw, raw.round(), atol=1e-5)
 
-    def examples(images: np.ndarray, labels: np.ndarray) -> set[tuple[bytes, int]]:
-        return {(x.astype(np.uint8).tobytes(), int(y)) for x, y in zip(images, labels, strict=True)}
+    def examples(images: np.ndarray, labels: np.ndarray) -> Counter[tuple[bytes, int]]:
+        return Counter((x.astype(np.uint8).tobytes(), int(y)) for x, y in zip(images, labels, strict=True))
 
     drawn, train = examples(raw.round(), np.asarray(batch.labels)), examples(*digits.train)
-    assert drawn <= train
-    assert len(drawn) > 0.99 * len(train)  # 14 draws for each of them
-    assert not drawn & (examples(*digits.validation) - train)
-    # All of them together have mean 0 and variance 1; 20,000 draws nearly so.
+    # Each of the 1,400 is drawn 21 times, give or take 5; and nothing else is.
+    assert drawn.keys() == train.keys()
+    assert max(drawn.values()) < 50
+    # All of them together have mean 0 and variance 1; the draws nearly so.
     assert batch.images.mean() == pytest.approx(0, abs=0.01)
     assert batch.images.std() == pytest.approx(1, abs=0.01)
 

@@ -17,6 +17,7 @@ import pytest
 
 from meta_train import tracking
 from meta_train.tracking import Tracker, start_tracking
+from tests.meta_train.command import TINY, meta_train
 from tests.meta_train.wandb_records import read_records
 
 KEY = "0123456789" * 4  # what an API key looks like
@@ -75,6 +76,31 @@ def parse(file: Path) -> dict[str, Any]:
             case "exit":
                 parsed["exit"] = record.exit.exit_code
     return parsed
+
+
+def test_whole_meta_training_is_recorded_offline(no_comparing: None):
+    """`meta-train --wandb offline`: configuration, every update, comparison, artifact, exit code."""
+    outcome = meta_train(TINY, "--updates 3 --checkpoint-every 2 --devices 2 --run-dir run --wandb offline")
+    assert outcome.code == 0, outcome.err
+    run = Path("run")
+    (file,) = offline_files(run)
+    parsed = parse(file)
+    assert parsed["config"]["estimator"]["sigma"] == 0.03
+    assert parsed["config"]["task"]["horizon"] == 10
+    updates = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(updates) == 3
+    for update in updates:
+        row = parsed["history"][update["update"]]
+        for name in ("loss", "gradient_norm", "seconds", "steps", "skipped"):
+            assert row[name] == update[name]
+    last = {key.split(".")[0] for key in parsed["history"][max(parsed["history"])]}
+    assert {"comparison", "training_curves", "learning_rates", "meta_training"} <= last
+    ratio = json.loads((run / "report" / "summary.json").read_text())["ratio_to_adam"]
+    assert parsed["summary"]["ratio_to_adam"] == ratio
+    (entry,) = parsed["artifacts"]["optimizer"].manifest.contents
+    assert entry.path == "optimizer.safetensors"
+    assert entry.size == (run / "optimizer.safetensors").stat().st_size
+    assert parsed["exit"] == 0
 
 
 def test_offline_run_is_complete(tmp_path: Path):
