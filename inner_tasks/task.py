@@ -107,7 +107,7 @@ def find_task(name: str) -> Registration:
     if module:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except Exception as error:  # whatever is wrong with it, it is the user's file
             raise UserError(f"task '{name}': module '{module}' cannot be imported ({error})") from error
     if short not in _REGISTRY:
         close = difflib.get_close_matches(short, _REGISTRY, n=1)

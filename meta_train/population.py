@@ -233,8 +233,9 @@ def start_devices(requested: int | None, pairs: int | None = None) -> int:
       UserError: so many devices cannot be had, or do not divide the pairs.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if requested is not None and requested < 1:
-        raise UserError(f"--devices is {requested}; it must be 'auto' or at least 1")
+    # Looked at first: a CPU makes as many devices as it is asked for, and thousands take minutes.
+    if requested is not None and not 1 <= requested <= MAX_BLOCKS:
+        raise UserError(f"--devices is {requested}; it must be 'auto' or lie between 1 and {MAX_BLOCKS}")
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
     with contextlib.suppress(RuntimeError):  # JAX has started already, with what it has

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from types import TracebackType
 
@@ -32,7 +33,8 @@ class ProgressLine:
     def __init__(self, console: Console, total: int, done: int) -> None:
         self._console = console
         self._total = total
-        self._rate: float | None = None
+        self._advances = 0
+        self._rate = 0.0
         self._loss: float | None = None
         self._updates_per_second = 0.0
         self._logged = time.monotonic()
@@ -58,12 +60,16 @@ class ProgressLine:
           steps: its particle-steps.
           seconds: what it took.
         """
-        keep = 0.0 if self._rate is None else 1 - min(1.0, seconds / SMOOTHING_SECONDS)
+        self._advances += 1
         # The first update compiles, so its rate says nothing about those to come.
-        self._rate = keep * (self._rate or 0) + (1 - keep) * steps / seconds
+        keep = 0.0 if self._advances <= 2 else 1 - min(1.0, seconds / SMOOTHING_SECONDS)
+        self._rate = keep * self._rate + (1 - keep) * steps / seconds
         self._updates_per_second = keep * self._updates_per_second + (1 - keep) / seconds
-        smoothing = max(keep, 0.9) if self._loss is not None else 0.0
-        self._loss = smoothing * (self._loss or 0) + (1 - smoothing) * loss
+        if self._loss is None or not math.isfinite(self._loss):
+            self._loss = loss
+        elif math.isfinite(loss):
+            smoothing = max(keep, 0.9)
+            self._loss = smoothing * self._loss + (1 - smoothing) * loss
         text = f"meta-loss {self._loss:.4f}  {self._rate:,.0f} particle-steps/s"
         self._bar.update(self._task, completed=update, text=text)
         if not self._console.is_terminal and self._due(update):

@@ -140,7 +140,7 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
 def _start(config: Config, setup: Setup) -> RunState:
     """The state before the first update, a function of the seed."""
     key = jax.random.key(config.seed)
-    theta = setup.training.optimizer.init_theta(jax.random.fold_in(key, 0))
+    theta = jax.jit(setup.training.optimizer.init_theta)(jax.random.fold_in(key, 0))
     particles = setup.population.init(jax.random.fold_in(key, 1), theta)
     outer = outer_optimizer(config.outer, config.updates).init(theta)
     return RunState(theta, outer, particles, jax.random.fold_in(key, 2), 0)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -13,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+
+from tests.meta_train.command import meta_train
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # sweeps 0.2.0 was written for pydantic 1
@@ -117,19 +117,13 @@ def test_agent_builds_the_flags_of_meta_train(file: Path):
             assert flags[name].isdecimal()  # 4, not 4.0
 
 
-@pytest.mark.slow
 @every_file
-def test_drawn_configurations_run(file: Path, tmp_path: Path):
+def test_drawn_configurations_run(file: Path, tmp_path: Path, no_comparing: None):
+    """Through the command line, as the agent does; the comparison at the end is not what is tested."""
     (values,) = draw(file, 1, seed=1)
-    command = [sys.executable, "-m", "meta_train", *agent_command(file, values)[2:]]
-    command += ["--task", "digits-mlp", "--updates", "2", "--wandb", "disabled"]
-    command += ["--run-dir", str(tmp_path / "run")]
-    # The comparison at the end is not what is tested here.
-    command += ["--evaluation.steps", "5", "--evaluation.seeds", "1"]
-    command += ["--evaluation.learning-rates", "3"]
-    root = FOLDER.parent
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=root)
-    assert result.returncode == 0, result.stdout + result.stderr
+    flags = ["--task", "digits-mlp", "--updates", "2", "--wandb", "disabled"]
+    outcome = meta_train(*agent_command(file, values)[2:], *flags, "--run-dir", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 2
     assert all(np.isfinite(json.loads(line)["loss"]) for line in lines)
