@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -15,7 +16,7 @@ from inner_tasks import Training
 from learned_opt.base import Theta
 from meta_train.evaluation import BASELINES, LEARNING_RATES, Runs, Tuned, run_learned, tune
 
-NAMES = {"adam": "Adam", "adamw": "AdamW", "sgdm": "SGD, momentum 0.9", "rmsprop": "RMSProp"}
+NAMES = {"adam": "Adam", "adamw": "AdamW", "sgdm": "SGD, momentum", "rmsprop": "RMSProp"}
 
 
 class Comparison(NamedTuple):
@@ -127,13 +128,14 @@ def rows(comparison: Comparison) -> list[dict[str, Any]]:
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """The comparison as a table in the terminal, with what it rests on."""
     seeds = comparison.learned.losses.shape[0]
-    table = Table(title=f"{comparison.task}: {comparison.steps} steps, {seeds} unseen seeds")
-    table.add_column("optimizer")
-    for column in ("learning rate", "mean training loss", "final training loss"):
-        table.add_column(column, justify="right")
+    title = f"{comparison.task}: training loss over {comparison.steps} steps, {seeds} unseen seeds"
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     metrics = list(comparison.learned.metrics)
+    table.add_column("\noptimizer", no_wrap=True)
+    for column in ("learning\nrate", "mean\nloss", "final\nloss"):
+        table.add_column(column, justify="right", no_wrap=True)
     for metric in metrics:
-        table.add_column(metric.replace("_", " "), justify="right")
+        table.add_column(metric.replace("_", "\n", 1), justify="right", no_wrap=True)
     for row in rows(comparison):
         rate = "-" if row["learning_rate"] is None else f"{row['learning_rate']:.2e}"
         table.add_row(
