@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from inner_tasks import UnrolledProblem
-from meta_train.estimators.base import State, Theta
-from meta_train.estimators.window import Window, chunked_map, unroll
+from meta_train.estimators.base import Info, State, Theta
+from meta_train.estimators.window import Window, chunked_map, real_steps, unroll
 
 
 def perturbation(key: jax.Array, theta: Theta, sigma: float) -> Theta:
@@ -46,3 +46,27 @@ def unroll_pair(
 
     stacked = jax.tree.map(lambda *members: jnp.stack(members), *thetas)
     return chunked_map(member, (stacked, states), chunk)
+
+
+def pair_info(
+    problem: UnrolledProblem, window: Window, position: jax.Array, truncation: int, xi: Theta
+) -> Info:
+    """Diagnostics of a pair.
+
+    Args:
+      problem: what is unrolled.
+      window: what came of unrolling both members, with a leading axis of 2.
+      position: int32 [], where they stood in the episode before.
+      truncation: K.
+      xi: the perturbation that weights the losses of the positive member.
+    """
+    steps = real_steps(problem, position, truncation)
+    return Info(
+        loss=jnp.sum(window.loss),
+        steps=2.0 * steps,
+        clipped=jnp.sum(window.clipped),
+        nonfinite=jnp.sum(window.nonfinite),
+        episodes=2.0 * (position + steps >= problem.horizon),
+        xi_norm=optax.tree.norm(xi),
+        units=jnp.ones(()),
+    )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from inner_tasks import UnrolledProblem
-from meta_train.estimators.antithetic import perturbation, unroll_pair
+from meta_train.estimators.antithetic import pair_info, perturbation, unroll_pair
 from meta_train.estimators.base import Estimator, Info, State, Theta
 from meta_train.estimators.window import real_steps, start_position
 
@@ -77,17 +77,8 @@ def pes(problem: UnrolledProblem, *, sigma: float, truncation: int, chunk: int =
         positive, negative = window.loss
         gradient = optax.tree.scale((positive - negative) / (2 * sigma**2 * truncation), xi)
 
-        steps = real_steps(problem, state.position, truncation)
-        position = state.position + steps
-        info = Info(
-            loss=jnp.sum(window.loss),
-            steps=2.0 * steps,
-            clipped=jnp.sum(window.clipped),
-            nonfinite=jnp.sum(window.nonfinite),
-            episodes=2.0 * (position >= problem.horizon),
-            xi_norm=optax.tree.norm(xi),
-            units=jnp.ones(()),
-        )
+        info = pair_info(problem, window, state.position, truncation, xi)
+        position = state.position + real_steps(problem, state.position, truncation)
         return gradient, PESState(window.state, xi, position), info
 
     return Estimator(init, estimate)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from inner_tasks import UnrolledProblem
-from meta_train.estimators.antithetic import perturbation, unroll_pair
+from meta_train.estimators.antithetic import pair_info, perturbation, unroll_pair
 from meta_train.estimators.base import Estimator, Info, State, Theta
 from meta_train.estimators.window import real_steps, start_position, unroll
 
@@ -70,17 +70,8 @@ def truncated_es(problem: UnrolledProblem, *, sigma: float, truncation: int, chu
         weight = (positive - negative) / (2 * sigma**2 * truncation)
         mean = unroll(problem, theta, state.inner, state.position, data_key, truncation)
 
-        steps = real_steps(problem, state.position, truncation)
-        position = state.position + steps
-        info = Info(
-            loss=jnp.sum(window.loss),
-            steps=2.0 * steps,
-            clipped=jnp.sum(window.clipped),
-            nonfinite=jnp.sum(window.nonfinite),
-            episodes=1.0 * (position >= problem.horizon),
-            xi_norm=optax.tree.norm(epsilon),
-            units=jnp.ones(()),
-        )
+        info = pair_info(problem, window, state.position, truncation, epsilon)
+        position = state.position + real_steps(problem, state.position, truncation)
         return optax.tree.scale(weight, epsilon), TruncatedESState(mean.state, position), info
 
     return Estimator(init, estimate)

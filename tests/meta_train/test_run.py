@@ -132,7 +132,7 @@ def test_learned_opt_evaluate_finds_what_the_run_found(
     assert outcome.code == 0, outcome.err
     said = " ".join(outcome.out.split())
     for part in (
-        "tiny: 5 steps, 1 unseen seeds",
+        "tiny: training loss over 5 steps, 1 unseen seeds",
         "learned",
         "Adam",
         "AdamW",
