@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,8 @@ class LinearRecurrence:
 
     horizon: int = dataclasses.field(default=4, metadata={"static": True})
     decay: float = dataclasses.field(default=0.9, metadata={"static": True})
-    max_loss: None = dataclasses.field(default=None, metadata={"static": True})
+    max_loss: ClassVar[None] = None
+    differentiable: ClassVar[bool] = True
 
     def init(self, key: jax.Array) -> jax.Array:
         """Zero."""

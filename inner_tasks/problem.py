@@ -25,6 +25,8 @@ class UnrolledProblem(Protocol):
       horizon: T, the number of steps of an episode.
       max_loss: the loss of a step is clipped at this value, and a loss that is not finite counts as
         this value; None leaves losses as they are.
+      differentiable: whether the losses have a derivative with respect to theta and the state that says
+        something. An accuracy has none. Estimators that need one refuse a problem without.
     """
 
     @property
@@ -32,6 +34,9 @@ class UnrolledProblem(Protocol):
 
     @property
     def max_loss(self) -> float | None: ...
+
+    @property
+    def differentiable(self) -> bool: ...
 
     def init(self, key: jax.Array) -> State:
         """Inner state at the start of an episode. The key is consumed."""

@@ -38,6 +38,8 @@ class Task:
       load: ``data_dir -> data``; a path to look for data in, or None for the usual place.
       horizon: T, inner steps per episode.
       max_loss: loss at which a step's loss is clipped during meta-training (None: not at all).
+      differentiable: False if the loss of a training step is not to be differentiated a second time, with
+        respect to what the optimizer did before.
     """
 
     init: Callable[[jax.Array], Params]
@@ -47,6 +49,7 @@ class Task:
     load: Callable[[Path | None], Data]
     horizon: int
     max_loss: float | None = None
+    differentiable: bool = True
 
 
 _DEFAULT_SETTINGS = TaskSettings()

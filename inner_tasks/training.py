@@ -44,6 +44,10 @@ class Training:
     def max_loss(self) -> float | None:
         return self.task.max_loss
 
+    @property
+    def differentiable(self) -> bool:
+        return self.task.differentiable
+
     def init(self, key: jax.Array) -> InnerState:
         """Fresh parameters and the optimizer state for them."""
         params = self.task.init(key)

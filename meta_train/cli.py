@@ -88,9 +88,14 @@ def command(argv: Sequence[str]) -> None:
     if not arguments.resume:
         folder = RunFolder.create(arguments.run_dir, config.task.name)
     estimator = config.estimator
+    settings = [
+        name.replace("_", " ") + ("" if value is True else f" {value}")
+        for name, value in estimator.settings.items()
+        if value is not False
+    ]
     console.print(
-        f"{folder.path}: {config.task.name}, {estimator.name} (sigma {estimator.sigma:g}, "
-        f"K {estimator.truncation}, T {config.task.horizon}), {estimator.particles} particles on "
+        f"{folder.path}: {config.task.name} (T {config.task.horizon}), "
+        f"{estimator.name} ({', '.join(settings) or 'whole episodes'}), {estimator.particles} particles on "
         f"{setup.devices} devices",
         highlight=False,
     )

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from tyro.conf import arg
+from tyro.conf import FlagCreatePairsOff, arg
 
 from inner_tasks import TaskSettings, find_task, task_names
 from learned_opt import OPTIMIZERS, UserError, get_optimizer
-from meta_train.estimators import ESTIMATORS
+from meta_train.estimators import ESTIMATORS, Method
 from meta_train.tracking import WandbMode
 
 
@@ -53,15 +53,29 @@ class EstimatorConfig:
         ),
     ] = "pes"
     sigma: float = 0.04
-    """Standard deviation of the perturbations of theta."""
+    """Standard deviation of the perturbations of theta, for the estimators that perturb it."""
     truncation: int = 20
-    """K, inner steps per update."""
+    """K, inner steps per update; full-es and bptt take whole episodes."""
     particles: int = 16
     """Particles in all, both members of every antithetic pair counted."""
+    perturbation_period: int | None = None
+    """Steps after which gpes draws a new perturbation, a multiple of K."""
+    analytic: Annotated[bool, FlagCreatePairsOff] = False
+    """Use the derivative of the window as a control variate (pes)."""
 
     @property
-    def pairs(self) -> int:
-        return self.particles // 2
+    def method(self) -> Method:
+        return ESTIMATORS[self.name]
+
+    @property
+    def units(self) -> int:
+        """Antithetic pairs, or particles of estimators that have no pairs."""
+        return self.particles // self.method.particles
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What this estimator is made with, and nothing that it has no use for."""
+        return {name: getattr(self, name) for name in self.method.settings}
 
 
 @dataclass(frozen=True)
@@ -114,6 +128,12 @@ class Config:
     checkpoint_every: int = 100
     """Updates between checkpoints."""
 
+
+# Settings that few estimators have, and that are off unless given.
+_OPTIONS = {
+    "perturbation_period": "--estimator.perturbation-period",
+    "analytic": "--estimator.analytic",
+}
 
 # What a resumed run may have otherwise than the run that it goes on with.
 MAY_CHANGE_ON_RESUME = ("devices", "chunk", "wandb", "data_dir", "updates")
@@ -185,10 +205,21 @@ def validate(config: Config) -> None:
             f"--estimator.truncation (K) is {estimator.truncation}; it must lie between 1 and the "
             f"horizon T = {horizon} (--task.horizon)"
         )
-    if estimator.particles < 2 or estimator.particles % 2:
+    if estimator.method.particles == 1:
+        _at_least_one("--estimator.particles", estimator.particles)
+    elif estimator.particles < 2 or estimator.particles % 2:
         raise UserError(
             f"--estimator.particles is {estimator.particles}; particles come in antithetic pairs, so it "
             "must be even and at least 2"
+        )
+    for option, flag in _OPTIONS.items():
+        takes = [name for name, method in ESTIMATORS.items() if option in method.settings]
+        if getattr(estimator, option) and estimator.name not in takes:
+            raise UserError(f"{flag} is a setting of {', '.join(takes)}, and not of {estimator.name}")
+    if estimator.name == "gpes" and not estimator.perturbation_period:
+        raise UserError(
+            "gpes needs --estimator.perturbation-period, the number of steps after which a new perturbation "
+            f"is drawn: a multiple of K = {estimator.truncation}"
         )
     for flag, value in (
         ("--estimator.sigma", estimator.sigma),
@@ -261,14 +292,19 @@ def config_flags(path: Path) -> list[str]:
     if not isinstance(values, dict):
         raise UserError(f"the configuration {path} is not a mapping of settings to values")
     given = {_flag(name): value for name, value in _flat(values).items()}
-    if unknown := given.keys() - set(map(_flag, _flat(to_dict(Config())))):
+    known = {_flag(name): value for name, value in _flat(to_dict(Config())).items()}
+    if unknown := given.keys() - known.keys():
         raise UserError(
             f"the configuration {path} has unknown settings: {', '.join(sorted(unknown))}; "
             "meta-train --help lists those that there are"
         )
     flags = []
     for flag, value in given.items():
-        if value is not None:
+        if isinstance(known[flag], bool):
+            if not isinstance(value, bool):
+                raise UserError(f"the configuration {path} says {value!r} for {flag}; it is true or false")
+            flags += [flag] * value
+        elif value is not None:
             flags += [flag, *map(str, value if isinstance(value, list) else [value])]
     return flags
 

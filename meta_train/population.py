@@ -214,7 +214,7 @@ def replicate(tree: Any, devices: int) -> Any:
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
-def start_devices(requested: int | None, pairs: int | None = None) -> int:
+def start_devices(requested: int | None, units: int | None = None) -> int:
     """Choose how many devices to use, before JAX starts its backends.
 
     On a CPU this makes one XLA device per core: only then does a run use every core. Compiled programs
@@ -224,13 +224,13 @@ def start_devices(requested: int | None, pairs: int | None = None) -> int:
     Args:
       requested: number of devices, or None for as many as there are (on a CPU: cores) and divide the
         population evenly.
-      pairs: antithetic pairs of the population, if there is one.
+      units: antithetic pairs (or single particles) of the population, if there is one.
 
     Returns:
       The number of devices.
 
     Raises:
-      UserError: so many devices cannot be had, or do not divide the pairs.
+      UserError: so many devices cannot be had, or do not divide the population.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Looked at first: a CPU makes as many devices as it is asked for, and thousands take minutes.
@@ -241,7 +241,7 @@ def start_devices(requested: int | None, pairs: int | None = None) -> int:
     with contextlib.suppress(RuntimeError):  # JAX has started already, with what it has
         jax.config.update("jax_num_cpu_devices", requested or cores)
     available = jax.device_count()
-    evenly = [n for n in range(1, available + 1) if pairs is None or blocks(pairs) % n == 0]
+    evenly = [n for n in range(1, available + 1) if units is None or blocks(units) % n == 0]
     if requested is None:
         return max(evenly)
     if requested > available:
@@ -251,7 +251,7 @@ def start_devices(requested: int | None, pairs: int | None = None) -> int:
         )
     if requested not in evenly:
         raise UserError(
-            f"{pairs} antithetic pairs cannot be spread evenly over {requested} devices; --devices may "
-            f"be {', '.join(map(str, evenly))}"
+            f"a population of {units} (antithetic pairs, or single particles) cannot be spread evenly over "
+            f"{requested} devices; --devices may be {', '.join(map(str, evenly))}"
         )
     return requested

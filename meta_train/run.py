@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,8 +25,7 @@ from meta_train.comparison import (
     write_comparison,
 )
 from meta_train.config import Config, save_config, to_dict
-from meta_train.estimators import ESTIMATORS
-from meta_train.estimators.base import Theta
+from meta_train.estimators.base import Estimator, Theta
 from meta_train.interrupt import StopRequest
 from meta_train.outer import RunState, Update, outer_loop, outer_optimizer
 from meta_train.population import Population, population, start_devices
@@ -50,29 +50,39 @@ def prepare(config: Config) -> Setup:
     """Load the data, and build the problem and the population that learns from it.
 
     Raises:
-      UserError: the data is missing, or the particles cannot be spread over the devices.
+      UserError: the data is missing, the particles cannot be spread over the devices, or the estimator
+        cannot do the task.
     """
-    devices = start_devices(None if config.devices == "auto" else config.devices, config.estimator.pairs)
+    devices = start_devices(None if config.devices == "auto" else config.devices, config.estimator.units)
     task = find_task(config.task.name).build(config.task.settings)
     optimizer = learned_opt.get_optimizer(config.optimizer)
-    training = Training(task.load(config.data_dir), task, optimizer, task.horizon)
     chunk = config.chunk
     if chunk == "auto":
         chunk = 1 if jax.default_backend() == "cpu" else config.estimator.particles
-    estimator = partial(
-        ESTIMATORS[config.estimator.name],
-        sigma=config.estimator.sigma,
-        truncation=config.estimator.truncation,
-        chunk=chunk,
-    )
+    method = config.estimator.method
+    estimator = partial(method.make, **config.estimator.settings)
+    if method.particles == 2:
+        estimator = partial(estimator, chunk=chunk)
+    training = Training(None, task, optimizer, task.horizon)
+    _check_estimator(estimator, training)
+    training = dataclasses.replace(training, data=task.load(config.data_dir))
     particles = population(
         estimator,
         training,
-        units=config.estimator.pairs,
+        units=config.estimator.units,
         devices=devices,
-        chunk=max(1, chunk // 2),
+        chunk=max(1, chunk // method.particles),
     )
     return Setup(training, particles, devices, chunk)
+
+
+def _check_estimator(make: Callable[[Training], Estimator], training: Training) -> None:
+    """Let the estimator refuse a problem that it cannot do, before data is loaded or anything is run."""
+
+    def start(key: jax.Array) -> Any:
+        return make(training).init(key, training.optimizer.init_theta(key), 0.0)
+
+    jax.eval_shape(start, jax.random.key(0))
 
 
 def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console, resume: bool) -> None:

@@ -5,13 +5,51 @@ To add one: write it in a file here, and name it in ``ESTIMATORS``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from meta_train.estimators.base import Estimator, Info
+from meta_train.estimators.full_es import full_es
+from meta_train.estimators.noise_reuse import gpes, nres
 from meta_train.estimators.pes import pes
+from meta_train.estimators.rtrl import rtrl
+from meta_train.estimators.tbptt import bptt, tbptt
 from meta_train.estimators.truncated_es import truncated_es
+from meta_train.estimators.uoro import uoro
+
+
+class Method(NamedTuple):
+    """A named estimator, and what a user may set of it."""
+
+    make: Callable[..., Estimator]  # (problem, **settings) -> estimator
+    settings: tuple[str, ...] = ("sigma", "truncation")  # those of ``EstimatorConfig`` that `make` takes
+    particles: int = 2  # in one unit: an antithetic pair (whose `make` also takes `chunk`), or 1
+
 
 ESTIMATORS = {
-    "pes": pes,
-    "truncated-es": truncated_es,
+    "pes": Method(pes, ("sigma", "truncation", "analytic")),
+    "nres": Method(nres),
+    "gpes": Method(gpes, ("sigma", "truncation", "perturbation_period")),
+    "full-es": Method(full_es, ("sigma",)),
+    "truncated-es": Method(truncated_es),
+    "tbptt": Method(tbptt, ("truncation",), particles=1),
+    "bptt": Method(bptt, (), particles=1),
+    "rtrl": Method(rtrl, ("truncation",), particles=1),
+    "uoro": Method(uoro, ("truncation",), particles=1),
 }
 
-__all__ = ["ESTIMATORS", "Estimator", "Info", "pes", "truncated_es"]
+__all__ = [
+    "ESTIMATORS",
+    "Estimator",
+    "Info",
+    "Method",
+    "bptt",
+    "full_es",
+    "gpes",
+    "nres",
+    "pes",
+    "rtrl",
+    "tbptt",
+    "truncated_es",
+    "uoro",
+]

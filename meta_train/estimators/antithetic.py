@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from inner_tasks import UnrolledProblem
-from meta_train.estimators.base import Info, State, Theta
-from meta_train.estimators.window import Window, chunked_map, real_steps, unroll
+from meta_train.estimators.base import State, Theta
+from meta_train.estimators.window import Window, chunked_map, unroll
 
 
 def perturbation(key: jax.Array, theta: Theta, sigma: float) -> Theta:
@@ -16,21 +16,28 @@ def perturbation(key: jax.Array, theta: Theta, sigma: float) -> Theta:
     return optax.tree.scale(sigma, optax.tree.random_like(key, theta))
 
 
+def pair_of(state: State) -> State:
+    """The inner states of a pair that starts here, ``[2, ...]``: both the same."""
+    return jax.tree.map(lambda x: jnp.stack([x, x]), state)
+
+
 def unroll_pair(
     problem: UnrolledProblem,
-    thetas: tuple[Theta, Theta],
+    theta: Theta,
+    epsilon: Theta,
     states: State,
     position: jax.Array,
     key: jax.Array,
     truncation: int,
     chunk: int,
 ) -> Window:
-    """Unroll a window of both members of a pair, on the same data.
+    """Unroll a window of both members of a pair, with ``theta + epsilon`` and ``theta - epsilon``.
 
     Args:
       problem: what is unrolled.
-      thetas: theta of the positive and of the negative member.
-      states: their inner states, ``[2, ...]``.
+      theta: the centre of the pair.
+      epsilon: the perturbation of the positive member.
+      states: their inner states, ``[2, ...]``: positive, negative.
       position: int32 [], where both stand in the episode.
       key: randomness of the data, common to both: it drops out of the difference of their losses.
       truncation: K.
@@ -44,29 +51,11 @@ def unroll_pair(
         theta, state = inputs
         return unroll(problem, theta, state, position, key, truncation)
 
-    stacked = jax.tree.map(lambda *members: jnp.stack(members), *thetas)
-    return chunked_map(member, (stacked, states), chunk)
+    thetas = jax.tree.map(lambda t, e: jnp.stack([t + e, t - e]), theta, epsilon)
+    return chunked_map(member, (thetas, states), chunk)
 
 
-def pair_info(
-    problem: UnrolledProblem, window: Window, position: jax.Array, truncation: int, xi: Theta
-) -> Info:
-    """Diagnostics of a pair.
-
-    Args:
-      problem: what is unrolled.
-      window: what came of unrolling both members, with a leading axis of 2.
-      position: int32 [], where they stood in the episode before.
-      truncation: K.
-      xi: the perturbation that weights the losses of the positive member.
-    """
-    steps = real_steps(problem, position, truncation)
-    return Info(
-        loss=jnp.sum(window.loss),
-        steps=2.0 * steps,
-        clipped=jnp.sum(window.clipped),
-        nonfinite=jnp.sum(window.nonfinite),
-        episodes=2.0 * (position + steps >= problem.horizon),
-        xi_norm=optax.tree.norm(xi),
-        units=jnp.ones(()),
-    )
+def slope(pair: Window, sigma: float) -> jax.Array:
+    """``(L(+) - L(-)) / (2 sigma^2)``: what multiplies a perturbation to make it a gradient."""
+    positive, negative = pair.loss
+    return (positive - negative) / (2 * sigma**2)

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+from inner_tasks import UnrolledProblem
+from learned_opt import UserError
+
 Theta = Any  # pytree of float arrays: what is learned
 State = Any  # pytree of arrays: what an estimator carries from update to update
 
@@ -18,11 +21,11 @@ class Info(NamedTuple):
     """
 
     loss: jax.Array  # sum of the losses of the real steps, clipped where the problem clips
-    steps: jax.Array  # real inner steps: those inside an episode
+    steps: jax.Array  # real inner steps, of all that was unrolled: those inside an episode
     clipped: jax.Array  # steps whose loss was finite and clipped
     nonfinite: jax.Array  # steps whose loss was not finite
     episodes: jax.Array  # episodes completed
-    xi_norm: jax.Array  # norm of the accumulated perturbation, once per antithetic pair
+    xi_norm: jax.Array  # norm of the accumulated perturbation; 0 where nothing is perturbed
     units: jax.Array  # antithetic pairs (or single particles) summed over
 
 
@@ -34,7 +37,8 @@ class Estimator(NamedTuple):
     of the episode's sum of losses, also when K does not divide the horizon T.
 
     An estimator of this package is the smallest unit that makes sense by itself: one antithetic pair
-    of particles. A population of many, averaged, is an estimator again (``meta_train.population``).
+    of particles, or one particle that is not perturbed. A population of many, averaged, is an estimator
+    again (``meta_train.population``).
 
     Attributes:
       init: ``(key, theta, phase) -> state``; phase in [0, 1) is the share of an episode that counts as
@@ -44,3 +48,17 @@ class Estimator(NamedTuple):
 
     init: Callable[[jax.Array, Theta, jax.Array | float], State]
     estimate: Callable[[Theta, State, jax.Array], tuple[Theta, State, Info]]
+
+
+def require_derivative(problem: UnrolledProblem, name: str) -> None:
+    """Refuse a problem whose losses have no useful derivative.
+
+    Raises:
+      UserError: the problem says that it is not differentiable.
+    """
+    if not problem.differentiable:
+        raise UserError(
+            f"the estimator '{name}' differentiates the losses of the task, but this task says that they "
+            "have no derivative (differentiable is False, as for an accuracy); choose an estimator that "
+            "needs only their values: pes, nres, gpes, full-es or truncated-es"
+        )

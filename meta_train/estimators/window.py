@@ -1,8 +1,9 @@
-"""What estimators share: unrolling one window of an episode, and restarting finished ones."""
+"""Unrolling one window of an episode, and differentiating it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,10 +15,13 @@ from meta_train.estimators.base import State, Theta
 
 
 class Window(NamedTuple):
-    """What came of unrolling a window: the next inner state, and sums over its real steps."""
+    """What came of unrolling a window: the next inner state, and sums over its real steps.
+
+    Of several particles unrolled alike, every array has a leading axis.
+    """
 
     state: State
-    loss: jax.Array  # float32 []
+    loss: jax.Array  # float []
     clipped: jax.Array  # float32 [], steps whose loss was finite and clipped
     nonfinite: jax.Array  # float32 [], steps whose loss was not finite
 
@@ -35,6 +39,9 @@ def unroll(
     Steps past the horizon are masked: they leave the state as it is and add no loss. Where K divides T
     there are none, and no mask is compiled.
 
+    Reverse-mode differentiation of this function keeps the K inner states and computes everything else
+    again, one step at a time (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016).
+
     Args:
       problem: what is unrolled.
       theta: the particle's (perturbed) theta.
@@ -44,6 +51,8 @@ def unroll(
       truncation: K.
     """
 
+    # Inside a scan nothing could be merged with the recomputation: no barriers are needed against it.
+    @partial(jax.checkpoint, prevent_cse=False)
     def step(state: State, inputs: tuple[jax.Array, jax.Array]) -> tuple[State, tuple]:
         index, key = inputs
         stepped, loss = problem.step(theta, state, key)
@@ -64,15 +73,44 @@ def unroll(
     return Window(state, jnp.sum(loss), *(jnp.sum(x, dtype=jnp.float32) for x in (clipped, nonfinite)))
 
 
+def unroll_with_gradient(
+    problem: UnrolledProblem,
+    theta: Theta,
+    state: State,
+    position: jax.Array,
+    key: jax.Array,
+    truncation: int,
+) -> tuple[Theta, Window]:
+    """Unroll a window, and differentiate the sum of its losses with its first state held constant.
+
+    Where the problem has a ``max_loss``, a loss that is not finite counts as a constant; so a gradient
+    that is not finite counts as zero.
+
+    Args:
+      As ``unroll``.
+
+    Returns:
+      The gradient, and the window.
+    """
+
+    def loss(theta: Theta) -> tuple[jax.Array, Window]:
+        window = unroll(problem, theta, state, position, key, truncation)
+        return window.loss, window
+
+    gradient, window = jax.grad(loss, has_aux=True)(theta)
+    if problem.max_loss is not None:
+        gradient = finite_or_zero(gradient)
+    return gradient, window
+
+
+def finite_or_zero(tree: Theta) -> Theta:
+    """The tree, or zeros if any of its entries is not finite."""
+    return optax.tree.where(jnp.isfinite(optax.tree.norm(tree)), tree, optax.tree.zeros_like(tree))
+
+
 def real_steps(problem: UnrolledProblem, position: jax.Array, truncation: int) -> jax.Array:
     """Steps that a window starting at this position has inside its episode, int32 []."""
     return jnp.minimum(truncation, problem.horizon - position)
-
-
-def start_position(problem: UnrolledProblem, phase: jax.Array | float, truncation: int) -> jax.Array:
-    """Position at which a particle of this phase starts: a whole number of windows, int32 []."""
-    windows = -(-problem.horizon // truncation)
-    return jnp.floor(phase * windows).astype(jnp.int32) * truncation
 
 
 def chunked_map(f: Callable[..., Any], xs: Any, chunk: int) -> Any:

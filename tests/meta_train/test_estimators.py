@@ -171,7 +171,7 @@ def test_xi_is_the_sum_of_the_episode_and_starts_anew():
     for window, (_, before, after, _) in enumerate(estimates_in_order(LINEAR, 2, 7)):
         epsilon = newest_epsilon(window)
         xi = epsilon if int(before.position) in (0, LINEAR.horizon) else xi + epsilon
-        np.testing.assert_allclose(after.xi, xi, rtol=1e-6)
+        np.testing.assert_allclose(after.carried.xi, xi, rtol=1e-6)
 
 
 def test_windows_past_the_horizon_are_cut():
@@ -276,11 +276,12 @@ def test_population_is_the_mean_of_its_pairs():
     np.testing.assert_allclose(
         info.loss, sum(i.loss for *_, i in each) / sum(i.steps for *_, i in each), rtol=1e-5
     )
-    xi_norms = [np.hypot(s.xi["damping"], s.xi["push"]) for _, s, _ in each]
+    xi_norms = [np.hypot(s.carried.xi["damping"], s.carried.xi["push"]) for _, s, _ in each]
     np.testing.assert_allclose(info.xi_norm, np.mean(xi_norms), rtol=1e-5)
     gathered = whole.gather(state)
-    assert gathered.inner.shape == (units, 2, 2)
-    np.testing.assert_allclose(gathered.xi["push"], [s.xi["push"] for _, s, _ in each], rtol=1e-6)
+    assert gathered.carried.inner.shape == (units, 2, 2)
+    pushes = [s.carried.xi["push"] for _, s, _ in each]
+    np.testing.assert_allclose(gathered.carried.xi["push"], pushes, rtol=1e-6)
     again = whole.gather(whole.scatter(gathered))
     jax.tree.map(np.testing.assert_array_equal, gathered, again)
 

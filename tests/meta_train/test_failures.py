@@ -88,7 +88,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "--devices 0": ("it must be at least 1", "--devices is 0"),
     "--devices 8": ("but JAX has", "--devices is 8", "choose at most 4, or 'auto'"),
     "--devices 20000": ("it must be 'auto' or lie between 1 and 256", "--devices is 20000"),
-    "--devices 3": ("cannot be spread evenly over", "8 antithetic pairs", "--devices may be 1, 2, 4"),
+    "--devices 3": ("cannot be spread evenly over", "a population of 8", "--devices may be 1, 2, 4"),
     "--estimator.truncation 201": ("it must lie between 1 and the horizon", "(K) is 201", "T = 200"),
     "--estimator.truncation 0": ("it must lie between 1 and the horizon", "(K) is 0"),
     "--estimator.particles 7": ("must be even and at least 2", "--estimator.particles is 7"),

@@ -39,7 +39,8 @@ def test_the_folder_of_a_run(tiny_run: Run) -> None:
 
 def test_the_terminal_names_the_folder_and_what_is_in_it(tiny_run: Run) -> None:
     said = tiny_run.outcome.err.splitlines()
-    assert said[0].startswith(f"{tiny_run.path}: digits-mlp, pes (sigma 0.03, K 4, T 10), 8 particles on 2 ")
+    settings = "digits-mlp (T 10), pes (sigma 0.03, truncation 4), 8 particles on 2 devices"
+    assert said[0] == f"{tiny_run.path}: {settings}"
     assert f"optimizer: {tiny_run.path}/optimizer.safetensors" in said
     assert said[-1] == f"report: {tiny_run.path}/report"
     assert tiny_run.outcome.out == ""

@@ -1,0 +1,84 @@
+"""What all estimators do alike: walking through episodes window by window, and keeping the books."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from inner_tasks import UnrolledProblem
+from meta_train.estimators.base import Estimator, Info, State, Theta
+from meta_train.estimators.window import Window, real_steps
+
+
+class Episode(NamedTuple):
+    """State of an estimator: where it stands in an episode, and what it carries from window to window."""
+
+    carried: State  # the estimator's own: inner states, perturbations
+    position: jax.Array  # int32 [], steps of the episode already taken
+
+
+class Estimate(NamedTuple):
+    """What an estimator makes of one window."""
+
+    gradient: Theta  # of the sum of the window's losses
+    carried: State  # for the next window
+    windows: tuple[Window, ...]  # all that was unrolled
+    xi: Theta | None = None  # the perturbation that weighted the losses
+
+
+def episodic(
+    problem: UnrolledProblem,
+    truncation: int,
+    start: Callable[[jax.Array, Theta], State],
+    window: Callable[[Theta, State, jax.Array, jax.Array, jax.Array], Estimate],
+) -> Estimator:
+    """An estimator from what it does with a single window.
+
+    Each call unrolls the next window of K steps. When an episode is over, the next call starts a new one:
+    so the last losses of an episode still meet what was carried through that episode, and the first
+    losses of the next meet its own.
+
+    Args:
+      problem: what is unrolled.
+      truncation: K; it need not divide T, and the last window of an episode is then shorter.
+      start: ``(key, theta) -> carried``, at the start of an episode.
+      window: ``(theta, carried, position, noise_key, data_key) -> Estimate``.
+    """
+
+    def init(key: jax.Array, theta: Theta, phase: jax.Array | float = 0.0) -> Episode:
+        windows = -(-problem.horizon // truncation)
+        position = jnp.floor(phase * windows).astype(jnp.int32) * truncation
+        return Episode(start(key, theta), position)
+
+    def estimate(theta: Theta, state: Episode, key: jax.Array) -> tuple[Theta, Episode, Info]:
+        init_key, noise_key, data_key = jax.random.split(key, 3)
+        carried, position = jax.lax.cond(
+            state.position >= problem.horizon,
+            lambda: Episode(start(init_key, theta), jnp.zeros((), jnp.int32)),
+            lambda: state,
+        )
+        outcome = window(theta, carried, position, noise_key, data_key)
+
+        steps = real_steps(problem, position, truncation)
+        members = sum(jnp.size(each.loss) for each in outcome.windows)
+        info = Info(
+            loss=_total(each.loss for each in outcome.windows),
+            steps=jnp.float32(members) * steps,
+            clipped=_total(each.clipped for each in outcome.windows),
+            nonfinite=_total(each.nonfinite for each in outcome.windows),
+            episodes=jnp.float32(members) * (position + steps >= problem.horizon),
+            xi_norm=jnp.float32(0 if outcome.xi is None else optax.tree.norm(outcome.xi)),
+            units=jnp.ones((), jnp.float32),
+        )
+        gradient = optax.tree.scale(1 / truncation, outcome.gradient)
+        return gradient, Episode(outcome.carried, position + steps), info
+
+    return Estimator(init, estimate)
+
+
+def _total(values: Any) -> jax.Array:
+    return sum(jnp.sum(value) for value in values).astype(jnp.float32)
