@@ -27,18 +27,21 @@ class ProgressLine:
       console: where to; a live line if it is a terminal, and else a line every 15 seconds.
       total: updates of the run.
       done: updates made before.
+      label: what goes on, if it is not meta-training.
     """
 
-    def __init__(self, console: Console, total: int, done: int) -> None:
+    def __init__(self, console: Console, total: int, done: int, label: str = "") -> None:
         self._console = console
         self._total = total
+        self._done = done
+        self._prefix = f"{label}: " if label else ""
         self._advances = 0
         self._rate = 0.0
         self._loss: float | None = None
         self._updates_per_second = 0.0
         self._logged = time.monotonic()
         self._bar = Progress(
-            TextColumn("meta-training"),
+            TextColumn(label or "meta-training"),
             MofNCompleteColumn(),
             BarColumn(),
             TextColumn("{task.fields[text]}"),
@@ -51,31 +54,34 @@ class ProgressLine:
         self._task = self._bar.add_task("", total=total, completed=done, text="compiling")
 
     def advance(self, update: int, loss: float, steps: float, seconds: float) -> None:
-        """Show one more update.
+        """Show one more update, or several.
 
         Args:
           update: updates made so far.
-          loss: its meta-loss.
-          steps: its particle-steps.
-          seconds: what it took.
+          loss: the meta-loss of the last.
+          steps: particle-steps of those since the last call.
+          seconds: what they took.
         """
         self._advances += 1
         # The first update compiles, so its rate says nothing about those to come.
         keep = 0.0 if self._advances <= 2 else 1 - min(1.0, seconds / SMOOTHING_SECONDS)
         self._rate = keep * self._rate + (1 - keep) * steps / seconds
-        self._updates_per_second = keep * self._updates_per_second + (1 - keep) / seconds
+        rate = (update - self._done) / seconds
+        self._updates_per_second = keep * self._updates_per_second + (1 - keep) * rate
         if self._loss is None or not math.isfinite(self._loss):
             self._loss = loss
         elif math.isfinite(loss):
-            smoothing = max(keep, 0.9)
+            smoothing = max(keep, 0.9) ** (update - self._done)
             self._loss = smoothing * self._loss + (1 - smoothing) * loss
-        text = f"meta-loss {self._loss:.4f}  {self._rate:,.0f} particle-steps/s"
+        text = f"meta-loss {self._loss:.4g}  {self._rate:,.0f} particle-steps/s"
         self._bar.update(self._task, completed=update, text=text)
+        self._done = update
         if not self._console.is_terminal and self._due(update):
             left = (self._total - update) / self._updates_per_second
             minutes, rest = divmod(round(left), 60)
             self._console.print(
-                f"update {update}/{self._total}  {text}  {minutes}:{rest:02d} left", highlight=False
+                f"{self._prefix}update {update}/{self._total}  {text}  {minutes}:{rest:02d} left",
+                highlight=False,
             )
 
     def _due(self, update: int) -> bool:

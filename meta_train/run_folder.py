@@ -61,18 +61,14 @@ class RunFolder:
         Raises:
           UserError: the folder exists and is not empty, or cannot be made.
         """
-        try:
-            if path is None:
-                return cls(_next_free(RUNS, task.rpartition(":")[2]))
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise UserError(
-                    f"the run folder {path} exists and is not empty; name another --run-dir, or go on "
-                    f"with that run: --resume {path}"
-                )
-            return cls(path)
-        except OSError as error:
-            raise UserError(f"the run folder cannot be made ({error}); name another with --run-dir") from None
+        return cls(
+            new_folder(
+                path,
+                RUNS / task.rpartition(":")[2],
+                what="run folder",
+                advice=f"name another --run-dir, or go on with that run: --resume {path}",
+            )
+        )
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -90,17 +86,36 @@ class RunFolder:
         return folder
 
 
-def _next_free(root: Path, name: str) -> Path:
-    """Make ``root/name-N`` with the lowest N that is free; safe against another run doing the same."""
-    root.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        path = root / f"{name}-{number}"
-        try:
-            path.mkdir()
+def new_folder(path: Path | None, numbered: Path, *, what: str, advice: str) -> Path:
+    """Make a folder that nothing is in.
+
+    Args:
+      path: where, or None for the lowest N for which ``numbered-N`` is free; safe against another process
+        doing the same.
+      numbered: the beginning of a numbered name.
+      what: what it is called in messages.
+      advice: what to do if it has something in it.
+
+    Raises:
+      UserError: the folder exists and is not empty, or cannot be made.
+    """
+    try:
+        if path is not None:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise UserError(f"the {what} {path} exists and is not empty; {advice}")
             return path
-        except FileExistsError:
-            number += 1
+        numbered.parent.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while True:
+            path = numbered.with_name(f"{numbered.name}-{number}")
+            try:
+                path.mkdir()
+                return path
+            except FileExistsError:
+                number += 1
+    except OSError as error:
+        raise UserError(f"the {what} cannot be made ({error}); {advice.partition(',')[0]}") from None
 
 
 class MetricsFile:

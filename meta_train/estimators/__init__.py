@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from meta_train.estimators.base import Estimator, Info
 from meta_train.estimators.full_es import full_es
+from meta_train.estimators.mean import mean_of
 from meta_train.estimators.noise_reuse import gpes, nres
 from meta_train.estimators.pes import pes
 from meta_train.estimators.rtrl import rtrl
@@ -46,6 +47,7 @@ __all__ = [
     "bptt",
     "full_es",
     "gpes",
+    "mean_of",
     "nres",
     "pes",
     "rtrl",

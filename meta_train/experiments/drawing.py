@@ -1,0 +1,64 @@
+"""How the experiments' pictures look."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from meta_train.experiments.base import Outcome
+from meta_train.figures import STYLE, plt
+
+# A method keeps its colour from picture to picture; variants of one differ in their lines.
+COLOURS = {
+    "pes": "#c1272d",
+    "nres": "#e69f00",
+    "truncated-es": "#0000a7",
+    "full-es": "#008176",
+    "tbptt": "#57a0d3",
+    "rtrl": "#333333",
+    "uoro": "#9b59b6",
+}
+LINES = ["-", "--", ":", "-."]
+
+
+@contextlib.contextmanager
+def picture(path: Path, **kwargs: Any) -> Iterator[tuple[Figure, Any]]:
+    """A figure with axes (``plt.subplots``), saved in the end."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(layout="constrained", **kwargs)
+        yield figure, axes
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def colour(method: str) -> str:
+    """The colour of a method: that of the longest known name which it begins with."""
+    return COLOURS[max((name for name in COLOURS if method.startswith(name)), key=len)]
+
+
+def styles(methods: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Colour and line of each method."""
+    seen: dict[str, int] = {}
+    result = {}
+    for method in methods:
+        number = seen[colour(method)] = seen.get(colour(method), -1) + 1
+        result[method] = {"color": colour(method), "ls": LINES[number % len(LINES)]}
+    return result
+
+
+def draw_losses(axes: Axes, methods: Mapping[str, Outcome], labels: Mapping[str, str]) -> None:
+    """Meta-loss over updates: the median over seeds, and a band from the least to the greatest."""
+    for method, style in styles(methods).items():
+        curve = methods[method].curve
+        loss = np.where(np.isfinite(curve["loss"]), curve["loss"], np.nan)
+        with np.errstate(all="ignore"):
+            middle = np.median(loss, axis=0)
+            low, high = loss.min(axis=0), loss.max(axis=0)
+        axes.plot(curve["update"], middle, lw=1.5, label=labels.get(method, method), **style)
+        axes.fill_between(curve["update"], low, high, color=style["color"], alpha=0.15, lw=0)

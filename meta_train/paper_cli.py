@@ -1,0 +1,103 @@
+"""The command `pes-paper`: the experiments of the PES paper."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tyro
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from learned_opt import UserError
+from meta_train.cli import exit_code_of
+from meta_train.experiments.base import Result, Settings, write_result
+from meta_train.run_folder import new_folder
+
+RESULTS = Path("results")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Run an experiment of the paper on Persistent Evolution Strategies, and say whether its claim holds."""
+
+    name: tyro.conf.Positional[str]
+    """Name of the experiment, or list: print those that there are."""
+    scale: Literal["small", "paper"] = "small"
+    """Small is a quick version; paper is the protocol of the paper."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds; all results are given for each."""
+    out: Path | None = None
+    """Folder for result.json and the pictures; by default the next free number under results/."""
+    text: Path | None = None
+    """Text file for the experiments on text; by default one that comes with Python."""
+    debug: bool = False
+    """Show the traceback of a failure."""
+
+
+def command(argv: Sequence[str]) -> None:
+    """Carry out `pes-paper` with these arguments."""
+    arguments = tyro.cli(Arguments, prog="pes-paper", args=argv)
+    # Imported late: help and malformed flags need none of this.
+    from meta_train.experiments import EXPERIMENTS
+    from meta_train.population import start_devices
+
+    console = Console(soft_wrap=True)
+    if arguments.name == "list":
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for experiment in EXPERIMENTS.values():
+            table.add_row(experiment.name, experiment.summary)
+        console.print(table)
+        return
+    if arguments.name not in EXPERIMENTS:
+        close = difflib.get_close_matches(arguments.name, EXPERIMENTS, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise UserError(f"unknown experiment '{arguments.name}'; there are: {', '.join(EXPERIMENTS)}{hint}")
+    for seed in arguments.seeds:
+        if not 0 <= seed < 2**32:
+            raise UserError(f"--seeds has {seed}; a seed must lie between 0 and {2**32 - 1}")
+    if not arguments.seeds or len(set(arguments.seeds)) < len(arguments.seeds):
+        raise UserError(f"--seeds is {arguments.seeds}; give one seed or more, each once")
+    experiment = EXPERIMENTS[arguments.name]
+    if arguments.text and not experiment.reads_text:
+        raise UserError(f"--text is for experiments on text, and {experiment.name} is none")
+    start_devices(1)
+    folder = new_folder(
+        arguments.out, RESULTS / experiment.name, what="result folder", advice="name another with --out"
+    )
+    settings = Settings(arguments.scale, arguments.seeds, arguments.text)
+    progress = Console(stderr=True, soft_wrap=True)
+    progress.print(f"{experiment.name}, {settings.scale} scale: {experiment.source}", highlight=False)
+    result = experiment.run(settings, progress)
+    files = write_result(experiment, settings, result, folder)
+    print_result(result, console)
+    console.print(f"written: {', '.join(map(str, files))}", highlight=False)
+
+
+def print_result(result: Result, console: Console) -> None:
+    """A line for each method, single numbers beside what was expected of them, and the verdict."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for column in ("final loss: median", "least", "greatest"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, outcome in result.methods.items():
+        losses = outcome.final_loss
+        table.add_row(name, *(f"{value:.4g}" for value in (np.median(losses), losses.min(), losses.max())))
+    console.print(table)
+    for name, (measured, expected) in result.checks.items():
+        console.print(f"{name}: {measured:.6g} (expected {expected:.6g})", highlight=False)
+    style = "green" if result.verdict.holds else "red"
+    console.print(
+        f"{'holds' if result.verdict.holds else 'DOES NOT HOLD'}: {result.verdict.text}", style=style
+    )
+
+
+def main() -> None:
+    """Entry point of `pes-paper`."""
+    sys.exit(exit_code_of("pes-paper", command, sys.argv[1:]))
