@@ -15,7 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from learned_opt import UserError
+from learned_opt import LearnedOptError, UserError
 from meta_train.cli import exit_code_of
 from meta_train.experiments.base import Result, Settings, write_result
 from meta_train.run_folder import new_folder
@@ -78,6 +78,8 @@ def command(argv: Sequence[str]) -> None:
     files = write_result(experiment, settings, result, folder)
     print_result(result, console)
     console.print(f"written: {', '.join(map(str, files))}", highlight=False)
+    if not result.verdict.holds:
+        raise LearnedOptError(f"what {experiment.name} is to show does not hold in this run")
 
 
 def print_result(result: Result, console: Console) -> None:
@@ -92,10 +94,8 @@ def print_result(result: Result, console: Console) -> None:
     console.print(table)
     for name, (measured, expected) in result.checks.items():
         console.print(f"{name}: {measured:.6g} (expected {expected:.6g})", highlight=False)
-    style = "green" if result.verdict.holds else "red"
-    console.print(
-        f"{'holds' if result.verdict.holds else 'DOES NOT HOLD'}: {result.verdict.text}", style=style
-    )
+    verdict = "holds" if result.verdict.holds else "does not hold"
+    console.print(f"[bold]{verdict}[/]: {result.verdict.text}", highlight=False)
 
 
 def main() -> None:
