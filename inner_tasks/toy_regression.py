@@ -27,8 +27,8 @@ class ToyRegression:
 
         f(x) = sqrt(x_0^2 + 5) - sqrt(5) + sin(x_1)^2 exp(-5 x_0^2) + |x_1 - 100| / 4
 
-    from x = (1, 1). ``L_t = f(x_t)`` is taken after the step. x_1 has a long way to go, from 1 to 100, and the
-    ripples on it catch steps that are too small.
+    from x = (1, 1). ``L_t = f(x_t)`` is taken after the step. x_1 has a long way to go, from 1 to 100, and
+    the ripples on it catch steps that are too small.
 
     Source: Vicol, Metz, Sohl-Dickstein, ICML 2021, the toy regression of section 5; the numbers are those
     of its published code.

@@ -5,11 +5,15 @@ To add one: write it in a file here, and name it in ``EXPERIMENTS``.
 
 from __future__ import annotations
 
-from meta_train.experiments import influence_balancing
+from meta_train.experiments import influence_balancing, toy_regression
 from meta_train.experiments.base import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {
-    module.EXPERIMENT.name: module.EXPERIMENT for module in (influence_balancing,)
+    experiment.name: experiment
+    for experiment in (
+        influence_balancing.EXPERIMENT,
+        toy_regression.EXPERIMENT,
+    )
 }
 
 __all__ = ["EXPERIMENTS", "Experiment"]

@@ -60,5 +60,5 @@ def draw_losses(axes: Axes, methods: Mapping[str, Outcome], labels: Mapping[str,
         with np.errstate(all="ignore"):
             middle = np.median(loss, axis=0)
             low, high = loss.min(axis=0), loss.max(axis=0)
-        axes.plot(curve["update"], middle, lw=1.5, label=labels.get(method, method), **style)
+        axes.plot(curve["update"], middle, lw=1.2, label=labels.get(method, method), **style)
         axes.fill_between(curve["update"], low, high, color=style["color"], alpha=0.15, lw=0)
