@@ -105,7 +105,7 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
             state, done, position = _restore(config, setup, folder, store, console)
         else:
             # From its first moment a run can be resumed.
-            state, done, position = _start(config, setup), 0, 0
+            state, done, position = start(config, setup), 0, 0
             _save(store, setup, state, done, position)
             store.wait()
         save_config(config, folder.config)
@@ -147,7 +147,7 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
             tracker.finish(exit_code)
 
 
-def _start(config: Config, setup: Setup) -> RunState:
+def start(config: Config, setup: Setup) -> RunState:
     """The state before the first update, a function of the seed."""
     key = jax.random.key(config.seed)
     theta = jax.jit(setup.training.optimizer.init_theta)(jax.random.fold_in(key, 0))
@@ -166,7 +166,7 @@ def _restore(
     config: Config, setup: Setup, folder: RunFolder, store: CheckpointStore, console: Console
 ) -> tuple[RunState, int, int]:
     """State to go on from, updates that led to it, and the length of the metrics file that belongs to it."""
-    like = _start(config, setup)
+    like = start(config, setup)
     restored = store.restore(like._replace(particles=setup.population.gather(like.particles)))
     for sentence in restored.damaged:
         console.print(sentence, style="yellow", highlight=False)

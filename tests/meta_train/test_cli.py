@@ -75,6 +75,8 @@ def test_settings_of_every_type(tmp_path: Path) -> None:
         "--task.hidden",  # none: a linear classifier
         "--task cifar10-mlp --task.hidden 64 32 --data-dir /some/where --devices 4 --chunk 3",
         "--estimator truncated-es --estimator.sigma 1e-05 --wandb offline --seed 7",
+        "--estimator pes --estimator.analytic",
+        "--estimator gpes --estimator.perturbation-period 40",
     ],
 )
 def test_a_saved_configuration_is_the_same_when_read(flags: str, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ is said.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import os
@@ -97,6 +98,21 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "--estimator.sigma -0.1": ("it must be above 0 and finite", "--estimator.sigma is -0.1"),
     "--estimator.sigma nan": ("it must be above 0 and finite", "--estimator.sigma is nan"),
     "--estimator.sigma inf": ("it must be above 0 and finite", "--estimator.sigma is inf"),
+    "--estimator tbptt --estimator.particles 0": ("it must be at least 1", "--estimator.particles is 0"),
+    "--estimator gpes": ("gpes needs --estimator.perturbation-period", "a multiple of K = 20"),
+    "--estimator gpes --estimator.perturbation-period 30": (
+        "it must be a multiple of the truncation length",
+        "the perturbation period is 30 steps",
+        "K = 20",
+        "T = 200",
+    ),
+    "--estimator nres --estimator.analytic": ("--estimator.analytic is a setting of pes, and not of nres",),
+    "--estimator.perturbation-period 40": ("is a setting of gpes, and not of pes",),
+    "--estimator rtrl": (
+        "carries a derivative of the inner state for every entry of theta",
+        "this theta has 1,762",
+        "Choose a smaller optimizer, or another unbiased estimator",
+    ),
     "--outer.learning-rate 0": ("it must be above 0 and finite", "--outer.learning-rate is 0.0"),
     "--outer.clip-norm nan": ("it must be above 0 and finite", "--outer.clip-norm is nan"),
     "--outer.final-fraction 2": ("it must lie between 0 and 1", "--outer.final-fraction is 2.0"),
@@ -111,6 +127,28 @@ def test_arguments(arguments: str) -> None:
         meta_train("--estimator.particles 16 --task.horizon 200", arguments),
         2,
         *ARGUMENTS[arguments],
+    )
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("flags", ["--estimator tbptt", "--estimator uoro", "--estimator.analytic"])
+def test_an_estimator_that_cannot_do_the_task(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before data is loaded or a folder is made."""
+
+    def load(data_dir: Path | None) -> None:
+        raise AssertionError("data was loaded")
+
+    def build(settings: TaskSettings) -> Task:
+        digits = task.find_task("digits-mlp").build(settings)
+        return dataclasses.replace(digits, load=load, differentiable=False)
+
+    monkeypatch.setitem(task._REGISTRY, "accuracy", Registration(build, TaskSettings()))
+    outcome = meta_train("--task accuracy", flags)
+    check(
+        outcome,
+        2,
+        "differentiates the losses of the task",
+        "choose an estimator that needs only their values",
     )
     assert not Path("runs").exists()
 
@@ -161,6 +199,7 @@ CONFIGURATIONS: dict[str, tuple[str, str]] = {
     "run_dir: x": ("has unknown settings", "--run-dir"),
     "updates: many": ("Error parsing", "--updates"),
     "task: {name: digit-mlp}": ("unknown task", "did you mean 'digits-mlp'?"),
+    "estimator: {analytic: maybe}": ("it is true or false", "'maybe' for --estimator.analytic"),
     "estimator: {sigma: .nan}": ("it must be above 0 and finite", "--estimator.sigma is nan"),
 }
 

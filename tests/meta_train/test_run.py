@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from safetensors import safe_open
 import learned_opt
 from inner_tasks import TaskSettings, find_task, task
 from meta_train.cli import parse
+from meta_train.estimators import ESTIMATORS
 from meta_train.run_folder import RunFolder, read_metrics
 from tests.meta_train import command
 from tests.meta_train.command import TINY, Run, lines, meta_train, words
@@ -44,6 +46,32 @@ def test_the_terminal_names_the_folder_and_what_is_in_it(tiny_run: Run) -> None:
     assert f"optimizer: {tiny_run.path}/optimizer.safetensors" in said
     assert said[-1] == f"report: {tiny_run.path}/report"
     assert tiny_run.outcome.out == ""
+
+
+QUICK = ("nres", "truncated-es", "tbptt")  # the others compile for long
+# RTRL does not apply: the default optimizer has too many weights for it. PES itself is all over these tests.
+OTHERS = [name for name in (*ESTIMATORS, "pes-analytic") if name not in ("pes", "rtrl", *QUICK)]
+
+
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+def test_every_estimator_meta_trains_and_resumes(name: str, tmp_path: Path, no_comparing: None) -> None:
+    """The default task; two updates and one more are the three updates of a run that never stopped."""
+    flags = {
+        "gpes": "--estimator gpes --estimator.perturbation-period 8",
+        "pes-analytic": "--estimator.analytic",
+    }.get(name, f"--estimator {name}")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    outcome = meta_train(TINY, flags, "--updates 3 --checkpoint-every 1 --devices 2 --run-dir", whole)
+    assert outcome.code == 0, outcome.err
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "checkpoints" / "3")
+    shutil.rmtree(parts / "report")
+    outcome = meta_train("--resume", parts)
+    assert outcome.code == 0, outcome.err
+    assert "at update 2" in outcome.err
+    assert lines(parts) == lines(whole)
+    assert (parts / "optimizer.safetensors").read_bytes() == (whole / "optimizer.safetensors").read_bytes()
+    assert all(line["skipped"] == 0 and line["gradient_norm"] > 0 for line in lines(whole))
 
 
 def test_metrics_have_one_line_per_update(tiny_run: Run) -> None:
