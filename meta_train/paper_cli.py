@@ -17,7 +17,9 @@ from rich.table import Table
 
 from learned_opt import LearnedOptError, UserError
 from meta_train.cli import exit_code_of
+from meta_train.experiments import EXPERIMENTS
 from meta_train.experiments.base import Result, Settings, write_result
+from meta_train.population import start_devices
 from meta_train.run_folder import new_folder
 
 RESULTS = Path("results")
@@ -41,19 +43,22 @@ class Arguments:
     """Show the traceback of a failure."""
 
 
-def command(argv: Sequence[str]) -> None:
-    """Carry out `pes-paper` with these arguments."""
-    arguments = tyro.cli(Arguments, prog="pes-paper", args=argv)
-    # Imported late: help and malformed flags need none of this.
-    from meta_train.experiments import EXPERIMENTS
-    from meta_train.population import start_devices
+def parse(argv: Sequence[str]) -> Arguments:
+    """Arguments from flags.
 
-    console = Console(soft_wrap=True)
+    Raises:
+      SystemExit: (2) a flag is unknown or malformed; (0) help was asked for.
+    """
+    return tyro.cli(Arguments, prog="pes-paper", args=argv)
+
+
+def check(arguments: Arguments) -> None:
+    """Check what can be known before anything is run.
+
+    Raises:
+      UserError: naming the first argument that cannot work.
+    """
     if arguments.name == "list":
-        table = Table(box=None, pad_edge=False, show_header=False)
-        for experiment in EXPERIMENTS.values():
-            table.add_row(experiment.name, experiment.summary)
-        console.print(table)
         return
     if arguments.name not in EXPERIMENTS:
         close = difflib.get_close_matches(arguments.name, EXPERIMENTS, n=1)
@@ -64,9 +69,20 @@ def command(argv: Sequence[str]) -> None:
             raise UserError(f"--seeds has {seed}; a seed must lie between 0 and {2**32 - 1}")
     if not arguments.seeds or len(set(arguments.seeds)) < len(arguments.seeds):
         raise UserError(f"--seeds is {arguments.seeds}; give one seed or more, each once")
+    if arguments.text and not EXPERIMENTS[arguments.name].reads_text:
+        raise UserError(f"--text is for experiments on text, and {arguments.name} is none")
+
+
+def command(argv: Sequence[str]) -> None:
+    """Carry out `pes-paper` with these arguments."""
+    arguments = parse(argv)
+    check(arguments)
+    console = Console(soft_wrap=True)
+    if arguments.name == "list":
+        for experiment in EXPERIMENTS.values():
+            console.print(f"[bold]{experiment.name:>20}[/]  {experiment.summary}", highlight=False)
+        return
     experiment = EXPERIMENTS[arguments.name]
-    if arguments.text and not experiment.reads_text:
-        raise UserError(f"--text is for experiments on text, and {experiment.name} is none")
     start_devices(1)
     folder = new_folder(
         arguments.out, RESULTS / experiment.name, what="result folder", advice="name another with --out"

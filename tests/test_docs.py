@@ -16,7 +16,7 @@ import pytest
 
 import learned_opt
 from inner_tasks import task as tasks
-from meta_train import cli, optimizer_cli
+from meta_train import cli, optimizer_cli, paper_cli
 from meta_train.config import default_config, save_config, validate
 from meta_train.estimators import ESTIMATORS
 from meta_train.population import PopulationInfo
@@ -26,7 +26,7 @@ DOCS = ROOT / "docs"
 # README.md and those of docs/ hold code; the others are looked through for links and flags.
 WITH_CODE = [path for path in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))) if path.exists()]
 PAGES = [*WITH_CODE, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "sweeps" / "README.md"]
-PROGRAMS = ("meta-train", "learned-opt")
+PROGRAMS = ("meta-train", "learned-opt", "pes-paper")
 # Flags of other programs that pages name.
 FOREIGN_FLAGS = {"--count"}
 
@@ -131,6 +131,8 @@ def test_code_runs_and_commands_are_accepted(page: Path, workplace: Path, monkey
         try:
             if program == "meta-train":
                 validate(cli.parse(arguments).settings)
+            elif program == "pes-paper":
+                paper_cli.check(paper_cli.parse(arguments))
             else:
                 optimizer_cli.command(arguments)
                 tasks.find_task(getattr(parsed.pop(), "task", "digits-mlp"))
@@ -172,7 +174,9 @@ def flags_of(command, *arguments: str) -> set[str]:
 
 
 META_TRAIN_FLAGS = flags_of(cli.parse)
-FLAGS = META_TRAIN_FLAGS | flags_of(optimizer_cli.command, "evaluate") | {"--help"}
+FLAGS = (
+    META_TRAIN_FLAGS | flags_of(optimizer_cli.command, "evaluate") | flags_of(paper_cli.parse) | {"--help"}
+)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -176,9 +176,7 @@ def test_what_does_not_hold_is_a_failure(tmp_path: Path, monkeypatch: pytest.Mon
 def test_experiments_are_listed():
     ended = pes_paper("list")
     assert ended.code == 0
-    assert [line.split()[0] for line in ended.out.splitlines() if not line.startswith(" ")] == list(
-        EXPERIMENTS
-    )
+    assert [line.split()[0] for line in ended.out.splitlines()] == list(EXPERIMENTS)
 
 
 @pytest.mark.parametrize(
