@@ -73,7 +73,9 @@ def measure(config: Config, arguments: Arguments, console: Console) -> tuple[flo
             progress.advance(update.number, float(update.info.loss), float(update.info.steps), update.seconds)
     seconds = time.perf_counter() - began
     runs = run_learned(setup.training, update.state.theta, arguments.evaluation_seeds, devices=setup.devices)
-    return float(runs.mean_loss.mean()), updates, seconds
+    loss = float(runs.mean_loss.mean())
+    console.print(f"{label}: {loss:.4f} after {updates} updates", highlight=False)
+    return loss, updates, seconds
 
 
 def main() -> None:
