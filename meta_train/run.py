@@ -37,6 +37,15 @@ from meta_train.tracking import Tracker, start_tracking
 MAX_SKIPPED = 20
 
 
+class Outputs(NamedTuple):
+    """What a run writes to while it learns."""
+
+    console: Console
+    store: CheckpointStore
+    metrics: MetricsFile
+    tracker: Tracker
+
+
 class Setup(NamedTuple):
     """What a configuration stands for."""
 
@@ -116,7 +125,8 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
         try:
             with StopRequest() as stop:
                 with MetricsFile(folder.metrics, position) as metrics:
-                    theta = _learn(config, setup, state, done, console, store, metrics, tracker, stop, advice)
+                    outputs = Outputs(console, store, metrics, tracker)
+                    theta = _learn(config, setup, state, done, outputs, stop, advice)
                 _export(config, folder, theta)
                 console.print(f"optimizer: {folder.optimizer}", highlight=False)
                 tracker.artifact(folder.optimizer, {"config": to_dict(config)})
@@ -183,27 +193,24 @@ def _learn(
     setup: Setup,
     state: RunState,
     done: int,
-    console: Console,
-    store: CheckpointStore,
-    metrics: MetricsFile,
-    tracker: Tracker,
+    outputs: Outputs,
     stop: StopRequest,
     advice: str,
 ) -> Theta:
     """Go through the updates; record, show and save what they give, and stop if a signal asks for it."""
     tx = outer_optimizer(config.outer, config.updates)
-    with ProgressLine(console, config.updates, done) as progress:
+    with ProgressLine(outputs.console, config.updates, done) as progress:
         for update in outer_loop(setup.population, tx, state, done, config.updates):
             number, state = update.number, update.state
             record = _record(update)
-            metrics.write(record)
-            tracker.log(number, {k: v for k, v in record.items() if v is not None and k != "update"})
+            outputs.metrics.write(record)
+            outputs.tracker.log(number, {k: v for k, v in record.items() if v is not None and k != "update"})
             progress.advance(number, float(update.info.loss), float(update.info.steps), update.seconds)
             asked = stop.signal is not None
             if number % config.checkpoint_every == 0 or number == config.updates or asked:
-                _save(store, setup, state, number, metrics.position)
+                _save(outputs.store, setup, state, number, outputs.metrics.position)
             if asked:
-                store.wait()
+                outputs.store.wait()
                 stop.check(f"stopped at update {number} of {config.updates}, and saved; {advice}")
             if state.skipped >= MAX_SKIPPED:
                 raise LearnedOptError(
@@ -211,7 +218,7 @@ def _learn(
                     f"{number}; try a smaller --estimator.sigma or --outer.learning-rate, or a task with "
                     "a max_loss"
                 )
-    store.wait()
+    outputs.store.wait()
     return state.theta
 
 
