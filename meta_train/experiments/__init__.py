@@ -5,7 +5,7 @@ To add one: write it in a file here, and name it in ``EXPERIMENTS``.
 
 from __future__ import annotations
 
-from meta_train.experiments import influence_balancing, toy_regression
+from meta_train.experiments import influence_balancing, regularisation, toy_regression, variance
 from meta_train.experiments.base import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -13,6 +13,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     for experiment in (
         influence_balancing.EXPERIMENT,
         toy_regression.EXPERIMENT,
+        regularisation.EXPERIMENT,
+        variance.EXPERIMENT,
     )
 }
 
