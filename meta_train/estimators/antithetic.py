@@ -13,7 +13,9 @@ from meta_train.estimators.window import Window, chunked_map, unroll
 
 def perturbation(key: jax.Array, theta: Theta, sigma: float) -> Theta:
     """``epsilon ~ N(0, sigma^2 I)``, with theta's structure. The key is consumed."""
-    return optax.tree.scale(sigma, optax.tree.random_like(key, theta))
+    # Behind the barrier epsilon is rounded once, for all who use it. Without, XLA merges the product into the
+    # sum theta + epsilon in some programs and not in others, by how many units a device has.
+    return jax.lax.optimization_barrier(optax.tree.scale(sigma, optax.tree.random_like(key, theta)))
 
 
 def pair_of(state: State) -> State:
