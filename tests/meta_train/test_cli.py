@@ -33,7 +33,9 @@ def test_help_documents_every_flag() -> None:
     described = dict(re.findall(r"^ +(--[a-z][a-z.-]*)(.*?)\(default: ", text, re.MULTILINE | re.DOTALL))
     assert described.keys() >= set(FLAGS)
     for flag, description in described.items():
-        said = " ".join(description.split()[1:])  # after what the flag takes
+        first, *others = description.split()
+        takes_a_value = not re.fullmatch("[A-Z][a-z]+", first)  # a switch begins with its sentence
+        said = " ".join(others if takes_a_value else [first, *others])
         assert re.search(r"[A-Z].{15,}\.$", said), f"{flag} is not described by a sentence: {said}"
 
 
