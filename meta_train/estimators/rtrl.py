@@ -13,6 +13,7 @@ from learned_opt import UserError
 from meta_train.estimators.base import Estimator, State, Theta, require_derivative
 from meta_train.estimators.episodes import Estimate, episodic
 from meta_train.estimators.moving import Moving, moving_part, window_map
+from meta_train.estimators.window import finite_or_zero
 
 # Entries of theta beyond which a sensitivity per entry is out of proportion.
 MAX_ENTRIES = 1024
@@ -83,6 +84,8 @@ def rtrl(problem: UnrolledProblem, *, truncation: int) -> Estimator:
         gradient, sensitivity, unrolled = jax.vmap(along, out_axes=(0, 0, None))(
             jnp.eye(flat.size, dtype=flat.dtype), particle.sensitivity
         )
+        if problem.max_loss is not None:
+            gradient = finite_or_zero(gradient)
         return Estimate(unravel(gradient), Sensitive(unrolled.state, sensitivity), (unrolled,))
 
     return episodic(problem, truncation, start, window)
