@@ -256,7 +256,7 @@ def test_a_task_in_a_file_of_ones_own(
     )
     assert outcome.code == 0, outcome.err
     folder = Path("runs/bowl-1")
-    assert f"{folder}: my_tasks:bowl, pes (sigma " in outcome.err and "T 6)" in outcome.err
+    assert f"{folder}: my_tasks:bowl (T 6), pes (sigma " in outcome.err
     assert [line["update"] for line in lines(folder)] == [1, 2]
     assert '"distance":' in (folder / "report" / "summary.json").read_text()
     assert learned_opt.read(folder).metadata["meta_training"]["task"] == {
