@@ -32,6 +32,13 @@ def pytest_unconfigure() -> None:
     _session.cleanup()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs() -> Any:
+    """Drop each module's compiled programs: all together need more memory maps than Linux gives a process."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Three updates on two devices, and a real comparison. Not to be changed."""

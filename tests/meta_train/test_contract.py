@@ -37,9 +37,15 @@ from tests.meta_train.problems import (
     Wave,
 )
 
-# Compiling is most of what these tests cost. Where programs run for moments only, this halves it.
-briefly = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-often = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
+
+def compiled(effort: int) -> Callable[..., Any]:
+    """``jax.jit`` that compiles with less effort: compiling is most of what these tests cost."""
+    options = {"xla_backend_optimization_level": effort, "xla_cpu_use_fusion_emitters": False}
+    return partial(jax.jit, compiler_options=options)
+
+
+briefly = compiled(0)  # for programs that run for moments
+often = compiled(1)  # for those that run for longer than a second
 
 
 class Case(NamedTuple):
@@ -210,9 +216,9 @@ def estimated(name: str, known: str, truncation: int) -> Mean:
 
     if not case(name).random:
         samples //= 8
-    compiled = briefly if samples < 70_000 else often
+    jit = briefly if samples < 70_000 else often
     keys = jax.random.split(jax.random.key(2), samples)
-    return Mean.of(compiled(jax.vmap(unit))(keys))
+    return Mean.of(jit(jax.vmap(unit))(keys))
 
 
 def standard_errors(mean: Mean, other: Mean, rounding: float) -> float:
