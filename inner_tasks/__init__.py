@@ -6,7 +6,8 @@ To add a task: write it in one file with ``register_task``, and import that file
 
 from __future__ import annotations
 
-from inner_tasks import image_mlp as _image_mlp  # noqa: F401  (registers its tasks)
+from inner_tasks import images, patches, teacher, text  # noqa: F401  (they register their tasks)
+from inner_tasks.distribution import TaskDistribution
 from inner_tasks.linear import LinearRecurrence
 from inner_tasks.problem import UnrolledProblem
 from inner_tasks.task import Registration, Task, TaskSettings, find_task, register_task, task_names
@@ -17,6 +18,7 @@ __all__ = [
     "LinearRecurrence",
     "Registration",
     "Task",
+    "TaskDistribution",
     "TaskSettings",
     "Training",
     "UnrolledProblem",

@@ -48,6 +48,11 @@ class Training:
     def differentiable(self) -> bool:
         return self.task.differentiable
 
+    def init_theta(self, key: jax.Array) -> Theta:
+        """Weights of an optimizer for this task to start meta-training from. The key is consumed."""
+        blocks = len(jax.tree.leaves(jax.eval_shape(self.task.init, key)))
+        return self.optimizer.init_theta(key, blocks)
+
     def init(self, key: jax.Array) -> InnerState:
         """Fresh parameters and the optimizer state for them."""
         params = self.task.init(key)

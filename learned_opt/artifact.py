@@ -120,7 +120,10 @@ def _rebuild(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, np.n
             f"{path} was trained with version {metadata.get('feature_version')} of the '{architecture}' "
             f"optimizer, and this learned-opt has version {optimizer.version}"
         )
-    expected = flatten_dict(jax.eval_shape(optimizer.init_theta, jax.random.key(0)), sep="/")
+    # Rules with hyperparameters for each block have as many of each as there are blocks.
+    blocks = max((v.shape[0] for v in tensors.values() if v.ndim == 1), default=1)
+    shapes = jax.eval_shape(lambda key: optimizer.init_theta(key, blocks), jax.random.key(0))
+    expected = flatten_dict(shapes, sep="/")
     found = {k: (v.shape, v.dtype) for k, v in tensors.items()}
     if found != {k: (v.shape, v.dtype) for k, v in expected.items()}:
         raise UserError(f"{path} does not hold the weights of the '{architecture}' optimizer")

@@ -19,15 +19,19 @@ class LearnedOptimizer(NamedTuple):
     and learned. ``learned_opt.as_optax`` binds it.
 
     Attributes:
-      init_theta: ``key -> theta``, weights to start meta-training from. The key is consumed.
+      init_theta: ``(key, blocks) -> theta``, weights to start meta-training from, for networks with so many
+        parameter tensors; most rules have the same weights for any number. The key is consumed.
       init: ``params -> state``, the optimizer state before the first step.
       update: ``(theta, gradients, state, params) -> (updates, state)``; the updates are to be *added*
         to the parameters and have their dtypes.
       version: changes whenever the same theta would give other updates (new features, another
         formula); it is written into optimizer files, and a file of another version is refused.
+      unit_rate: ``theta -> theta`` with a learning rate of one, for rules whose updates the user may scale
+        by a learning rate of their own; None where the size of a step is learned for good.
     """
 
-    init_theta: Callable[[jax.Array], Theta]
+    init_theta: Callable[[jax.Array, int], Theta]
     init: Callable[[Params], State]
     update: Callable[[Theta, Params, State, Params], tuple[Params, State]]
     version: int = 1
+    unit_rate: Callable[[Theta], Theta] | None = None

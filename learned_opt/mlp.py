@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
 from learned_opt import features as ft
-from learned_opt.base import LearnedOptimizer, Params, State, Theta
-from learned_opt.per_parameter import PerParameterMLP, apply_blocked
+from learned_opt.base import LearnedOptimizer, Theta
+from learned_opt.per_parameter import init_network, small_step
+from learned_opt.per_tensor import per_tensor
 
 HIDDEN = (32, 32)
-# A fresh network should take steps of a size that trains; so its outputs are scaled down.
-STEP_SCALE = 1e-3
-MAGNITUDE_SCALE = 1e-3
+MOMENTUM_DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
+EPSILON = 1e-5
 
-NUM_FEATURES = 2 + len(ft.MOMENTUM_DECAYS)
-NUM_INPUTS = NUM_FEATURES + len(ft.TIME_SCALES)
-
-
-class MLPState(NamedTuple):
-    """State of the MLP optimizer."""
-
-    count: jax.Array  # steps taken, int32 []
-    momenta: Params  # for each tensor, [6, *shape], float32
+NUM_INPUTS = 2 + len(MOMENTUM_DECAYS) + len(ft.TIME_SCALES)
 
 
 def mlp() -> LearnedOptimizer:
@@ -43,42 +34,32 @@ def mlp() -> LearnedOptimizer:
     Example::
 
         optimizer = mlp()
-        theta = optimizer.init_theta(jax.random.key(0))
+        theta = optimizer.init_theta(jax.random.key(0), 1)
         state = optimizer.init(params)
         updates, state = optimizer.update(theta, gradients, state, params)
         params = optax.apply_updates(params, updates)
     """
-    return LearnedOptimizer(init_theta=_init_theta, init=_init, update=_update)
+    return per_tensor(_init_theta, _init_tensor, _update_tensor)
 
 
-def _init_theta(key: jax.Array) -> Theta:
-    network = PerParameterMLP(hidden=HIDDEN, outputs=2)
-    return network.init(key, jnp.zeros((1, NUM_INPUTS)))["params"]
+def _init_theta(key: jax.Array, blocks: int) -> Theta:
+    del blocks
+    return init_network(key, NUM_INPUTS, HIDDEN, outputs=2)
 
 
-def _init(params: Params) -> State:
-    return MLPState(jnp.zeros((), jnp.int32), jax.tree.map(ft.init_momenta, params))
-
-
-def _update(theta: Theta, gradients: Params, state: MLPState, params: Params) -> tuple[Params, MLPState]:
-    momenta = jax.tree.map(lambda g, m: ft.update_momenta(m, g.astype(m.dtype)), gradients, state.momenta)
-    time = ft.time_features(state.count)
-    updates = jax.tree.map(lambda g, p, m: _update_tensor(theta, g, p, m, time), gradients, params, momenta)
-    return updates, MLPState(state.count + 1, momenta)
+def _init_tensor(param: jax.Array) -> jax.Array:
+    return ft.accumulator(param, len(MOMENTUM_DECAYS))
 
 
 def _update_tensor(
-    theta: Theta, gradient: jax.Array, param: jax.Array, momenta: jax.Array, time: jax.Array
-) -> jax.Array:
-    if param.size == 0:
-        return jnp.zeros_like(param)
-    theta = jax.tree.map(lambda w: w.astype(momenta.dtype), theta)
-    rows = [x.astype(momenta.dtype).reshape(-1, param.size) for x in (gradient, param, momenta)]
-    scale = jnp.concatenate([ft.rms_scale(row) for row in rows])
-    step = apply_blocked(theta, rows, scale, time.astype(momenta.dtype), _step)
-    return step.reshape(param.shape).astype(param.dtype)
-
-
-def _step(outputs: jax.Array) -> jax.Array:
-    direction, magnitude = outputs
-    return -STEP_SCALE * direction * jnp.exp(MAGNITUDE_SCALE * magnitude)
+    theta: Theta,
+    gradient: jax.Array,
+    param: jax.Array,
+    momenta: jax.Array,
+    count: jax.Array,
+    network: Callable[..., jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    momenta = ft.averaged(momenta, gradient, MOMENTUM_DECAYS)
+    features = [gradient[None], param[None], momenta]
+    time = ft.time_features(count).astype(param.dtype)
+    return network(theta, features, time, small_step, epsilon=EPSILON), momenta

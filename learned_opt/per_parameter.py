@@ -1,7 +1,7 @@
 """A small network applied to every parameter of a tensor: the Flax module, and the fast way to run it.
 
 The plain formula builds one row of inputs per parameter and multiplies ``[n, inputs]`` matrices.
-``apply_blocked`` computes the same thing, several times faster on a CPU:
+``apply_network`` computes the same thing, several times faster on a CPU:
 
 * features that are constant over the tensor never meet the per-parameter product: their part of the
   first layer is computed once and added to its bias;
@@ -9,6 +9,8 @@ The plain formula builds one row of inputs per parameter and multiplies ``[n, in
   copy of them is written;
 * features come first, ``[inputs, n]``, and n is cut into blocks, so that the hidden layers of a block
   stay in cache.
+
+A tensor that is spread over devices keeps its shape instead: to flatten it would gather it.
 """
 
 from __future__ import annotations
@@ -19,10 +21,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from learned_opt import features as ft
 from learned_opt.base import Theta
 
 # Both hidden layers of a block (2 x 32 x 1024 floats) fit the L2 cache of one core.
 BLOCK_SIZE = 1024
+# A fresh network should take steps of a size that trains; so its outputs are scaled down.
+STEP_SCALE = 1e-3
+MAGNITUDE_SCALE = 1e-3
 
 
 class PerParameterMLP(nn.Module):
@@ -44,45 +50,91 @@ class PerParameterMLP(nn.Module):
         return nn.Dense(self.outputs)(features)
 
 
-def apply_blocked(
+def init_network(key: jax.Array, inputs: int, hidden: Sequence[int], outputs: int) -> Theta:
+    """Weights of a fresh ``PerParameterMLP``. The key is consumed."""
+    return PerParameterMLP(hidden, outputs).init(key, jnp.zeros((1, inputs)))["params"]
+
+
+def apply_network(
     theta: Theta,
     features: Sequence[jax.Array],
-    scale: jax.Array,
     constants: jax.Array,
     finish: Callable[[jax.Array], jax.Array],
+    *,
+    epsilon: float,
+    spread: bool,
 ) -> jax.Array:
-    """Run a ``PerParameterMLP`` over the parameters of one tensor, block by block.
+    """Run a ``PerParameterMLP`` over the parameters of one tensor.
 
-    Equal to ``finish(PerParameterMLP(...)(inputs).T)`` with ``inputs[i] = [scale * features[:, i],
-    constants]``, up to rounding.
+    Equal to ``finish(PerParameterMLP(...)(inputs))``, up to rounding, where the inputs of a parameter are
+    its features, each divided by its root mean square over the tensor, and then the constants.
 
     Args:
-      theta: weights of the module, as its ``init`` made them (without the ``"params"`` level).
-      features: arrays ``[k_1, n], [k_2, n], ...`` that together make k features of n parameters.
-      scale: ``[k]``, factor for each feature.
-      constants: ``[c]``, inputs that are the same for all parameters; they come after the features.
-      finish: ``[outputs, b] -> [b]``, turns the network's outputs into the step of each parameter.
+      theta: weights of the module, as ``init_network`` made them.
+      features: groups of features, ``[k_1, *shape], [k_2, *shape], ...``.
+      constants: ``[c]``, inputs that are the same for all parameters, and are taken as they are.
+      finish: ``[outputs, ...] -> [...]``, turns the network's outputs into the step of each parameter.
+      epsilon: added to the mean square of a feature.
+      spread: the tensor lies on several devices, and must not be flattened.
 
     Returns:
-      ``[n]``, what ``finish`` made of each parameter.
+      ``shape``, what ``finish`` made of each parameter.
     """
+    shape = features[0].shape[1:]
+    if not spread:
+        features = [x.reshape(x.shape[0], -1) for x in features]
+    scale = jnp.concatenate([ft.rms_scale(x, epsilon) for x in features])
     layers = [(theta[f"Dense_{i}"]["kernel"].T, theta[f"Dense_{i}"]["bias"]) for i in range(len(theta))]
     (kernel, bias), *deeper = layers
     k = scale.shape[0]
     first = (kernel[:, :k] * scale, bias + kernel[:, k:] @ constants)
+    run = _unflattened if spread else _blocked
+    return run([first, *deeper], features, finish).reshape(shape)
+
+
+def small_step(outputs: jax.Array) -> jax.Array:
+    """``-0.001 d exp(0.001 a)``, the update of direction d and magnitude a: ``[2, ...] -> [...]``."""
+    direction, magnitude = outputs
+    return -STEP_SCALE * direction * jnp.exp(MAGNITUDE_SCALE * magnitude)
+
+
+def _unflattened(
+    layers: Sequence[tuple[jax.Array, jax.Array]],
+    features: Sequence[jax.Array],
+    finish: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """The network over the leading axis alone: nothing that moves an entry to another device."""
+
+    def dense(weights: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.einsum("hk,k...->h...", weights, x)
+
+    def plus(x: jax.Array, bias: jax.Array) -> jax.Array:
+        return x + bias.reshape(-1, *[1] * (x.ndim - 1))
+
+    (weights, bias), *deeper = layers
+    edges = [sum(f.shape[0] for f in features[:i]) for i in range(1, len(features))]
+    parts = jnp.split(weights, edges, axis=1)
+    x = plus(sum(dense(w, f) for w, f in zip(parts, features, strict=True)), bias)
+    for weights, bias in deeper:
+        x = plus(dense(weights, jax.nn.relu(x)), bias)
+    return finish(x)
+
+
+def _blocked(
+    layers: Sequence[tuple[jax.Array, jax.Array]],
+    features: Sequence[jax.Array],
+    finish: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """The network over flat features ``[k, n]``, block by block."""
 
     def block(start: jax.Array | int, size: int) -> jax.Array:
         x = jnp.concatenate([jax.lax.dynamic_slice_in_dim(f, start, size, axis=1) for f in features])
-        for weights, bias in (first, *deeper[:-1]):
+        for weights, bias in layers[:-1]:
             x = jax.nn.relu(weights @ x + bias[:, None])
-        weights, bias = deeper[-1]
+        weights, bias = layers[-1]
         return finish(weights @ x + bias[:, None])
 
-    return _map_blocks(block, features[0].shape[1])
-
-
-def _map_blocks(block: Callable[[jax.Array | int, int], jax.Array], n: int) -> jax.Array:
-    """Concatenate ``block(start, size)`` over blocks that cover ``range(n)``."""
+    n = features[0].shape[1]
     if n <= BLOCK_SIZE:
         return block(0, n)
     count = -(-n // BLOCK_SIZE)

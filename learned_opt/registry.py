@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from learned_opt.adam import adam
 from learned_opt.base import LearnedOptimizer
+from learned_opt.celo2_style import celo2_style
 from learned_opt.errors import UserError
+from learned_opt.metz2019 import metz2019
 from learned_opt.mlp import mlp
+from learned_opt.relative_mlp import relative_mlp
+from learned_opt.sgdm import sgdm
+from learned_opt.small_fc import small_fc
 
 # To add an architecture: write it in one file, and name it here.
 OPTIMIZERS = {
     "mlp": mlp,
+    "metz2019": metz2019,
+    "small-fc": small_fc,
+    "celo2-style": celo2_style,
+    "relative-mlp": relative_mlp,
+    "sgdm": sgdm,
+    "adam": adam,
+    "sgdm-per-block": partial(sgdm, per_block=True),
+    "adam-per-block": partial(adam, per_block=True),
 }
 
 

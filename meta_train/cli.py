@@ -93,6 +93,8 @@ def command(argv: Sequence[str]) -> None:
         for name, value in estimator.settings.items()
         if value is not False
     ]
+    if len(setup.members) > 1:
+        console.print(*setup.members, sep="\n", style="dim", highlight=False)
     console.print(
         f"{folder.path}: {config.task.name} (T {config.task.horizon}), "
         f"{estimator.name} ({', '.join(settings) or 'whole episodes'}), {estimator.particles} particles on "

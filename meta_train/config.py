@@ -57,7 +57,7 @@ class EstimatorConfig:
     truncation: int = 20
     """K, inner steps per update; full-es and bptt take whole episodes."""
     particles: int = 16
-    """Particles in all, both members of every antithetic pair counted."""
+    """Particles of the task (of each, in a distribution), both members of every antithetic pair counted."""
     perturbation_period: int | None = None
     """Steps after which gpes draws a new perturbation, a multiple of K."""
     analytic: Annotated[bool, FlagCreatePairsOff] = False
@@ -148,6 +148,12 @@ _GENTLER = {
 _TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     "mnist-mlp": _GENTLER,
     "fashion-mnist-mlp": _GENTLER,
+    "small-tasks": {
+        "updates": 20_000,
+        "estimator": EstimatorConfig(sigma=0.02, truncation=25, particles=4),
+        "outer": OuterConfig(learning_rate=3e-3),
+        "evaluation": EvaluationConfig(steps=200),
+    },
     "cifar10-mlp": {
         **_GENTLER,
         "updates": 2000,

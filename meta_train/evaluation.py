@@ -163,7 +163,7 @@ def _baseline(name: str) -> LearnedOptimizer:
         return make(theta).update(gradients, state, params)
 
     return LearnedOptimizer(
-        init_theta=lambda key: jnp.float32(1e-3),
+        init_theta=lambda key, blocks: jnp.float32(1e-3),
         init=lambda params: make(1e-3).init(params),
         update=update,
     )

@@ -14,7 +14,7 @@ from rich.console import Console
 
 import learned_opt
 from checkpoints import CheckpointStore
-from inner_tasks import Training, find_task
+from inner_tasks import TaskDistribution, Training, find_task
 from learned_opt import LearnedOptError
 from meta_train.comparison import (
     Comparison,
@@ -27,6 +27,7 @@ from meta_train.comparison import (
 from meta_train.config import Config, save_config, to_dict
 from meta_train.estimators.base import Estimator, Theta
 from meta_train.interrupt import StopRequest
+from meta_train.mixture import mixture
 from meta_train.outer import RunState, Update, outer_loop, outer_optimizer
 from meta_train.population import Population, population, start_devices
 from meta_train.progress import ProgressLine
@@ -49,7 +50,8 @@ class Outputs(NamedTuple):
 class Setup(NamedTuple):
     """What a configuration stands for."""
 
-    training: Training
+    members: tuple[str, ...]  # names of the tasks that are learned from
+    training: Training  # the first of them, which the report is about
     population: Population
     devices: int
     chunk: int
@@ -64,6 +66,7 @@ def prepare(config: Config) -> Setup:
     """
     devices = start_devices(None if config.devices == "auto" else config.devices, config.estimator.units)
     task = find_task(config.task.name).build(config.task.settings)
+    members = task.members if isinstance(task, TaskDistribution) else {config.task.name: task}
     optimizer = learned_opt.get_optimizer(config.optimizer)
     chunk = config.chunk
     if chunk == "auto":
@@ -72,24 +75,29 @@ def prepare(config: Config) -> Setup:
     estimator = partial(method.make, **config.estimator.settings)
     if method.particles == 2:
         estimator = partial(estimator, chunk=chunk)
-    training = Training(None, task, optimizer, task.horizon)
-    _check_estimator(estimator, training)
-    training = dataclasses.replace(training, data=task.load(config.data_dir))
-    particles = population(
-        estimator,
-        training,
-        units=config.estimator.units,
-        devices=devices,
-        chunk=max(1, chunk // method.particles),
-    )
-    return Setup(training, particles, devices, chunk)
+    trainings = [Training(None, member, optimizer, member.horizon) for member in members.values()]
+    for training in trainings:
+        _check_estimator(estimator, training)
+    trainings = [dataclasses.replace(each, data=each.task.load(config.data_dir)) for each in trainings]
+    populations = [
+        population(
+            estimator,
+            training,
+            units=config.estimator.units,
+            devices=devices,
+            chunk=max(1, chunk // method.particles),
+        )
+        for training in trainings
+    ]
+    together = mixture(populations, config.outer.clip_norm) if len(members) > 1 else populations[0]
+    return Setup(tuple(members), trainings[0], together, devices, chunk)
 
 
 def _check_estimator(make: Callable[[Training], Estimator], training: Training) -> None:
     """Let the estimator refuse a problem that it cannot do, before data is loaded or anything is run."""
 
     def start(key: jax.Array) -> Any:
-        return make(training).init(key, training.optimizer.init_theta(key), 0.0)
+        return make(training).init(key, training.init_theta(key), 0.0)
 
     jax.eval_shape(start, jax.random.key(0))
 
@@ -137,7 +145,7 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
 
                 training = dataclasses.replace(setup.training, horizon=config.evaluation.steps)
                 comparison = compare(
-                    config.task.name,
+                    setup.members[0],
                     training,
                     theta,
                     seeds=config.evaluation.seeds,
@@ -160,7 +168,7 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
 def start(config: Config, setup: Setup) -> RunState:
     """The state before the first update, a function of the seed."""
     key = jax.random.key(config.seed)
-    theta = jax.jit(setup.training.optimizer.init_theta)(jax.random.fold_in(key, 0))
+    theta = jax.jit(setup.training.init_theta)(jax.random.fold_in(key, 0))
     particles = setup.population.init(jax.random.fold_in(key, 1), theta)
     outer = outer_optimizer(config.outer, config.updates).init(theta)
     return RunState(theta, outer, particles, jax.random.fold_in(key, 2), 0)

@@ -86,7 +86,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     """A folder with an untrained optimizer and a run of each task; registrations end with the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    theta = learned_opt.get_optimizer("mlp").init_theta(jax.random.key(0))
+    theta = learned_opt.get_optimizer("mlp").init_theta(jax.random.key(0), 1)
     learned_opt.save(tmp_path / "optimizer.safetensors", "mlp", theta, {})
     for name in tasks.task_names():
         run = tmp_path / "runs" / f"{name}-1"

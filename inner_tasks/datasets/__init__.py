@@ -5,6 +5,7 @@ Nothing here needs TensorFlow, and nothing but a first look at a TFDS set import
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from inner_tasks.datasets.digits import load_digits
@@ -12,14 +13,15 @@ from inner_tasks.datasets.splits import Dataset, Split
 from inner_tasks.datasets.tfds_source import load_tfds
 from learned_opt.errors import UserError
 
-__all__ = ["CLASSES", "DATASET_NAMES", "IMAGE_SIZES", "Dataset", "Split", "load_dataset"]
+__all__ = ["CLASSES", "DATASET_NAMES", "IMAGE_SHAPES", "IMAGE_SIZES", "Dataset", "Split", "load_dataset"]
 
-IMAGE_SIZES: dict[str, int] = {  # height * width * channels
-    "digits": 8 * 8,
-    "mnist": 28 * 28,
-    "fashion_mnist": 28 * 28,
-    "cifar10": 32 * 32 * 3,
+IMAGE_SHAPES: dict[str, tuple[int, int, int]] = {  # height, width, channels
+    "digits": (8, 8, 1),
+    "mnist": (28, 28, 1),
+    "fashion_mnist": (28, 28, 1),
+    "cifar10": (32, 32, 3),
 }
+IMAGE_SIZES: dict[str, int] = {name: math.prod(shape) for name, shape in IMAGE_SHAPES.items()}
 CLASSES: dict[str, int] = dict.fromkeys(IMAGE_SIZES, 10)
 DATASET_NAMES: tuple[str, ...] = tuple(IMAGE_SIZES)
 

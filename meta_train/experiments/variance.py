@@ -22,7 +22,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from pydoc_data.topics import topics
 from typing import NamedTuple
 
 import jax
@@ -33,6 +32,7 @@ from rich.console import Console
 
 from inner_tasks import UnrolledProblem
 from inner_tasks.character_lstm import CharacterLSTM
+from inner_tasks.datasets.text import encode, python_help
 from learned_opt import UserError
 from meta_train.estimators import Estimator, full_es, nres, pes
 from meta_train.estimators.antithetic import perturbation
@@ -103,7 +103,7 @@ def read_text(path: Path | None) -> str:
       UserError: the file cannot be read, is not UTF-8, or is too short.
     """
     try:
-        text = " ".join(topics.values()) if path is None else path.read_text("utf-8")
+        text = python_help() if path is None else path.read_text("utf-8")
     except OSError as error:
         raise UserError(
             f"cannot read the text {path}: {error.strerror}; name a text file with --text"
@@ -119,14 +119,6 @@ def read_text(path: Path | None) -> str:
             f"and {HORIZON + 1} are read at a stretch; name a longer one with --text"
         )
     return text
-
-
-def encode(text: str) -> np.ndarray:
-    """Characters as numbers, the most frequent first, int32; all but the first 49 are one and the same."""
-    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    _, codes, counts = np.unique(points, return_inverse=True, return_counts=True)
-    rank = np.argsort(np.argsort(-counts, kind="stable"))
-    return np.minimum(rank[codes], ALPHABET - 1).astype(np.int32)
 
 
 def inputs(text: np.ndarray, seed: int) -> np.ndarray:
@@ -285,7 +277,7 @@ def measure(method: Method, unrolls: int, samples: int, case: Case) -> dict[str,
 
 def run(settings: Settings, console: Console) -> Result:
     """Every method at every number of unrolls, on all inputs."""
-    every, text = methods(settings.scale), encode(read_text(settings.text))
+    every, text = methods(settings.scale), encode(read_text(settings.text), ALPHABET)
     cases = [case(inputs(text, seed), np.uint32(seed)) for seed in settings.seeds]
 
     def work(job: tuple[str, int]) -> list[dict[str, np.ndarray]]:

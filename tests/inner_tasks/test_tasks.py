@@ -16,13 +16,13 @@ import pytest
 import learned_opt
 from inner_tasks import InnerState, Registration, Task, TaskSettings, Training, find_task, task, task_names
 from inner_tasks.datasets import Dataset, load_dataset
-from inner_tasks.image_mlp import ImageBatch
+from inner_tasks.images import ImageBatch
 from learned_opt import LearnedOptimizer, UserError
 from meta_train.estimators.window import unroll
 from tests.meta_train.command import lines, meta_train, start
 
 SGD = LearnedOptimizer(
-    init_theta=lambda key: jnp.float32(0.1),
+    init_theta=lambda key, blocks: jnp.float32(0.1),
     init=lambda params: jnp.zeros((), jnp.int32),
     update=lambda rate, gradients, count, params: (
         jax.tree.map(lambda g: -rate * g, gradients),
@@ -282,7 +282,7 @@ def test_the_file_is_found_where_the_command_is_run(tmp_path: Path, monkeypatch:
 
 
 def test_names(own_registry: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert task_names() == ["digits-mlp", "mnist-mlp", "fashion-mnist-mlp", "cifar10-mlp"]
+    assert task_names()[:4] == ["digits-mlp", "mnist-mlp", "fashion-mnist-mlp", "cifar10-mlp"]
     with pytest.raises(UserError, match="did you mean 'mnist-mlp'"):
         find_task("mnist")
     with pytest.raises(UserError, match="'my_missing' cannot be imported"):

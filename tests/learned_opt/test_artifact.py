@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 import learned_opt
 
 OPTIMIZER = learned_opt.get_optimizer("mlp")
-THETA = OPTIMIZER.init_theta(jax.random.key(0))
+THETA = OPTIMIZER.init_theta(jax.random.key(0), 1)
 SUMMARY = {"task": "digits-mlp", "updates": 3, "final_meta_loss": 0.25}
 
 
@@ -70,7 +70,7 @@ def test_header_is_one_canonical_json_key(path):
 def test_equal_content_gives_equal_bytes_in_other_processes(path, tmp_path):
     code = (
         "import jax, learned_opt, sys; "
-        "theta = learned_opt.get_optimizer('mlp').init_theta(jax.random.key(0)); "
+        "theta = learned_opt.get_optimizer('mlp').init_theta(jax.random.key(0), 1); "
         f"learned_opt.save(sys.argv[1], 'mlp', theta, dict(reversed({SUMMARY!r}.items())))"
     )
     for name in ("a", "b"):

@@ -26,6 +26,7 @@ from learned_opt import UserError
 from meta_train.estimators import ESTIMATORS, Estimator, Info
 from meta_train.estimators.rtrl import MAX_ENTRIES
 from meta_train.population import population
+from tests.compiling import briefly, often
 from tests.meta_train.problems import (
     Descent,
     Fragile,
@@ -36,16 +37,6 @@ from tests.meta_train.problems import (
     TinyLearnedOptimizer,
     Wave,
 )
-
-
-def compiled(effort: int) -> Callable[..., Any]:
-    """``jax.jit`` that compiles with less effort: compiling is most of what these tests cost."""
-    options = {"xla_backend_optimization_level": effort, "xla_cpu_use_fusion_emitters": False}
-    return partial(jax.jit, compiler_options=options)
-
-
-briefly = compiled(0)  # for programs that run for moments
-often = compiled(1)  # for those that run for longer than a second
 
 
 class Case(NamedTuple):

@@ -42,7 +42,7 @@ def digits() -> Training:
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_exported_optimizer_in_a_plain_loop_gives_the_same_losses_to_the_bit(digits, devices, tmp_path):
-    theta = digits.optimizer.init_theta(jax.random.key(3))
+    theta = digits.init_theta(jax.random.key(3))
     learned_opt.save(tmp_path / "optimizer.safetensors", "mlp", theta, {})
     runs = run_learned(digits, theta, seeds=2, devices=devices)
 
@@ -100,7 +100,7 @@ def test_rates_that_diverge_lose():
 
 def test_devices_and_seeds_do_not_change_a_run():
     training = on_quadratic()
-    theta = training.optimizer.init_theta(jax.random.key(0))
+    theta = training.init_theta(jax.random.key(0))
     one = run_learned(training, theta, seeds=3, devices=1)
     two = run_learned(training, theta, seeds=5, devices=2)
     np.testing.assert_array_equal(one.losses, two.losses[:3])
@@ -124,7 +124,7 @@ def test_mean_and_final_loss():
 @pytest.fixture(scope="module")
 def comparison() -> Comparison:
     training = on_quadratic()
-    theta = training.optimizer.init_theta(jax.random.key(0))
+    theta = training.init_theta(jax.random.key(0))
     names: list[str] = []
     found = compare(
         "quadratic",
@@ -168,7 +168,7 @@ def test_rows_are_ranked(comparison):
 
 def test_training_step_is_loss_before_update():
     training = on_quadratic()
-    theta = training.optimizer.init_theta(jax.random.key(0))
+    theta = training.init_theta(jax.random.key(0))
     state = training.init(jax.random.key(1))
     after, loss = training.step(theta, state, jax.random.key(2))
     assert float(loss) == pytest.approx(float(0.5 * jnp.sum(state.params**2)))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from inner_tasks.character_lstm import CharacterLSTM
+from inner_tasks.datasets.text import encode
 from learned_opt import UserError
 from meta_train.experiments import variance
 from meta_train.experiments.base import Outcome, Result
@@ -118,8 +119,8 @@ def test_memory_shows_in_the_predicted_variance(case):
 
 
 def test_characters_become_numbers_by_frequency():
-    np.testing.assert_array_equal(variance.encode("abcbcc"), [2, 1, 0, 1, 0, 0])
-    codes = variance.encode("".join(chr(100 + n) * (70 - n) for n in range(70)))
+    np.testing.assert_array_equal(encode("abcbcc", variance.ALPHABET), [2, 1, 0, 1, 0, 0])
+    codes = encode("".join(chr(100 + n) * (70 - n) for n in range(70)), variance.ALPHABET)
     assert list(np.unique(codes)) == list(range(50))
     assert np.sum(codes == 49) == sum(70 - n for n in range(49, 70))
 

@@ -1,4 +1,4 @@
-"""Image classification with a multilayer perceptron: digits, MNIST, Fashion-MNIST, CIFAR-10."""
+"""Image classification with small networks: digits, MNIST, Fashion-MNIST, CIFAR-10."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from inner_tasks.datasets import IMAGE_SIZES, Dataset, Split, load_dataset
+from inner_tasks.datasets import IMAGE_SHAPES, IMAGE_SIZES, Dataset, Split, load_dataset
+from inner_tasks.networks import MLP, Activation, ConvNet
 from inner_tasks.task import Params, Task, TaskSettings, register_task
 
 NUM_CLASSES = 10
@@ -38,30 +39,17 @@ class ImageBatch(NamedTuple):
     labels: jax.Array  # int32 [batch]
 
 
-class MLP(nn.Module):
-    """Dense layers with ReLU between them."""
-
-    hidden: tuple[int, ...]
-
-    @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """``[batch, pixels] -> [batch, NUM_CLASSES]`` logits."""
-        for width in self.hidden:
-            images = nn.relu(nn.Dense(width)(images))
-        return nn.Dense(NUM_CLASSES)(images)
-
-
-def image_mlp(dataset: str, settings: TaskSettings) -> Task:
-    """Training an MLP on a data set of images with softmax cross-entropy.
+def image_task(dataset: str, model: nn.Module, settings: TaskSettings) -> Task:
+    """Training a network on a data set of images with softmax cross-entropy.
 
     Images are standardised by the scalar mean and standard deviation of the training pixels. A
     minibatch is drawn with replacement.
 
     Args:
       dataset: name of the data set.
-      settings: hidden widths, batch size and horizon.
+      model: a Flax module, ``[batch, pixels] -> [batch, NUM_CLASSES]`` logits.
+      settings: batch size and horizon.
     """
-    model = MLP(settings.hidden)
 
     def init(key: jax.Array) -> Params:
         return model.init(key, jnp.zeros((1, IMAGE_SIZES[dataset])))["params"]
@@ -108,25 +96,54 @@ def _batch(data: ImageData, split: Split, indices: jax.Array) -> ImageBatch:
     return ImageBatch((images - data.mean) * data.inverse_std, split.labels[indices])
 
 
+def mlp_task(dataset: str, settings: TaskSettings, activation: Activation = nn.relu) -> Task:
+    """Dense layers of widths ``settings.hidden``."""
+    return image_task(dataset, MLP(settings.hidden, NUM_CLASSES, activation), settings)
+
+
+def conv_task(dataset: str, settings: TaskSettings, activation: Activation = nn.relu) -> Task:
+    """Convolutions with ``settings.hidden`` channels."""
+    model = ConvNet(IMAGE_SHAPES[dataset], settings.hidden, NUM_CLASSES, activation)
+    return image_task(dataset, model, settings)
+
+
 @register_task("digits-mlp", TaskSettings(hidden=(32,), batch_size=64, horizon=200))
 def digits_mlp(settings: TaskSettings) -> Task:
     """MLP 64-32-10 on scikit-learn's 8x8 digits."""
-    return image_mlp("digits", settings)
+    return mlp_task("digits", settings)
 
 
 @register_task("mnist-mlp", TaskSettings(hidden=(32,), batch_size=64, horizon=200))
 def mnist_mlp(settings: TaskSettings) -> Task:
     """MLP 784-32-10 on MNIST."""
-    return image_mlp("mnist", settings)
+    return mlp_task("mnist", settings)
 
 
 @register_task("fashion-mnist-mlp", TaskSettings(hidden=(32,), batch_size=64, horizon=200))
 def fashion_mnist_mlp(settings: TaskSettings) -> Task:
     """MLP 784-32-10 on Fashion-MNIST."""
-    return image_mlp("fashion_mnist", settings)
+    return mlp_task("fashion_mnist", settings)
 
 
 @register_task("cifar10-mlp", TaskSettings(hidden=(128, 128), batch_size=128, horizon=200))
 def cifar10_mlp(settings: TaskSettings) -> Task:
     """MLP 3072-128-128-10 on CIFAR-10, the network of the PES paper's learned optimizer."""
-    return image_mlp("cifar10", settings)
+    return mlp_task("cifar10", settings)
+
+
+@register_task("mnist-conv", TaskSettings(hidden=(16, 32), batch_size=64, horizon=200))
+def mnist_conv(settings: TaskSettings) -> Task:
+    """Two convolutions on MNIST, 5,130 parameters."""
+    return conv_task("mnist", settings)
+
+
+@register_task("fashion-mnist-conv", TaskSettings(hidden=(16, 32), batch_size=64, horizon=200))
+def fashion_mnist_conv(settings: TaskSettings) -> Task:
+    """Two convolutions on Fashion-MNIST, 5,130 parameters."""
+    return conv_task("fashion_mnist", settings)
+
+
+@register_task("cifar10-conv", TaskSettings(hidden=(16, 32, 32), batch_size=64, horizon=200))
+def cifar10_conv(settings: TaskSettings) -> Task:
+    """Three convolutions on CIFAR-10, 14,666 parameters."""
+    return conv_task("cifar10", settings)

@@ -1,0 +1,93 @@
+"""Many small tasks at once: an optimizer that is meta-trained on them has to do well on all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from inner_tasks.images import conv_task, mlp_task
+from inner_tasks.networks import Activation
+from inner_tasks.patches import patches_autoencoder
+from inner_tasks.task import Task, TaskSettings, register_task
+from inner_tasks.teacher import teacher_task
+from inner_tasks.text import text_mlp
+
+KINDS = ("digits-mlp", "teacher-mlp", "text-mlp", "patches-autoencoder", "digits-conv")
+ACTIVATIONS: Mapping[str, Activation] = {"relu": jax.nn.relu, "tanh": jax.nn.tanh, "gelu": jax.nn.gelu}
+MEMBERS = 16
+
+
+@dataclass(frozen=True)
+class TaskDistribution:
+    """Tasks of different shapes that are meta-trained on together.
+
+    Attributes:
+      members: the tasks by name, drawn once and for all; the report of a run shows the first.
+    """
+
+    members: Mapping[str, Task]
+
+
+def reparametrised(task: Task, scale: float) -> Task:
+    """The same task in other units: its parameters are `scale` times smaller, and its gradients larger.
+
+    It computes the same function of the data; but an optimizer that takes steps of a fixed size has to cope.
+    Metz et al., "VeLO: training versatile learned optimizers by scaling up", 2022 (task augmentation).
+    """
+
+    def original(params: jax.Array) -> jax.Array:
+        return jax.tree.map(lambda p: scale * p, params)
+
+    return dataclasses.replace(
+        task,
+        init=lambda key: jax.tree.map(lambda p: p / scale, task.init(key)),
+        loss=lambda params, batch: task.loss(original(params), batch),
+        metrics=lambda params, data: task.metrics(original(params), data),
+    )
+
+
+@register_task("small-tasks", TaskSettings(hidden=(64,), batch_size=128, horizon=2000))
+def small_tasks(settings: TaskSettings) -> TaskDistribution:
+    """Sixteen tasks on digits, text, photographs and random teachers; no download.
+
+    The first is digits-mlp; the others are drawn at random, always the same: their kind, depth (1 to 3) and
+    widths (8 to ``settings.hidden[0]``), nonlinearity, batch size (8 to ``settings.batch_size``), the units
+    of their parameters (up to 3 times larger or smaller), and their horizon (100 to ``settings.horizon``).
+    Widths, batch sizes, units and horizons are uniform in the logarithm.
+    """
+    rng = np.random.RandomState(0)  # its stream is the same in every version of NumPy
+    plain = TaskSettings(hidden=(32,), batch_size=64, horizon=min(200, settings.horizon))
+    members = {f"digits-mlp 32, batch 64, T {plain.horizon}": mlp_task("digits", plain)}
+
+    def between(low: float, high: float) -> float:
+        return float(np.exp(rng.uniform(np.log(low), np.log(max(low, high)))))
+
+    for number in range(1, MEMBERS):
+        kind = KINDS[number % len(KINDS)]
+        hidden = tuple(round(between(8, settings.hidden[0])) for _ in range(rng.randint(1, 4)))
+        batch = round(between(8, settings.batch_size))
+        horizon = round(between(min(100, settings.horizon), settings.horizon))
+        scale, activation = between(1 / 3, 3), list(ACTIVATIONS)[rng.randint(len(ACTIVATIONS))]
+        inputs, decay = round(between(8, 256)), rng.uniform(0, 1)
+        own = TaskSettings(hidden, batch, horizon)
+        act = ACTIVATIONS[activation]
+        if kind == "digits-mlp":
+            task = mlp_task("digits", own, act)
+        elif kind == "digits-conv":
+            own = own._replace(hidden=tuple(-(-width // 4) for width in hidden[:2]))
+            task = conv_task("digits", own, act)
+        elif kind == "teacher-mlp":
+            task = teacher_task(inputs, decay, act, own)
+            kind = f"teacher-mlp {inputs}"
+        elif kind == "text-mlp":
+            task, activation = text_mlp(own), "relu"
+        else:
+            task, activation = patches_autoencoder(own), "tanh"
+        widths = "-".join(map(str, own.hidden))
+        name = f"{kind} {widths} {activation}, batch {batch}, T {horizon}, units {scale:.2f}"
+        members[name] = reparametrised(task, scale)
+    return TaskDistribution(members)

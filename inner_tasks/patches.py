@@ -1,0 +1,64 @@
+"""Autoencoding patches of photographs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from inner_tasks.networks import MLP
+from inner_tasks.task import Params, Task, TaskSettings, register_task
+
+SIDE = 8
+PIXELS = SIDE * SIDE
+# Standardised pixels guessed as zero have a mean squared error of 1.
+MAX_LOSS = 1.5
+VALIDATION_EXAMPLES = 1_000
+
+
+class PatchData(NamedTuple):
+    """Two photographs in shades of grey, standardised by the moments of the first."""
+
+    train: jax.Array  # float32 [height, width]
+    validation: jax.Array  # float32 [height, width]
+
+
+@register_task("patches-autoencoder", TaskSettings(hidden=(64, 16, 64), batch_size=64, horizon=500))
+def patches_autoencoder(settings: TaskSettings) -> Task:
+    """Patches of 8x8 pixels of a photograph through an MLP and back; mean squared error.
+
+    Training patches are from one of scikit-learn's two sample photographs, those for validation from the
+    other.
+    """
+    model = MLP(settings.hidden, PIXELS, jax.nn.tanh)
+
+    def init(key: jax.Array) -> Params:
+        return model.init(key, jnp.zeros((1, PIXELS)))["params"]
+
+    def sample(data: PatchData, key: jax.Array) -> jax.Array:
+        return _patches(data.train, key, settings.batch_size)
+
+    def loss(params: Params, batch: jax.Array) -> jax.Array:
+        return jnp.mean(jnp.square(model.apply({"params": params}, batch) - batch))
+
+    def metrics(params: Params, data: PatchData) -> dict[str, jax.Array]:
+        patches = _patches(data.validation, jax.random.key(0), VALIDATION_EXAMPLES)
+        return {"validation_loss": loss(params, patches)}
+
+    return Task(init, sample, loss, metrics, lambda data_dir: _load(), settings.horizon, MAX_LOSS)
+
+
+def _load() -> PatchData:
+    from sklearn.datasets import load_sample_image
+
+    train, validation = (load_sample_image(name).mean(axis=2) for name in ("china.jpg", "flower.jpg"))
+    mean, std = train.mean(), train.std()
+    return jax.device_put(PatchData(*(np.float32((image - mean) / std) for image in (train, validation))))
+
+
+def _patches(image: jax.Array, key: jax.Array, count: int) -> jax.Array:
+    """Patches from random places, float32 [count, PIXELS]."""
+    corners = jax.random.randint(key, (count, 2), 0, jnp.array(image.shape) - SIDE + 1)
+    return jax.vmap(lambda corner: jax.lax.dynamic_slice(image, corner, (SIDE, SIDE)).reshape(-1))(corners)

@@ -1,0 +1,71 @@
+"""Learning what another network, with random weights, says of random inputs."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from inner_tasks.networks import MLP, Activation
+from inner_tasks.task import Params, Task, TaskSettings, register_task
+
+CLASSES = 10
+TEACHER_HIDDEN = (32,)
+MAX_LOSS = 1.5 * math.log(CLASSES)
+VALIDATION_EXAMPLES = 2_000
+
+
+class TeacherBatch(NamedTuple):
+    """A minibatch."""
+
+    inputs: jax.Array  # float32 [batch, inputs]
+    labels: jax.Array  # int32 [batch]
+
+
+def teacher_task(inputs: int, decay: float, activation: Activation, settings: TaskSettings) -> Task:
+    """Classifying normal random inputs as a fixed random MLP does, with softmax cross-entropy.
+
+    Input number i has a standard deviation of ``i^-decay``, scaled so that their mean square is 1: real
+    data, too, has few directions of large variance and many of little. There is always new data.
+
+    Args:
+      inputs: number of inputs.
+      decay: how fast the inputs' standard deviations fall.
+      activation: nonlinearity of the network that is trained.
+      settings: hidden widths, batch size and horizon.
+    """
+    model = MLP(settings.hidden, CLASSES, activation)
+    teacher = MLP(TEACHER_HIDDEN, CLASSES)
+    deviations = np.arange(1, inputs + 1) ** -decay
+    deviations = np.float32(deviations / np.sqrt(np.mean(deviations**2)))
+
+    def draw(weights: Params, key: jax.Array, count: int) -> TeacherBatch:
+        x = deviations * jax.random.normal(key, (count, inputs))
+        return TeacherBatch(x, jnp.argmax(teacher.apply({"params": weights}, x), -1))
+
+    def loss(params: Params, batch: TeacherBatch) -> jax.Array:
+        logits = model.apply({"params": params}, batch.inputs)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
+
+    def metrics(params: Params, data: Params) -> dict[str, jax.Array]:
+        return {"validation_loss": loss(params, draw(data, jax.random.key(1), VALIDATION_EXAMPLES))}
+
+    return Task(
+        init=lambda key: model.init(key, jnp.zeros((1, inputs)))["params"],
+        sample=lambda data, key: draw(data, key, settings.batch_size),
+        loss=loss,
+        metrics=metrics,
+        load=lambda data_dir: teacher.init(jax.random.key(0), jnp.zeros((1, inputs)))["params"],
+        horizon=settings.horizon,
+        max_loss=MAX_LOSS,
+    )
+
+
+@register_task("teacher-mlp", TaskSettings(hidden=(64,), batch_size=64, horizon=500))
+def teacher_mlp(settings: TaskSettings) -> Task:
+    """64 inputs, whose standard deviations fall with the square root of their number."""
+    return teacher_task(64, 0.5, jax.nn.gelu, settings)

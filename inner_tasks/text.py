@@ -1,0 +1,81 @@
+"""Guessing the next character of a text from those before it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from inner_tasks.datasets.text import encode, python_help
+from inner_tasks.networks import MLP
+from inner_tasks.task import Params, Task, TaskSettings, register_task
+
+ALPHABET = 64
+CONTEXT = 8  # characters that the network sees
+EMBEDDING = 8
+MAX_LOSS = 1.5 * math.log(ALPHABET)
+VALIDATION = 20_000  # last characters of the text, held out
+VALIDATION_EXAMPLES = 2_000
+
+
+class TextData(NamedTuple):
+    """A text on the device."""
+
+    train: jax.Array  # int32 [n]
+    validation: jax.Array  # int32 [VALIDATION]
+
+
+class TextBatch(NamedTuple):
+    """A minibatch."""
+
+    context: jax.Array  # int32 [batch, CONTEXT]
+    following: jax.Array  # int32 [batch]
+
+
+class Guess(nn.Module):
+    """Embeddings of the context, side by side, through an MLP to logits."""
+
+    hidden: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, context: jax.Array) -> jax.Array:
+        """``[batch, CONTEXT] -> [batch, ALPHABET]``."""
+        embedded = nn.Embed(ALPHABET, EMBEDDING)(context)
+        return MLP(self.hidden, ALPHABET)(embedded.reshape(context.shape[0], -1))
+
+
+@register_task("text-mlp", TaskSettings(hidden=(64,), batch_size=128, horizon=1000))
+def text_mlp(settings: TaskSettings) -> Task:
+    """The next character of Python's own help texts from the eight before it; cross-entropy in nats."""
+    model = Guess(settings.hidden)
+
+    def init(key: jax.Array) -> Params:
+        return model.init(key, jnp.zeros((1, CONTEXT), jnp.int32))["params"]
+
+    def sample(data: TextData, key: jax.Array) -> TextBatch:
+        starts = jax.random.randint(key, (settings.batch_size,), 0, data.train.shape[0] - CONTEXT)
+        return _batch(data.train, starts)
+
+    def loss(params: Params, batch: TextBatch) -> jax.Array:
+        logits = model.apply({"params": params}, batch.context)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.following).mean()
+
+    def metrics(params: Params, data: TextData) -> dict[str, jax.Array]:
+        starts = jnp.linspace(0, VALIDATION - CONTEXT - 1, VALIDATION_EXAMPLES).astype(jnp.int32)
+        return {"validation_loss": loss(params, _batch(data.validation, starts))}
+
+    return Task(init, sample, loss, metrics, lambda data_dir: _load(), settings.horizon, MAX_LOSS)
+
+
+def _load() -> TextData:
+    text = encode(python_help(), ALPHABET)
+    return jax.device_put(TextData(text[:-VALIDATION], text[-VALIDATION:]))
+
+
+def _batch(text: jax.Array, starts: jax.Array) -> TextBatch:
+    windows = text[starts[:, None] + jnp.arange(CONTEXT + 1)]
+    return TextBatch(windows[:, :-1], windows[:, -1])

@@ -1,0 +1,37 @@
+"""Adam whose schedule and decays are learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from learned_opt.base import LearnedOptimizer
+from learned_opt.tunable import tunable
+
+INITIAL = {
+    "log_learning_rate": -4.0,  # 0.018
+    "log_power": -1.0,
+    "first_decay": 2.0,  # sigmoid: 0.88
+    "second_decay": 5.0,  # sigmoid: 0.993
+    "log_epsilon": -18.0,  # 1.5e-8
+}
+
+
+def adam(*, per_block: bool = False) -> LearnedOptimizer:
+    """Adam, 5 learned numbers (5 for each tensor with `per_block`).
+
+    ``update = - lr_t m / (sqrt(v) + epsilon)`` with bias-corrected averages m and v of the gradient and its
+    square, decays ``sigmoid(first_decay)`` and ``sigmoid(second_decay)``, and the schedule ``lr_t`` of
+    ``inverse_time_decay``. There are no other inputs than the gradient and the step number.
+
+    Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015.
+    """
+
+    def make(rate: jax.Array, own: Mapping[str, jax.Array]) -> optax.GradientTransformation:
+        decays = jax.nn.sigmoid(own["first_decay"]), jax.nn.sigmoid(own["second_decay"])
+        return optax.adam(rate, *decays, eps=jnp.exp(own["log_epsilon"]))
+
+    return tunable(make, INITIAL, per_block=per_block)

@@ -1,0 +1,115 @@
+"""A learned optimizer from a rule for a single tensor: what all per-parameter networks do alike."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from learned_opt import features as ft
+from learned_opt.base import LearnedOptimizer, Params, Theta
+from learned_opt.per_parameter import apply_network
+
+Accumulators = Any  # pytree of arrays: what a rule carries from step to step for one tensor
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PerTensorState:
+    """State of an optimizer that treats every tensor by itself."""
+
+    count: jax.Array  # steps taken, int32 []
+    accumulators: Params  # for each tensor, those of the rule
+    # Which tensors lie on several devices. It is noticed at the start, and kept: inside ``jit`` an array
+    # does not tell.
+    spread: tuple[bool, ...] = dataclasses.field(metadata={"static": True})
+
+
+class TensorRule(Protocol):
+    """What an architecture does with one tensor."""
+
+    def __call__(
+        self,
+        theta: Theta,
+        gradient: jax.Array,
+        param: jax.Array,
+        accumulators: Accumulators,
+        count: jax.Array,
+        network: Callable[..., jax.Array],
+    ) -> tuple[jax.Array, Accumulators]:
+        """The update to be added, and the next accumulators; all arrays have the dtype of the state.
+
+        Args:
+          theta: weights of the optimizer.
+          gradient: gradient of the tensor.
+          param: the tensor.
+          accumulators: as the rule left them at the step before.
+          count: steps taken before this one.
+          network: ``apply_network`` for this tensor.
+        """
+        ...
+
+
+def per_tensor(
+    init_theta: Callable[[jax.Array, int], Theta],
+    init_tensor: Callable[[jax.Array], Accumulators],
+    update_tensor: TensorRule,
+    version: int = 1,
+) -> LearnedOptimizer:
+    """An optimizer that applies a rule to each tensor.
+
+    The rule computes in float32, or in float64 for float64 parameters; its updates are rounded to the
+    dtype of the parameters at the end. A tensor without entries passes it by.
+
+    Args:
+      init_theta: ``(key, blocks) -> theta``.
+      init_tensor: ``param -> accumulators`` before the first step.
+      update_tensor: the rule.
+      version: version of the rule, see ``LearnedOptimizer``.
+    """
+
+    def init(params: Params) -> PerTensorState:
+        spread = tuple(_is_spread(param) for param in jax.tree.leaves(params))
+        return PerTensorState(jnp.zeros((), jnp.int32), jax.tree.map(init_tensor, params), spread)
+
+    def update(
+        theta: Theta, gradients: Params, state: PerTensorState, params: Params
+    ) -> tuple[Params, PerTensorState]:
+        def one(
+            gradient: jax.Array, param: jax.Array, accumulators: Accumulators, spread: bool
+        ) -> tuple[jax.Array, Accumulators]:
+            if param.size == 0:
+                return jnp.zeros_like(param), accumulators
+            dtype = ft.state_dtype(param)
+            cast = jax.tree.map(lambda w: w.astype(dtype), theta)
+            step, accumulators = update_tensor(
+                cast,
+                gradient.astype(dtype),
+                param.astype(dtype),
+                accumulators,
+                state.count,
+                partial(apply_network, spread=spread),
+            )
+            return step.astype(param.dtype), accumulators
+
+        leaves, tree = jax.tree.flatten(params)
+        gradients, accumulators = map(tree.flatten_up_to, (gradients, state.accumulators))
+        each = zip(gradients, leaves, accumulators, state.spread, strict=True)
+        outcomes = [one(*inputs) for inputs in each]
+        updates = tree.unflatten([update for update, _ in outcomes])
+        accumulators = tree.unflatten([accumulated for _, accumulated in outcomes])
+        return updates, PerTensorState(optax.safe_increment(state.count), accumulators, state.spread)
+
+    return LearnedOptimizer(init_theta=init_theta, init=init, update=update, version=version)
+
+
+def _is_spread(param: jax.Array) -> bool:
+    """Whether a tensor is known to lie on several devices, a part on each."""
+    if isinstance(param, jax.core.Tracer):
+        return any(axis is not None for axis in jax.typeof(param).sharding.spec)
+    return not param.sharding.is_fully_replicated

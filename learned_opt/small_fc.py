@@ -1,0 +1,92 @@
+"""The small network with many features of Metz et al. 2022."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from learned_opt import features as ft
+from learned_opt.base import LearnedOptimizer, Theta
+from learned_opt.per_parameter import init_network, small_step
+from learned_opt.per_tensor import per_tensor
+
+HIDDEN = (4, 4)
+# Where the learned decays start.
+MOMENTUM_DECAYS = (0.9, 0.99, 0.999)
+MOMENT_DECAYS = (0.999,)
+FACTORED_DECAYS = (0.9, 0.99, 0.999)
+EPSILON = 1e-5
+# A decay moves by its distance from 1, and theta counts tenths of that logarithm.
+DECAY_SCALE = 10
+
+NUM_FEATURES = 2 + 2 * len(MOMENTUM_DECAYS) + 2 * len(MOMENT_DECAYS) + 6 * len(FACTORED_DECAYS)
+NUM_INPUTS = NUM_FEATURES + len(ft.TIME_SCALES)
+
+
+def small_fc() -> LearnedOptimizer:
+    """A 39-4-4-2 per-parameter network, 190 weights, and 7 learned decays.
+
+    The 28 features of a parameter: its gradient g, its value, three momenta m, a second moment v,
+    ``m / sqrt(v)``, ``1 / sqrt(v)``, g over the root of three factored second moments, these moments' rows
+    and columns, ``1 / sqrt`` of both, and m over their root. Each is divided by its root mean square over
+    the tensor. Then come eleven features of the step number. The update is that of ``mlp``.
+
+    The decays are learned beside the weights: ``d = 1 - (1 - d_0) exp(10 theta)``, held between 0 and 1,
+    with d_0 of 0.9, 0.99 and 0.999 for momenta and factored moments and 0.999 for the second moment.
+
+    Metz et al., "Practical tradeoffs between memory, compute, and performance in learned optimizers",
+    CoLLAs 2022 (there ``small_fc_lopt``); google/learned_optimization, ``adafac_mlp_lopt.py``.
+    """
+    return per_tensor(_init_theta, _init_tensor, _update_tensor)
+
+
+def _init_theta(key: jax.Array, blocks: int) -> Theta:
+    del blocks
+    return {
+        "network": init_network(key, NUM_INPUTS, HIDDEN, outputs=2),
+        "momentum_decays": jnp.zeros(len(MOMENTUM_DECAYS)),
+        "moment_decays": jnp.zeros(len(MOMENT_DECAYS)),
+        "factored_decays": jnp.zeros(len(FACTORED_DECAYS)),
+    }
+
+
+def _init_tensor(param: jax.Array) -> ft.Accumulators:
+    return ft.init_accumulators(param, len(MOMENTUM_DECAYS), len(MOMENT_DECAYS), len(FACTORED_DECAYS))
+
+
+def _update_tensor(
+    theta: Theta,
+    gradient: jax.Array,
+    param: jax.Array,
+    accumulators: ft.Accumulators,
+    count: jax.Array,
+    network: Callable[..., jax.Array],
+) -> tuple[jax.Array, ft.Accumulators]:
+    accumulators = ft.accumulate(
+        accumulators,
+        gradient,
+        _decays(MOMENTUM_DECAYS, theta["momentum_decays"]),
+        _decays(MOMENT_DECAYS, theta["moment_decays"]),
+        _decays(FACTORED_DECAYS, theta["factored_decays"]),
+    )
+    momenta, moments, factored = accumulators
+    inverse_root = jax.lax.rsqrt(moments + 1e-6)
+    features = [
+        gradient[None],
+        param[None],
+        momenta,
+        moments,
+        momenta * inverse_root,
+        inverse_root,
+        gradient * ft.factored_inverse_roots(factored, param.shape),
+        *ft.factored_features(factored, momenta),
+    ]
+    time = ft.time_features(count).astype(param.dtype)
+    return network(theta["network"], features, time, small_step, epsilon=EPSILON), accumulators
+
+
+def _decays(initial: tuple[float, ...], theta: jax.Array) -> jax.Array:
+    """The learned decays that start at `initial`."""
+    return jnp.clip(1 - (1 - jnp.array(initial, theta.dtype)) * jnp.exp(DECAY_SCALE * theta), 0, 1)

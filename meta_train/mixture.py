@@ -1,0 +1,69 @@
+"""Several populations as one: a meta-gradient over tasks of different shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from meta_train.estimators.base import State, Theta
+from meta_train.population import Population, PopulationInfo
+
+
+def mixture(populations: Sequence[Population], clip_norm: float) -> Population:
+    """The mean of the meta-gradients of several populations.
+
+    Each meta-gradient is clipped to the same norm before they are averaged: so that no task drowns the others
+    because its losses react more strongly to theta.
+
+    Args:
+      populations: one for each task; all learn the same theta.
+      clip_norm: norm that each meta-gradient is clipped at.
+    """
+
+    def init(key: jax.Array, theta: Theta) -> State:
+        return tuple(p.init(jax.random.fold_in(key, i), theta) for i, p in enumerate(populations))
+
+    def estimate(theta: Theta, state: State, key: jax.Array) -> tuple[Theta, State, PopulationInfo]:
+        gradients, states, infos = zip(
+            *(
+                population.estimate(theta, own, jax.random.fold_in(key, i))
+                for i, (population, own) in enumerate(zip(populations, state, strict=True))
+            ),
+            strict=True,
+        )
+        gradient, info = _combine(gradients, infos, clip_norm)
+        return gradient, states, info
+
+    return Population(
+        init=init,
+        estimate=estimate,
+        gather=lambda state: tuple(p.gather(own) for p, own in zip(populations, state, strict=True)),
+        scatter=lambda state: tuple(p.scatter(own) for p, own in zip(populations, state, strict=True)),
+    )
+
+
+@jax.jit
+def _combine(
+    gradients: Sequence[Theta], infos: Sequence[PopulationInfo], clip_norm: float
+) -> tuple[Theta, PopulationInfo]:
+    """Mean of the clipped gradients, and what can be said of all tasks together."""
+    each = jax.tree.map(lambda *x: jnp.stack(x), *infos)
+    shares = jnp.minimum(1, clip_norm / each.gradient_norm)
+    gradient = jax.tree.map(
+        lambda *g: sum(share * x for share, x in zip(shares, g, strict=True)) / len(infos), *gradients
+    )
+    norm = optax.tree.norm(gradient)
+    error = jnp.sqrt(jnp.sum(jnp.square(shares * each.gradient_norm / each.snr))) / len(infos)
+    return gradient, PopulationInfo(
+        loss=each.loss.mean(),
+        gradient_norm=norm,
+        snr=norm / error,
+        xi_norm=each.xi_norm.mean(),
+        clipped=each.clipped.mean(),
+        nonfinite=each.nonfinite.mean(),
+        episodes=each.episodes.sum(),
+        steps=each.steps.sum(),
+    )

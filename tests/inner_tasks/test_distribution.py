@@ -1,0 +1,125 @@
+"""Tasks that need no download, and the distribution made of them, against NumPy."""
+
+from __future__ import annotations
+
+import math
+from pydoc_data.topics import topics
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.datasets import load_sample_image
+
+from inner_tasks import Task, TaskDistribution, TaskSettings, Training, find_task
+from inner_tasks.distribution import KINDS, MEMBERS, reparametrised
+from inner_tasks.teacher import teacher_task
+from tests.inner_tasks.test_tasks import SGD, NumPyMLP, build
+
+
+def parameters(task: Task) -> int:
+    return sum(math.prod(p.shape) for p in jax.tree.leaves(jax.eval_shape(task.init, jax.random.key(0))))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mnist-conv", 9 * 16 + 16 + 9 * 16 * 32 + 32 + 32 * 10 + 10),
+        ("cifar10-conv", 9 * 3 * 16 + 16 + 9 * 16 * 32 + 32 + 9 * 32 * 32 + 32 + 32 * 10 + 10),
+        ("text-mlp", 64 * 8 + 64 * 64 + 64 + 64 * 64 + 64),
+        ("patches-autoencoder", 2 * (64 * 64 + 64) + 2 * 64 * 16 + 16 + 64),
+        ("teacher-mlp", 64 * 64 + 64 + 64 * 10 + 10),
+    ],
+)
+def test_number_of_parameters(name: str, expected: int) -> None:
+    assert parameters(build(name)) == expected
+
+
+def test_text_batches_are_stretches_of_the_text() -> None:
+    task = build("text-mlp", TaskSettings((8,), batch_size=50, horizon=10))
+    data = task.load(None)
+    batch = task.sample(data, jax.random.key(3))
+    text = " ".join(topics.values())
+    letters = {}  # number -> character, wherever one number means one character
+    for number, character in zip(np.asarray(data.train)[:200_000], text, strict=False):
+        letters.setdefault(int(number), set()).add(character)
+    named = {number: next(iter(each)) for number, each in letters.items() if len(each) == 1}
+    assert len(named) == 63  # all but the one for rare characters
+    assert named[0] == " "  # the most frequent
+    found = 0
+    for context, following in zip(np.asarray(batch.context), np.asarray(batch.following), strict=True):
+        numbers = [*context.tolist(), int(following)]
+        if all(number in named for number in numbers):
+            assert "".join(named[number] for number in numbers) in text[:-20_000]
+            found += 1
+    assert found > 40
+    assert data.validation.shape == (20_000,)
+    loss = task.metrics(task.init(jax.random.key(0)), data)["validation_loss"]
+    assert loss == pytest.approx(math.log(64), abs=0.5)
+
+
+def test_patches_are_of_the_photograph() -> None:
+    task = build("patches-autoencoder", TaskSettings((8,), batch_size=20, horizon=10))
+    grey = load_sample_image("china.jpg").mean(axis=2)
+    grey = (grey - grey.mean()) / grey.std()
+    windows = np.lib.stride_tricks.sliding_window_view(grey, (8, 8)).reshape(-1, 64)
+    for patch in np.asarray(task.sample(task.load(None), jax.random.key(1))):
+        assert np.abs(windows - patch).max(axis=1).min() < 1e-5
+    silent = jax.tree.map(jnp.zeros_like, task.init(jax.random.key(0)))
+    many = build("patches-autoencoder", TaskSettings((8,), batch_size=5_000, horizon=10))
+    batch = many.sample(many.load(None), jax.random.key(2))
+    assert many.loss(silent, batch) == pytest.approx(1, abs=0.05)  # the variance of standardised pixels
+
+
+def test_labels_are_those_of_the_teacher() -> None:
+    task = teacher_task(20, 0.7, jax.nn.relu, TaskSettings((8,), batch_size=4_000, horizon=10))
+    weights = task.load(None)
+    batch = task.sample(weights, jax.random.key(5))
+    inputs = np.asarray(batch.inputs, np.float64)
+    logits = NumPyMLP(weights).forward(inputs)[-1]
+    assert np.mean(logits.argmax(1) == batch.labels) > 0.999  # but for ties in the last bit
+    deviations = inputs.std(0)
+    np.testing.assert_allclose(deviations / deviations[0], np.arange(1, 21) ** -0.7, rtol=0.1)
+    assert np.mean(inputs**2) == pytest.approx(1, rel=0.05)
+    assert len(set(np.asarray(batch.labels).tolist())) >= 5
+
+
+def test_reparametrised_task_is_the_same_task_in_other_units() -> None:
+    """Parameters s times smaller have gradients s times larger: SGD with its rate over s^2 does the same."""
+    scale, rate = 2.5, 0.1
+    plain = build("digits-mlp", TaskSettings((16,), batch_size=32, horizon=10))
+    scaled = reparametrised(plain, scale)
+    data = plain.load(None)
+
+    def losses(task: Task, rate: float) -> np.ndarray:
+        training = Training(data, task, SGD, 10)
+        state = training.init(jax.random.key(0))
+        keys = jax.random.split(jax.random.key(1), 10)
+        state, losses = jax.lax.scan(lambda s, key: training.step(jnp.float32(rate), s, key), state, keys)
+        return np.append(losses, task.metrics(state.params, data)["validation_loss"])
+
+    expected = losses(plain, rate)
+    np.testing.assert_allclose(losses(scaled, rate / scale**2), expected, rtol=1e-4)
+    assert np.abs(losses(scaled, rate) / expected - 1).max() > 0.1
+
+
+def test_small_tasks() -> None:
+    registration = find_task("small-tasks")
+    distribution = registration.build(registration.settings)
+    assert isinstance(distribution, TaskDistribution)
+    assert len(distribution.members) == MEMBERS
+    names = list(distribution.members)
+    assert names == list(registration.build(registration.settings).members)
+    assert all(sum(name.startswith(kind) for name in names) >= 3 for kind in KINDS)
+    for task in distribution.members.values():
+        assert 100 <= task.horizon <= 2000
+        assert 100 < parameters(task) < 20_000
+    horizons = [task.horizon for task in distribution.members.values()]
+    assert min(horizons) < 300 and max(horizons) > 1500
+
+
+def test_small_tasks_respect_their_settings() -> None:
+    distribution = find_task("small-tasks").build(TaskSettings((8,), batch_size=8, horizon=12))
+    assert {task.horizon for task in distribution.members.values()} == {12}
+    names = " ".join(distribution.members)
+    assert "batch 8," in names and "batch 9" not in names

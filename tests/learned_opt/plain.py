@@ -1,0 +1,162 @@
+"""Every architecture as a plain formula in float64 NumPy, computed apart from the package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Theta = Any
+Rule = Callable[[Theta, list[np.ndarray], np.ndarray, int], np.ndarray]
+
+MLP_DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
+TIME_SCALES = (1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4, 3e4, 1e5)
+
+
+def ema(gradients: list[np.ndarray], decay: float, power: int = 1) -> np.ndarray:
+    """Moving average of the gradients' powers, from zero."""
+    average = np.zeros_like(gradients[0])
+    for gradient in gradients:
+        average = decay * average + (1 - decay) * gradient**power
+    return average
+
+
+def network(theta: Theta, columns: list[np.ndarray], epsilon: float, constants: np.ndarray) -> np.ndarray:
+    """One row of inputs per parameter, through the layers: ``[n, outputs]``."""
+    x = np.stack([c.reshape(-1) / np.sqrt(epsilon + np.mean(c**2)) for c in columns], axis=1)
+    x = np.concatenate([x, np.broadcast_to(constants, (len(x), len(constants)))], axis=1)
+    for number in range(len(theta)):
+        x = x @ theta[f"Dense_{number}"]["kernel"] + theta[f"Dense_{number}"]["bias"]
+        if number < len(theta) - 1:
+            x = np.maximum(x, 0)
+    return x
+
+
+def time(count: int, scales: tuple[float, ...] = TIME_SCALES) -> np.ndarray:
+    return np.tanh(count / np.array(scales) - 1)
+
+
+def small_step(outputs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return (-0.001 * outputs[:, 0] * np.exp(0.001 * outputs[:, 1])).reshape(shape)
+
+
+def mlp(theta: Theta, gradients: list[np.ndarray], param: np.ndarray, count: int) -> np.ndarray:
+    columns = [gradients[-1], param, *(ema(gradients, d) for d in MLP_DECAYS)]
+    return small_step(network(theta, columns, 1e-5, time(count)), param.shape)
+
+
+def metz2019(theta: Theta, gradients: list[np.ndarray], param: np.ndarray, count: int) -> np.ndarray:
+    """The released network with all of its 31 inputs; theta is that of the 21 that are alive."""
+    live = theta["Dense_0"]["kernel"]
+    first = np.random.RandomState(0).normal(size=(31, 32))
+    first[:12], first[22:] = live[:12], live[12:]
+    constant = 1e3 / np.sqrt(1e-5 + 1e6)
+    whole = theta | {
+        "Dense_0": {"kernel": first, "bias": theta["Dense_0"]["bias"] - constant * first[17:22].sum(0)}
+    }
+    momenta = [ema(gradients, d) for d in (0.5, 0.9, 0.99, 0.999, 0.9999)]
+    moments = [np.zeros_like(param)] * 5  # the release does not update them
+    roots = [1 / np.sqrt(v + 1e-6) for v in moments]
+    scaled = [m * r for m, r in zip(momenta, roots, strict=True)]
+    columns = [gradients[-1], *scaled, param, *momenta, *moments, *roots]
+    outputs = network(whole, columns, 1e-5, time(count, (3, 10, 30, 100, 300, 1e3, 3e3, 1e4, 3e5)))
+    return small_step(outputs, param.shape)
+
+
+def factored(gradients: list[np.ndarray], decay: float) -> tuple[np.ndarray, ...]:
+    """Rows and columns, and ``1 / sqrt`` of their product for gradients and for momenta: of one shape all."""
+    squares = [g**2 + 1e-30 for g in gradients]
+    shape = squares[0].shape
+    if len(shape) < 2:
+        full = ema(squares, decay)
+        return full, full, 1 / np.sqrt(np.maximum(full + 1e-9, 1e-9)), 1 / np.sqrt(full + 1e-6)
+    second, largest = np.argsort(shape, kind="stable")[-2:]
+    rows = ema([np.mean(s, largest, keepdims=True) for s in squares], decay)
+    columns = ema([np.mean(s, second, keepdims=True) for s in squares], decay)
+    ratio = rows / (rows.mean(second, keepdims=True) + 1e-9)
+    root = 1 / np.sqrt(np.maximum(ratio, 1e-9)) / np.sqrt(np.maximum(columns, 1e-9))
+    return *(np.broadcast_to(x, shape) for x in (rows, columns)), root, root
+
+
+def factored_columns(gradients: list[np.ndarray], momenta: list[np.ndarray]) -> list[list[np.ndarray]]:
+    each = [factored(gradients, d) for d in (0.9, 0.99, 0.999)]
+    scaled = [m * of_momentum for m, (*_, of_momentum) in zip(momenta, each, strict=True)]
+    rows, columns, roots, _ = (list(group) for group in zip(*each, strict=True))
+    inverse = [[1 / np.sqrt(x + 1e-8) for x in group] for group in (rows, columns)]
+    return [[gradients[-1] * r for r in roots], rows, columns, *inverse, scaled]
+
+
+def small_fc(theta: Theta, gradients: list[np.ndarray], param: np.ndarray, count: int) -> np.ndarray:
+    """With decays that have not been moved (theta has zeros for them)."""
+    momenta = [ema(gradients, d) for d in (0.9, 0.99, 0.999)]
+    moment = ema(gradients, 0.999, 2)
+    root = 1 / np.sqrt(moment + 1e-6)
+    columns = [gradients[-1], param, *momenta, moment, *(m * root for m in momenta), root]
+    columns += sum(factored_columns(gradients, momenta), [])
+    return small_step(network(theta["network"], columns, 1e-5, time(count)), param.shape)
+
+
+def celo2_style(theta: Theta, gradients: list[np.ndarray], param: np.ndarray, count: int) -> np.ndarray:
+    momenta = [ema(gradients, d) for d in (0.9, 0.99, 0.999)]
+    moment = ema(gradients, 0.95, 2)
+    root = 1 / np.sqrt(moment + 1e-8)
+    columns = [gradients[-1], np.clip(gradients[-1], -0.1, 0.1), param, *momenta, moment]
+    columns += [*(m * root for m in momenta), root]
+    scaled, *others = factored_columns(gradients, momenta)
+    columns += [*scaled, gradients[-1] * root]
+    weights = dict(theta["network"])
+    if param.ndim >= 2:
+        columns += sum(others, [])
+    else:
+        weights["Dense_0"] = weights["Dense_0"] | {"kernel": weights["Dense_0"]["kernel"][:15]}
+    direction = network(weights, columns, 1e-9, np.zeros(0))[:, 0].reshape(param.shape)
+    return -np.exp(theta["log_learning_rate"]) * direction / np.sqrt(1e-9 + np.mean(direction**2))
+
+
+def relative_mlp(theta: Theta, gradients: list[np.ndarray], param: np.ndarray, count: int) -> np.ndarray:
+    decays = (0.5, 0.9, 0.99, 0.999)
+    momenta, moment = [ema(gradients, d) for d in decays], ema(gradients, 0.99, 2)
+    root = 1 / np.sqrt(moment + 1e-4 * moment.mean())
+    columns = [gradients[-1], param, *momenta, gradients[-1] * root, *(m * root for m in momenta), root]
+    expected = moment.mean() / (1 - 0.99 ** (count + 1))
+    steady = [
+        np.log10(np.sqrt(np.mean((m / (1 - d ** (count + 1))) ** 2) / expected))
+        for m, d in zip(momenta, decays, strict=True)
+    ]
+    scale = np.sqrt(np.mean(param**2) + 1e-4)
+    about = [np.log10(scale) / 3, np.log10(param.size) / 3, float(param.ndim < 2)]
+    outputs = network(theta, columns, 1e-20, np.concatenate([steady, about, time(count)]))
+    return (-0.01 * scale * outputs[:, 0] * np.exp(0.1 * outputs[:, 1])).reshape(param.shape)
+
+
+def schedule(theta: Theta, count: int) -> float:
+    return np.exp(theta["log_learning_rate"][0]) * (1 + count / 100) ** -np.exp(theta["log_power"][0])
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + np.exp(-x))
+
+
+def sgdm(theta: Theta, gradients: list[np.ndarray], param: np.ndarray, count: int) -> np.ndarray:
+    decay = sigmoid(theta["momentum"][0])
+    total = sum(decay**age * g for age, g in enumerate(reversed(gradients)))
+    return -schedule(theta, count) * total
+
+
+def adam(theta: Theta, gradients: list[np.ndarray], param: np.ndarray, count: int) -> np.ndarray:
+    first, second = sigmoid(theta["first_decay"][0]), sigmoid(theta["second_decay"][0])
+    mean = ema(gradients, first) / (1 - first ** (count + 1))
+    square = ema(gradients, second, 2) / (1 - second ** (count + 1))
+    return -schedule(theta, count) * mean / (np.sqrt(square) + np.exp(theta["log_epsilon"][0]))
+
+
+RULES: dict[str, Rule] = {
+    "mlp": mlp,
+    "metz2019": metz2019,
+    "small-fc": small_fc,
+    "celo2-style": celo2_style,
+    "relative-mlp": relative_mlp,
+    "sgdm": sgdm,
+    "adam": adam,
+}

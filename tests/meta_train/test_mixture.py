@@ -1,0 +1,69 @@
+"""Several populations as one: against each by itself, and as a run of `meta-train`."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from inner_tasks import LinearRecurrence, distribution
+from learned_opt import read
+from meta_train.estimators import pes
+from meta_train.mixture import mixture
+from meta_train.population import population
+from tests.meta_train.command import lines, meta_train
+
+
+def test_mean_of_the_clipped_gradients_of_each() -> None:
+    problems = [LinearRecurrence(horizon=4), LinearRecurrence(horizon=7, decay=0.5)]
+    make = partial(pes, sigma=0.1, truncation=2)
+    each = [population(make, problem, units=4, devices=1) for problem in problems]
+    together = mixture([population(make, problem, units=4, devices=2) for problem in problems], 1.0)
+    theta, key = jax.numpy.float32(0.3), jax.random.key(0)
+    state = together.init(jax.random.key(1), theta)
+    gradient, state, info = together.estimate(theta, state, key)
+    found = []
+    for number, one in enumerate(each):
+        own = one.init(jax.random.fold_in(jax.random.key(1), number), theta)
+        found.append(one.estimate(theta, own, jax.random.fold_in(key, number)))
+    norms = np.array([abs(float(g)) for g, _, _ in found])
+    assert norms.max() > 1 > norms.min()  # one is clipped, and one is not
+    expected = np.mean([float(g) / max(1, abs(float(g))) for g, _, _ in found])
+    assert float(gradient) == pytest.approx(expected, rel=1e-6)
+    assert float(info.steps) == sum(float(i.steps) for _, _, i in found)
+    assert float(info.loss) == pytest.approx(np.mean([float(i.loss) for _, _, i in found]), rel=1e-6)
+    errors = [min(1, 1 / n) * n / float(i.snr) for n, (_, _, i) in zip(norms, found, strict=True)]
+    assert float(info.snr) == pytest.approx(abs(expected) / (np.hypot(*errors) / 2), rel=1e-5)
+    gathered = together.gather(state)
+    again = together.gather(together.scatter(gathered))
+    jax.tree.map(np.testing.assert_array_equal, gathered, again)
+
+
+SMALL = (
+    "--task small-tasks --task.horizon 12 --task.hidden 8 --task.batch-size 8 --optimizer sgdm "
+    "--estimator.truncation 5 --estimator.particles 4 --checkpoint-every 2 --wandb disabled"
+)
+
+
+def test_a_run_on_a_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_comparing: None) -> None:
+    """It names its tasks, learns, and goes on to the same bits on another number of devices."""
+    monkeypatch.setattr(distribution, "MEMBERS", 3)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    outcome = meta_train(SMALL, "--updates 3 --devices 1 --run-dir", whole)
+    assert outcome.code == 0, outcome.err
+    for name in ("digits-mlp 32, batch 64, T 12", "teacher-mlp", "text-mlp"):
+        assert name in outcome.err
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "checkpoints" / "3")
+    shutil.rmtree(parts / "report")
+    outcome = meta_train("--resume", parts, "--devices 2")
+    assert outcome.code == 0, outcome.err
+    assert "at update 2" in outcome.err
+    assert lines(parts) == lines(whole)
+    assert (parts / "optimizer.safetensors").read_bytes() == (whole / "optimizer.safetensors").read_bytes()
+    assert read(whole).architecture == "sgdm"
+    assert lines(whole)[0]["steps"] == 4 * 3 * 5  # particles, tasks, steps
