@@ -130,17 +130,22 @@ def _rebuild(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, np.n
     return architecture, unflatten_dict(dict(tensors), sep="/")
 
 
-def load(path: str | os.PathLike[str]) -> optax.GradientTransformationExtraArgs:
+def load(
+    path: str | os.PathLike[str], learning_rate: optax.ScalarOrSchedule | None = None
+) -> optax.GradientTransformationExtraArgs:
     """A learned optimizer, to be used where ``optax.adam(1e-3)`` stood.
 
     Args:
       path: an optimizer file, or the folder of the run that made it.
+      learning_rate: a number or a schedule in place of the learned learning rate, for architectures that
+        have one (``celo2-style``).
 
     Returns:
       An optax transformation; see ``learned_opt.as_optax``.
 
     Raises:
-      UserError: the file is missing, damaged, foreign, or newer than this package.
+      UserError: the file is missing, damaged, foreign, or newer than this package; or its optimizer takes
+        no learning rate.
 
     Example::
 
@@ -150,7 +155,7 @@ def load(path: str | os.PathLike[str]) -> optax.GradientTransformationExtraArgs:
         params = optax.apply_updates(params, updates)
     """
     artifact = read(path)
-    return as_optax(get_optimizer(artifact.architecture), artifact.theta)
+    return as_optax(get_optimizer(artifact.architecture), artifact.theta, learning_rate)
 
 
 def describe(artifact: Artifact) -> dict[str, str]:

@@ -144,3 +144,25 @@ def test_description(path):
     assert lines["architecture"] == "mlp"
     assert lines["weights"] == "1,762"
     assert lines["task"] == "digits-mlp"
+
+
+@pytest.mark.parametrize("name", ["celo2-style", "sgdm-per-block"])
+def test_other_architectures_in_a_file(tmp_path, name):
+    """Nested weights, a learning rate of the user's own, hyperparameters for each of three tensors."""
+    optimizer = learned_opt.get_optimizer(name)
+    theta = optimizer.init_theta(jax.random.key(0), 3)
+    learned_opt.save(tmp_path / "file", name, theta, {})
+    jax.tree.map(np.testing.assert_array_equal, learned_opt.read(tmp_path / "file").theta, theta)
+    params = {"a": jnp.ones((2, 3)), "b": jnp.ones(3), "c": jnp.float32(1)}
+
+    def moved(tx):
+        return tx.update(params, tx.init(params), params)[0]
+
+    own = moved(learned_opt.load(tmp_path / "file"))
+    if optimizer.unit_rate is None:
+        with pytest.raises(learned_opt.UserError, match="takes no learning rate"):
+            learned_opt.load(tmp_path / "file", learning_rate=0.1)
+    else:
+        unit = moved(learned_opt.load(tmp_path / "file", learning_rate=1.0))
+        expected = jax.tree.map(lambda u: jnp.exp(theta["log_learning_rate"]) * u, unit)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), own, expected)
