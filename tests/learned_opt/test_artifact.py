@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +19,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 import learned_opt
+from tests.learned_opt.plain import RULES
 
 OPTIMIZER = learned_opt.get_optimizer("mlp")
+VERSION_1 = "bbda14522c30d4ec956c8ced82119aee43323c6391812a3c58bab2d875ff8004"
 THETA = OPTIMIZER.init_theta(jax.random.key(0), 1)
 SUMMARY = {"task": "digits-mlp", "updates": 3, "final_meta_loss": 0.25}
 
@@ -166,3 +170,16 @@ def test_other_architectures_in_a_file(tmp_path, name):
         unit = moved(learned_opt.load(tmp_path / "file", learning_rate=1.0))
         expected = jax.tree.map(lambda u: jnp.exp(theta["log_learning_rate"]) * u, unit)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), own, expected)
+
+
+def test_a_file_of_version_1_is_read_for_ever():
+    """Kept as it was written, and not to be made anew. Its updates are those of the plain formula."""
+    path = Path(__file__).parent / "data" / "version-1-mlp.safetensors"
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == VERSION_1
+    artifact, tx = learned_opt.read(path), learned_opt.load(path)
+    assert artifact.metadata["meta_training"]["task"]["name"] == "digits-mlp"
+    param, gradient = np.linspace(-1, 1, 30).reshape(5, 6), np.cos(np.arange(30.0)).reshape(5, 6)
+    update, _ = tx.update(jnp.float32(gradient), tx.init(jnp.float32(param)), jnp.float32(param))
+    theta = jax.tree.map(lambda w: np.asarray(w, np.float64), artifact.theta)
+    expected = RULES["mlp"](theta, [gradient], param, 0)
+    assert np.linalg.norm(update - expected) < 1e-4 * np.linalg.norm(expected)
