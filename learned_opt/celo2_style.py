@@ -48,8 +48,7 @@ def _unit_rate(theta: Theta) -> Theta:
     return theta | {"log_learning_rate": jnp.zeros_like(theta["log_learning_rate"])}
 
 
-def _init_theta(key: jax.Array, blocks: int) -> Theta:
-    del blocks
+def _init_theta(key: jax.Array) -> Theta:
     return {
         "network": init_network(key, NUM_FEATURES + NUM_FACTORED_FEATURES, HIDDEN, outputs=1),
         "log_learning_rate": jnp.log(jnp.float32(INITIAL_LEARNING_RATE)),

@@ -37,8 +37,7 @@ def metz2019() -> LearnedOptimizer:
     return per_tensor(_init_theta, _init_tensor, _update_tensor)
 
 
-def _init_theta(key: jax.Array, blocks: int) -> Theta:
-    del blocks
+def _init_theta(key: jax.Array) -> Theta:
     return init_network(key, NUM_INPUTS, HIDDEN, outputs=2)
 
 
@@ -56,5 +55,5 @@ def _update_tensor(
 ) -> tuple[jax.Array, jax.Array]:
     momenta = ft.averaged(momenta, gradient, MOMENTUM_DECAYS)
     features = [gradient[None], BLIND_INVERSE_ROOT * momenta, param[None], momenta]
-    time = ft.time_features(count, TIME_SCALES).astype(param.dtype)
+    time = ft.time_features(count, TIME_SCALES)
     return network(theta, features, time, small_step, epsilon=EPSILON), momenta

@@ -56,10 +56,9 @@ class TensorRule(Protocol):
 
 
 def per_tensor(
-    init_theta: Callable[[jax.Array, int], Theta],
+    init_theta: Callable[[jax.Array], Theta],
     init_tensor: Callable[[jax.Array], Accumulators],
     update_tensor: TensorRule,
-    version: int = 1,
 ) -> LearnedOptimizer:
     """An optimizer that applies a rule to each tensor.
 
@@ -67,10 +66,9 @@ def per_tensor(
     dtype of the parameters at the end. A tensor without entries passes it by.
 
     Args:
-      init_theta: ``(key, blocks) -> theta``.
+      init_theta: ``key -> theta``, the same weights for any number of tensors.
       init_tensor: ``param -> accumulators`` before the first step.
       update_tensor: the rule.
-      version: version of the rule, see ``LearnedOptimizer``.
     """
 
     def init(params: Params) -> PerTensorState:
@@ -105,7 +103,7 @@ def per_tensor(
         accumulators = tree.unflatten([accumulated for _, accumulated in outcomes])
         return updates, PerTensorState(optax.safe_increment(state.count), accumulators, state.spread)
 
-    return LearnedOptimizer(init_theta=init_theta, init=init, update=update, version=version)
+    return LearnedOptimizer(init_theta=lambda key, blocks: init_theta(key), init=init, update=update)
 
 
 def _is_spread(param: jax.Array) -> bool:

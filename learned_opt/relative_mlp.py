@@ -60,8 +60,7 @@ def relative_mlp() -> LearnedOptimizer:
     return per_tensor(_init_theta, _init_tensor, _update_tensor)
 
 
-def _init_theta(key: jax.Array, blocks: int) -> Theta:
-    del blocks
+def _init_theta(key: jax.Array) -> Theta:
     return init_network(key, NUM_FEATURES + NUM_CONTEXT + len(ft.TIME_SCALES), HIDDEN, outputs=2)
 
 
@@ -95,7 +94,7 @@ def _update_tensor(
             jnp.stack([jnp.log10(scale) / 3, jnp.log10(float(param.size)) / 3, float(param.ndim < 2)]),
             ft.time_features(count),
         ]
-    ).astype(param.dtype)
+    )
 
     def step(outputs: jax.Array) -> jax.Array:
         direction, magnitude = outputs

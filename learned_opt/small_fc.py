@@ -42,8 +42,7 @@ def small_fc() -> LearnedOptimizer:
     return per_tensor(_init_theta, _init_tensor, _update_tensor)
 
 
-def _init_theta(key: jax.Array, blocks: int) -> Theta:
-    del blocks
+def _init_theta(key: jax.Array) -> Theta:
     return {
         "network": init_network(key, NUM_INPUTS, HIDDEN, outputs=2),
         "momentum_decays": jnp.zeros(len(MOMENTUM_DECAYS)),
@@ -83,7 +82,7 @@ def _update_tensor(
         gradient * ft.factored_inverse_roots(factored, param.shape),
         *ft.factored_features(factored, momenta),
     ]
-    time = ft.time_features(count).astype(param.dtype)
+    time = ft.time_features(count)
     return network(theta["network"], features, time, small_step, epsilon=EPSILON), accumulators
 
 
