@@ -6,7 +6,7 @@ import numpy as np
 
 
 def python_help() -> str:
-    """Python's own help on its syntax and topics, some 465,000 characters of English and code (Python 3.11)."""
+    """Python's own help on its syntax and topics, some 465,000 characters in Python 3.11."""
     from pydoc_data.topics import topics
 
     return " ".join(topics.values())
