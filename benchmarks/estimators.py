@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from meta_train.config import Config, default_config, validate
-from meta_train.evaluation import run_learned, tune
+from meta_train.evaluation import Contestant, baseline, run
 from meta_train.outer import outer_loop, outer_optimizer
 from meta_train.progress import ProgressLine
 from meta_train.run import prepare, start
@@ -72,8 +72,9 @@ def measure(config: Config, arguments: Arguments, console: Console) -> tuple[flo
         for update in outer_loop(setup.population, tx, state, 0, updates):
             progress.advance(update.number, float(update.info.loss), float(update.info.steps), update.seconds)
     seconds = time.perf_counter() - began
-    runs = run_learned(setup.training, update.state.theta, arguments.evaluation_seeds, devices=setup.devices)
-    loss = float(runs.mean_loss.mean())
+    learned = Contestant(setup.training.optimizer, update.state.theta)
+    result = run(setup.training, learned, arguments.evaluation_seeds, devices=setup.devices)
+    loss = float(result.runs.mean_loss.mean())
     console.print(f"{label}: {loss:.4f} after {updates} updates", highlight=False)
     return loss, updates, seconds
 
@@ -103,7 +104,7 @@ def main() -> None:
             f"{np.mean(seconds):.0f}",
         )
     training = prepare(configure("pes", arguments.learning_rates[0], arguments.seeds[0])).training
-    adam = tune(training, "adam", arguments.evaluation_seeds, devices=jax.device_count())
+    adam = run(training, baseline("adam"), arguments.evaluation_seeds, devices=jax.device_count())
     table.add_row(f"(Adam, best rate {adam.learning_rate:.2g})", "", "", f"{adam.runs.mean_loss.mean():.4f}")
     Console().print(table)
 

@@ -6,7 +6,7 @@ To add a task: write it in one file with ``register_task``, and import that file
 
 from __future__ import annotations
 
-from inner_tasks import images, patches, teacher, text  # noqa: F401  (they register their tasks)
+from inner_tasks import held_out, images, patches, teacher, text  # noqa: F401  (they register their tasks)
 from inner_tasks.distribution import TaskDistribution
 from inner_tasks.linear import LinearRecurrence
 from inner_tasks.problem import UnrolledProblem

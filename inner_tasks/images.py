@@ -1,8 +1,9 @@
-"""Image classification with small networks: digits, MNIST, Fashion-MNIST, CIFAR-10."""
+"""Small networks on images: digits, MNIST, Fashion-MNIST, CIFAR-10; classification and autoencoding."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -18,6 +19,8 @@ from inner_tasks.task import Params, Task, TaskSettings, register_task
 NUM_CLASSES = 10
 # Half as much again as the loss of a uniform guess: worse than that is all the same to an outer step.
 MAX_LOSS = 1.5 * math.log(NUM_CLASSES)
+# Standardised pixels guessed as zero have a mean squared error of 1.
+MAX_SQUARED_ERROR = 1.5
 METRICS_CHUNK = 1000
 
 
@@ -39,16 +42,40 @@ class ImageBatch(NamedTuple):
     labels: jax.Array  # int32 [batch]
 
 
-def image_task(dataset: str, model: nn.Module, settings: TaskSettings) -> Task:
-    """Training a network on a data set of images with softmax cross-entropy.
+Measure = Callable[[jax.Array, ImageBatch], dict[str, jax.Array]]
+
+
+def classification(logits: jax.Array, batch: ImageBatch) -> dict[str, jax.Array]:
+    """Softmax cross-entropy in nats, and the share of examples that are guessed right."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+    correct = (jnp.argmax(logits, -1) == batch.labels).astype(jnp.float32)
+    return {"loss": losses.mean(), "accuracy": correct.mean()}
+
+
+def reconstruction(images: jax.Array, batch: ImageBatch) -> dict[str, jax.Array]:
+    """Mean squared error of standardised pixels."""
+    return {"loss": jnp.mean(jnp.square(images - batch.images))}
+
+
+def image_task(
+    dataset: str,
+    model: nn.Module,
+    settings: TaskSettings,
+    measure: Measure = classification,
+    max_loss: float = MAX_LOSS,
+) -> Task:
+    """Training a network on a data set of images.
 
     Images are standardised by the scalar mean and standard deviation of the training pixels. A
     minibatch is drawn with replacement.
 
     Args:
       dataset: name of the data set.
-      model: a Flax module, ``[batch, pixels] -> [batch, NUM_CLASSES]`` logits.
+      model: a Flax module, of ``[batch, pixels]``.
       settings: batch size and horizon.
+      measure: ``(outputs, batch) -> {name: scalar}``, means over the batch: the ``"loss"``, and whatever else
+        is to be known of the validation data.
+      max_loss: loss at which a step's loss is clipped during meta-training.
     """
 
     def init(key: jax.Array) -> Params:
@@ -58,31 +85,27 @@ def image_task(dataset: str, model: nn.Module, settings: TaskSettings) -> Task:
         indices = jax.random.randint(key, (settings.batch_size,), 0, data.train.labels.shape[0])
         return _batch(data, data.train, indices)
 
-    def loss(params: Params, batch: ImageBatch) -> jax.Array:
-        logits = model.apply({"params": params}, batch.images)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
+    def measured(params: Params, batch: ImageBatch) -> dict[str, jax.Array]:
+        return measure(model.apply({"params": params}, batch.images), batch)
 
     def metrics(params: Params, data: ImageData) -> dict[str, jax.Array]:
-        """Loss and accuracy on the whole validation split."""
+        """Means over the whole validation split."""
         count = data.validation.labels.shape[0]
 
-        def measure(index: jax.Array) -> tuple[jax.Array, jax.Array]:
-            batch = _batch(data, data.validation, index[None])
-            logits = model.apply({"params": params}, batch.images)
-            correct = (jnp.argmax(logits, -1) == batch.labels).astype(jnp.float32)
-            return loss(params, batch), correct.mean()
+        def of_one(index: jax.Array) -> dict[str, jax.Array]:
+            return measured(params, _batch(data, data.validation, index[None]))
 
-        losses, correct = jax.lax.map(measure, jnp.arange(count), batch_size=METRICS_CHUNK)
-        return {"validation_loss": losses.mean(), "validation_accuracy": correct.mean()}
+        each = jax.lax.map(of_one, jnp.arange(count), batch_size=METRICS_CHUNK)
+        return {f"validation_{name}": values.mean() for name, values in each.items()}
 
     return Task(
         init=init,
         sample=sample,
-        loss=loss,
+        loss=lambda params, batch: measured(params, batch)["loss"],
         metrics=metrics,
         load=lambda data_dir: _to_device(load_dataset(dataset, data_dir)),
         horizon=settings.horizon,
-        max_loss=MAX_LOSS,
+        max_loss=max_loss,
     )
 
 
@@ -105,6 +128,12 @@ def conv_task(dataset: str, settings: TaskSettings, activation: Activation = nn.
     """Convolutions with ``settings.hidden`` channels."""
     model = ConvNet(IMAGE_SHAPES[dataset], settings.hidden, NUM_CLASSES, activation)
     return image_task(dataset, model, settings)
+
+
+def autoencoder_task(dataset: str, settings: TaskSettings, activation: Activation = nn.tanh) -> Task:
+    """Dense layers of widths ``settings.hidden``, and back to the image."""
+    model = MLP(settings.hidden, IMAGE_SIZES[dataset], activation)
+    return image_task(dataset, model, settings, reconstruction, MAX_SQUARED_ERROR)
 
 
 @register_task("digits-mlp", TaskSettings(hidden=(32,), batch_size=64, horizon=200))
@@ -147,3 +176,9 @@ def fashion_mnist_conv(settings: TaskSettings) -> Task:
 def cifar10_conv(settings: TaskSettings) -> Task:
     """Three convolutions on CIFAR-10, 14,666 parameters."""
     return conv_task("cifar10", settings)
+
+
+@register_task("mnist-autoencoder", TaskSettings(hidden=(128, 32, 128), batch_size=128, horizon=500))
+def mnist_autoencoder(settings: TaskSettings) -> Task:
+    """MNIST through 32 numbers and back; mean squared error."""
+    return autoencoder_task("mnist", settings)

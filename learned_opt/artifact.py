@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +41,11 @@ class Artifact(NamedTuple):
 
 
 def save(
-    path: str | os.PathLike[str], architecture: str, theta: Theta, meta_training: Mapping[str, Any]
+    path: str | os.PathLike[str],
+    architecture: str,
+    theta: Theta,
+    meta_training: Mapping[str, Any],
+    comparisons: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write an optimizer file, whole or not at all.
 
@@ -51,6 +55,7 @@ def save(
       theta: its weights, a nested dict of arrays.
       meta_training: how theta was learned, as JSON values; it must not hold anything that differs
         between equal runs (times, paths, hosts).
+      comparisons: how it did on tasks beside tuned baselines, as JSON values: see docs/file-format.md.
 
     Raises:
       OSError: the file could not be written.
@@ -63,6 +68,7 @@ def save(
         "digest": _digest(tensors),
         "licence": "MIT",
         "meta_training": meta_training,
+        "comparisons": list(comparisons),
     }
     text = json.dumps(metadata, sort_keys=True, separators=(",", ":"), allow_nan=False)
     content = to_safetensors(dict(sorted(tensors.items())), metadata={METADATA_KEY: text})
@@ -86,7 +92,10 @@ def read(path: str | os.PathLike[str]) -> Artifact:
     if path.is_dir():
         path = path / FILE_NAME
     if not path.is_file():
-        raise UserError(f"there is no optimizer file at {path}; a finished run writes {FILE_NAME}")
+        raise UserError(
+            f"there is no optimizer file at {path}; a finished run writes {FILE_NAME}, and "
+            "learned_opt.pretrained() lists those that come with the package"
+        )
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = json.loads((file.metadata() or {})[METADATA_KEY])
@@ -159,21 +168,41 @@ def load(
 
 
 def describe(artifact: Artifact) -> dict[str, str]:
-    """The file in a few lines for a reader: name and value, in order."""
+    """The file in a few lines for a reader, its model card: name and value, in order."""
     weights = sum(math.prod(w.shape) for w in jax.tree.leaves(artifact.theta))
+    metadata = artifact.metadata
     lines = {
         "architecture": artifact.architecture,
         "weights": f"{weights:,}",
-        "format": f"version {artifact.metadata['format_version']}",
-        "features": f"version {artifact.metadata['feature_version']}",
-        "digest": artifact.metadata["digest"],
-        "licence": str(artifact.metadata.get("licence")),
+        "format": f"version {metadata['format_version']}",
+        "features": f"version {metadata['feature_version']}",
+        "digest": metadata["digest"],
+        "licence": str(metadata.get("licence")),
     }
-    summary = artifact.metadata.get("meta_training")
-    return lines | {
+    summary = metadata.get("meta_training")
+    lines |= {
         k: json.dumps(v) if isinstance(v, dict | list) else str(v)
         for k, v in (summary if isinstance(summary, dict) else {}).items()
     }
+    comparisons = metadata.get("comparisons")
+    return lines | {
+        f"comparison {number}": _compared(each)
+        for number, each in enumerate(comparisons if isinstance(comparisons, list) else (), 1)
+    }
+
+
+def _compared(comparison: Any) -> str:
+    """One comparison in a sentence; as JSON where it is not such as this package writes."""
+    try:
+        own, adam = comparison["own"], comparison["tuned"]["adam"]
+        ratio, rate = own["ratio_to_adam"], adam["learning_rate"]
+        return (
+            f"{comparison['task']}, {comparison['steps']} steps, {comparison['seeds']} seeds: mean training "
+            f"loss {own['mean_loss']:.4g}, that of Adam at its best learning rate ({rate:.1e}) "
+            f"{adam['mean_loss']:.4g}, ratio {ratio:.3f}"
+        )
+    except (KeyError, TypeError, ValueError):
+        return json.dumps(comparison)
 
 
 def _digest(tensors: Mapping[str, np.ndarray]) -> str:

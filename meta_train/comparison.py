@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,25 +14,49 @@ from rich.console import Console
 from rich.table import Table
 
 from inner_tasks import Training
-from learned_opt.base import Theta
-from meta_train.evaluation import BASELINES, LEARNING_RATES, Runs, Tuned, run_learned, tune
+from meta_train.evaluation import LEARNING_RATES, Contestant, Result, run
 
 NAMES = {"adam": "Adam", "adamw": "AdamW", "sgdm": "SGD, momentum", "rmsprop": "RMSProp"}
+# What all others are measured against.
+REFERENCE = "adam"
+
+# Told the name of an optimizer, it gives what is to be told of its training runs, done and planned, while it
+# is entered.
+Watch = Callable[[str], AbstractContextManager[Callable[[int, int], object]]]
 
 
 class Comparison(NamedTuple):
-    """A learned optimizer and tuned baselines on the same seeds."""
+    """Optimizers on one task, on the same seeds; tuned Adam is one of them."""
 
     task: str
     steps: int
-    learned: Runs
-    baselines: dict[str, Tuned]
+    results: dict[str, Result]
 
     @property
-    def ratio_to_adam(self) -> float:
-        """Mean training loss of the learned optimizer over that of tuned Adam."""
-        adam = self.baselines["adam"].runs
-        return float(self.learned.mean_loss.mean() / adam.mean_loss.mean())
+    def seeds(self) -> int:
+        return self.results[REFERENCE].runs.losses.shape[0]
+
+    def ratio_to_adam(self, name: str) -> float:
+        """Mean training loss of an optimizer over that of tuned Adam; below 1 it wins."""
+        losses = (self.results[n].runs.mean_loss.mean() for n in (name, REFERENCE))
+        return float(np.divide(*losses))
+
+    def steps_to_adam(self, name: str) -> int | None:
+        """Steps after which an optimizer's loss is that of tuned Adam at its end; None if it never is.
+
+        Both are means over a tenth of the run and over the seeds: Adam's over its last tenth, the optimizer's
+        over the tenth that ends with the step.
+        """
+        window = max(1, self.steps // 10)
+        losses = self.results[name].runs.losses.mean(axis=0)
+        running = np.convolve(losses, np.full(window, 1 / window), mode="valid")
+        reached = np.flatnonzero(running <= self.results[REFERENCE].runs.final_loss.mean())
+        return int(reached[0]) + window if reached.size else None
+
+    def failed(self, name: str) -> bool:
+        """Whether an optimizer ends non-finite or above the initial loss, on any seed."""
+        runs = self.results[name].runs
+        return not bool((runs.final_loss <= runs.losses[:, 0]).all())
 
 
 def learning_rates(count: int) -> np.ndarray:
@@ -42,96 +67,101 @@ def learning_rates(count: int) -> np.ndarray:
 def compare(
     task: str,
     training: Training,
-    theta: Theta,
+    contestants: Mapping[str, Contestant],
     *,
     seeds: int,
     rates: Sequence[float],
     devices: int,
     chunk: int,
-    before_each: Callable[[str], None],
+    watch: Watch,
 ) -> Comparison:
-    """Run the learned optimizer and every baseline.
+    """Run every optimizer.
 
     Args:
       task: name of the task, for the report.
-      training: the task and the learned optimizer; its horizon is the number of steps.
-      theta: weights of the learned optimizer.
+      training: the task; its horizon is the number of steps.
+      contestants: the optimizers, Adam among them.
       seeds: number of seeds, the same for all.
-      rates: learning rates to try for each baseline.
+      rates: learning rates to try for those that are tuned.
       devices: devices to spread the runs over.
       chunk: runs that one device works on at once.
-      before_each: called with the name of what is run next.
+      watch: shows how far each of them is.
     """
-    before_each("the learned optimizer")
-    learned = run_learned(training, theta, seeds, devices=devices, chunk=chunk)
-    baselines = {}
-    for name in BASELINES:
-        before_each(NAMES[name])
-        baselines[name] = tune(training, name, seeds, rates, devices=devices, chunk=chunk)
-    return Comparison(task, training.horizon, learned, baselines)
+    results = {}
+    for name, contestant in contestants.items():
+        with watch(name) as advance:
+            results[name] = run(
+                training, contestant, seeds, rates, devices=devices, chunk=chunk, watch=advance
+            )
+    return Comparison(task, training.horizon, results)
 
 
 def summary(comparison: Comparison) -> dict[str, Any]:
     """The comparison as JSON values; a loss that is not finite is null."""
 
-    def measured(runs: Runs) -> dict[str, Any]:
+    def measured(name: str, result: Result) -> dict[str, Any]:
+        runs = result.runs
         values = {
+            "learning_rate": result.learning_rate,
             "mean_loss": _mean(runs.mean_loss),
             "mean_loss_std": _std(runs.mean_loss),
             "final_loss": _mean(runs.final_loss),
             "final_loss_std": _std(runs.final_loss),
+            "ratio_to_adam": _number(comparison.ratio_to_adam(name)),
+            "steps_to_adam": comparison.steps_to_adam(name),
         }
-        for name, value in runs.metrics.items():
-            values |= {name: _mean(value), f"{name}_std": _std(value)}
+        for metric, value in runs.metrics.items():
+            values |= {metric: _mean(value), f"{metric}_std": _std(value)}
+        if result.tried:
+            values["tried"] = [
+                {"learning_rate": rate, "mean_loss": _number(loss)} for rate, loss in result.tried.items()
+            ]
         return values
 
-    baselines = {
-        name: {
-            "learning_rate": tuned.learning_rate,
-            **measured(tuned.runs),
-            "tried": [
-                {"learning_rate": rate, "mean_loss": loss if np.isfinite(loss) else None}
-                for rate, loss in tuned.tried.items()
-            ],
-        }
-        for name, tuned in comparison.baselines.items()
-    }
     return {
         "task": comparison.task,
         "steps": comparison.steps,
-        "seeds": comparison.learned.losses.shape[0],
-        "ratio_to_adam": _number(comparison.ratio_to_adam),
-        "learned": measured(comparison.learned),
-        "baselines": baselines,
+        "seeds": comparison.seeds,
+        "optimizers": {name: measured(name, result) for name, result in comparison.results.items()},
     }
+
+
+def card(comparison: Comparison, name: str) -> dict[str, Any]:
+    """What an optimizer's own file tells of a comparison: its figures, and those of the tuned ones."""
+    found = summary(comparison)
+    optimizers = found.pop("optimizers")
+    own = {k: v for k, v in optimizers[name].items() if k != "learning_rate"}
+    tuned = {
+        other: {k: v for k, v in values.items() if k in ("learning_rate", "mean_loss", "final_loss")}
+        for other, values in optimizers.items()
+        if "tried" in values
+    }
+    return {**found, "own": own, "tuned": tuned}
 
 
 def rows(comparison: Comparison) -> list[dict[str, Any]]:
     """The comparison as the rows of a table, best mean loss first."""
 
-    def row(name: str, rate: float | None, runs: Runs) -> dict[str, Any]:
+    def row(name: str, result: Result) -> dict[str, Any]:
+        runs = result.runs
         return {
-            "optimizer": name,
-            "learning_rate": rate,
+            "optimizer": NAMES.get(name, name),
+            "learning_rate": result.learning_rate,
             "mean_loss": float(runs.mean_loss.mean()),
             "mean_loss_std": float(runs.mean_loss.std()),
             "final_loss": float(runs.final_loss.mean()),
             **{metric: float(value.mean()) for metric, value in runs.metrics.items()},
         }
 
-    tuned = comparison.baselines.items()
-    table = [row("learned", None, comparison.learned)]
-    table += [row(NAMES[name], t.learning_rate, t.runs) for name, t in tuned]
-    return sorted(table, key=lambda r: r["mean_loss"])
+    return sorted((row(*item) for item in comparison.results.items()), key=lambda r: r["mean_loss"])
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """The comparison as a table in the terminal, with what it rests on."""
-    seeds = comparison.learned.losses.shape[0]
-    title = f"{comparison.task}: training loss over {comparison.steps} steps, {seeds} unseen seeds"
+    title = f"{comparison.task}: training loss over {comparison.steps} steps, {comparison.seeds} unseen seeds"
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    metrics = list(comparison.learned.metrics)
-    table.add_column("\noptimizer", no_wrap=True)
+    metrics = list(comparison.results[REFERENCE].runs.metrics)
+    table.add_column("\noptimizer", overflow="fold")
     for column in ("learning\nrate", "mean\nloss", "final\nloss"):
         table.add_column(column, justify="right", no_wrap=True)
     for metric in metrics:
@@ -147,16 +177,31 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
             style="bold" if row["learning_rate"] is None else None,
         )
     console.print(table)
-    tried = comparison.baselines["adam"].tried
+    tried = comparison.results[REFERENCE].tried
     console.print(
-        f"Each baseline at the best of {len(tried)} learning rates or more ({min(tried):.1e} to "
-        f"{max(tried):.1e} for Adam), chosen by mean training loss on these same seeds.\n"
-        f"Learned / best Adam, mean training loss: {comparison.ratio_to_adam:.3f}",
+        f"With a learning rate: at the best of {len(tried)} or more ({min(tried):.1e} to {max(tried):.1e} "
+        "for Adam), chosen by mean training loss on these same seeds.",
         highlight=False,
     )
+    for name, result in comparison.results.items():
+        if result.learning_rate is None:
+            steps = comparison.steps_to_adam(name)
+            reached = "never reached" if steps is None else f"reached after {steps} steps"
+            console.print(
+                f"{name} / best Adam, mean training loss: {comparison.ratio_to_adam(name):.3f}; "
+                f"Adam's final loss is {reached}",
+                highlight=False,
+            )
 
 
-def write_comparison(comparison: Comparison, folder: Path, extra: dict[str, Any]) -> list[Path]:
+def write_json(values: Mapping[str, Any], path: Path) -> None:
+    """Write a JSON file, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+    partial.replace(path)
+
+
+def write_comparison(comparison: Comparison, folder: Path, extra: Mapping[str, Any]) -> list[Path]:
     """Write the pictures, and then ``summary.json``: where that is, the report is whole.
 
     Args:
@@ -171,12 +216,9 @@ def write_comparison(comparison: Comparison, folder: Path, extra: dict[str, Any]
 
     folder.mkdir(parents=True, exist_ok=True)
     curves, rates = folder / "training_curves.png", folder / "learning_rates.png"
-    draw_training_curves(comparison, curves)
-    draw_learning_rates(comparison, rates)
-    text = json.dumps(summary(comparison) | extra, indent=2, allow_nan=False) + "\n"
-    partial = folder / "summary.json.partial"
-    partial.write_text(text)
-    partial.replace(folder / "summary.json")
+    draw_training_curves([comparison], curves)
+    draw_learning_rates([comparison], rates)
+    write_json({**summary(comparison), **extra}, folder / "summary.json")
     return [curves, rates]
 
 

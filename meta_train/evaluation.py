@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 import optax
 
 from inner_tasks import Training
-from learned_opt import LearnedOptimizer
+from learned_opt import LearnedOptimizer, UserError, pretrained
 from learned_opt.base import Theta
 from meta_train.population import over_devices
 
@@ -48,12 +49,24 @@ class Runs(NamedTuple):
         return _finite_or_infinite(self.losses[:, -last:].mean(axis=1))
 
 
-class Tuned(NamedTuple):
-    """A baseline at the best of the learning rates that were tried."""
+class Result(NamedTuple):
+    """What an optimizer did on a task; one with a learning rate stands at the best of those tried."""
 
-    learning_rate: float
-    tried: dict[float, float]  # learning rate -> mean training loss over steps and seeds
     runs: Runs
+    learning_rate: float | None = None
+    tried: Mapping[float, float] = {}  # learning rate -> mean training loss over steps and seeds
+
+
+class Contestant(NamedTuple):
+    """An optimizer to be compared.
+
+    Attributes:
+      optimizer: the update rule.
+      theta: its weights; None where theta is a learning rate that is to be tuned.
+    """
+
+    optimizer: LearnedOptimizer
+    theta: Theta | None
 
 
 def evaluation_key(seed: jax.Array | int) -> jax.Array:
@@ -76,7 +89,12 @@ def train(training: Training, theta: Theta, key: jax.Array) -> tuple[jax.Array, 
     return losses, training.task.metrics(state.params, training.data)
 
 
-def runner(training: Training, seeds: int, *, devices: int, chunk: int) -> Callable[[Theta], list[Runs]]:
+Advance = Callable[[int], object]  # called with a number of training runs that have just ended
+
+
+def runner(
+    training: Training, seeds: int, *, devices: int, chunk: int, advance: Advance = lambda runs: None
+) -> Callable[[Theta], list[Runs]]:
     """A function that trains with each of several thetas, on each of several seeds.
 
     Args:
@@ -84,22 +102,29 @@ def runner(training: Training, seeds: int, *, devices: int, chunk: int) -> Calla
       seeds: number of seeds; all thetas are run on the same ones.
       devices: devices to spread the runs over.
       chunk: runs that one device works on at once.
+      advance: called whenever each device is through with a chunk.
 
     Returns:
-      A function of thetas, a pytree of arrays ``[n, ...]``, that gives n elements. It compiles once for
-      each n.
+      A function of thetas, a pytree of arrays ``[n, ...]``, that gives n elements. It compiles once.
     """
 
     def run(training: Training, inputs: tuple[Theta, jax.Array]) -> Any:
         theta, seed = inputs
         return train(training, theta, evaluation_key(seed))
 
-    run_all = over_devices(run, training, devices=devices, chunk=chunk)
+    run_group = over_devices(run, training, devices=devices, chunk=chunk)
+    group = devices * chunk
 
     def run_seeds(thetas: Theta) -> list[Runs]:
         n = jax.tree.leaves(thetas)[0].shape[0]
         each, seed = np.divmod(np.arange(n * seeds), seeds)
-        losses, metrics = run_all((jax.tree.map(lambda x: np.asarray(x)[each], thetas), seed))
+        parts = []
+        for first in range(0, n * seeds, group):
+            # The last run fills up the last group: so all groups are one program.
+            some = np.minimum(np.arange(first, first + group), n * seeds - 1)
+            parts.append(run_group((_take(thetas, each[some]), seed[some])))
+            advance(min(group, n * seeds - first))
+        losses, metrics = jax.tree.map(lambda *x: np.concatenate(x)[: n * seeds], *parts)
         return [
             Runs(losses[each == i], {name: value[each == i] for name, value in metrics.items()})
             for i in range(n)
@@ -108,40 +133,47 @@ def runner(training: Training, seeds: int, *, devices: int, chunk: int) -> Calla
     return run_seeds
 
 
-def run_learned(training: Training, theta: Theta, seeds: int, *, devices: int, chunk: int = 1) -> Runs:
-    """Train with a learned optimizer, on each seed."""
-    stacked = jax.tree.map(lambda x: np.asarray(x)[None], theta)
-    return runner(training, seeds, devices=devices, chunk=chunk)(stacked)[0]
-
-
-def tune(
+def run(
     training: Training,
-    name: str,
+    contestant: Contestant,
     seeds: int,
     rates: Sequence[float] = LEARNING_RATES,
     *,
     devices: int,
     chunk: int = 1,
-) -> Tuned:
-    """A baseline at its best learning rate, judged by mean training loss over steps and seeds.
+    watch: Callable[[int, int], object] = lambda done, total: None,
+) -> Result:
+    """Train with an optimizer on each seed, after finding its best learning rate if it has one.
 
-    While the best rate is an end point of those tried, the grid goes on beyond it.
+    The rate is judged by mean training loss over steps and seeds. While the best is an end point of those
+    tried, the grid goes on beyond it. It is chosen on the very runs that are reported, which favours the
+    optimizers that are tuned.
 
     Args:
       training: the task and the number of steps; its optimizer is replaced.
-      name: a baseline, a key of ``BASELINES``.
-      seeds: number of seeds, those of ``run_learned``: the rate is chosen on the very runs that are
-        reported, which favours the baseline.
+      contestant: what to train with.
+      seeds: number of seeds, the same for every optimizer.
       rates: learning rates to try, geometrically spaced.
       devices: devices to spread the runs over.
       chunk: runs that one device works on at once.
+      watch: called now and then with the number of training runs done, and of all that are planned.
     """
-    training = dataclasses.replace(training, optimizer=_baseline(name))
-    run_seeds = runner(training, seeds, devices=devices, chunk=chunk)
+    done, planned = 0, seeds
+
+    def advance(runs: int) -> None:
+        nonlocal done
+        done += runs
+        watch(done, planned)
+
+    training = dataclasses.replace(training, optimizer=contestant.optimizer)
+    run_seeds = runner(training, seeds, devices=devices, chunk=chunk, advance=advance)
+    if contestant.theta is not None:
+        return Result(run_seeds(jax.tree.map(lambda x: np.asarray(x)[None], contestant.theta))[0])
     ratio = rates[1] / rates[0] if len(rates) > 1 else 2.0
     results: dict[float, Runs] = {}
     todo = [float(rate) for rate in rates]
     for _ in range(1 + MAX_EXTENSIONS):
+        planned = seeds * (len(results) + len(todo))
         runs = run_seeds(np.array(todo, np.float32))
         results |= dict(zip(todo, runs, strict=True))
         best = min(results, key=lambda rate: results[rate].mean_loss.mean())
@@ -152,21 +184,41 @@ def tune(
         else:
             break
     tried = {rate: float(results[rate].mean_loss.mean()) for rate in sorted(results)}
-    return Tuned(best, tried, results[best])
+    return Result(results[best], best, tried)
 
 
-def _baseline(name: str) -> LearnedOptimizer:
-    """An optax optimizer as one whose theta is its learning rate."""
-    make = BASELINES[name]
+def baseline(name: str) -> Contestant:
+    """An optax optimizer, to be tuned.
+
+    Args:
+      name: a key of ``BASELINES``, or of an optimizer in ``optax`` whose first argument is its learning rate,
+        such as ``lion``.
+
+    Raises:
+      UserError: there is none of this name.
+    """
+    make = BASELINES.get(name) or getattr(optax, name, None)
+    if not callable(make) or next(iter(inspect.signature(make).parameters), None) != "learning_rate":
+        raise UserError(
+            f"'{name}' is no optimizer file, no pretrained optimizer ({', '.join(pretrained())}), and no "
+            f"optimizer of optax that takes a learning rate, such as {', '.join(BASELINES)}"
+        )
 
     def update(theta: jax.Array, gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
         return make(theta).update(gradients, state, params)
 
-    return LearnedOptimizer(
-        init_theta=lambda key, blocks: jnp.float32(1e-3),
-        init=lambda params: make(1e-3).init(params),
-        update=update,
+    return Contestant(
+        LearnedOptimizer(
+            init_theta=lambda key, blocks: jnp.float32(1e-3),
+            init=lambda params: make(1e-3).init(params),
+            update=update,
+        ),
+        None,
     )
+
+
+def _take(tree: Any, indices: np.ndarray) -> Any:
+    return jax.tree.map(lambda x: np.asarray(x)[indices], tree)
 
 
 def _finite_or_infinite(loss: np.ndarray) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,16 @@ from matplotlib.axes import Axes
 
 from meta_train.comparison import NAMES, Comparison
 
+LEARNED = "#c1272d"
 COLOURS = {
-    "learned": "#c1272d",
+    "learned": LEARNED,
     "adam": "#0000a7",
     "adamw": "#57a0d3",
     "sgdm": "#008176",
     "rmsprop": "#b87333",
 }
+# For all that have no colour of their own.
+MORE_COLOURS = (LEARNED, "#e69f00", "#984ea3", "#4daf4a", "#f781bf", "#555555")
 # AdamW with optax's own weight decay lies almost on top of Adam.
 LINES = {"adamw": "--"}
 STYLE = {
@@ -33,57 +38,98 @@ STYLE = {
     "savefig.dpi": 150,
     "savefig.bbox": "tight",
 }
+COLUMNS = 2
 
 
-def draw_training_curves(comparison: Comparison, path: Path) -> None:
-    """Training loss over inner steps: mean and spread over seeds."""
-    runs = {"learned": ("learned", comparison.learned)}
-    for name, tuned in comparison.baselines.items():
-        runs[name] = (f"{NAMES[name]} ({tuned.learning_rate:.1e})", tuned.runs)
+def draw_training_curves(comparisons: Sequence[Comparison], path: Path) -> None:
+    """Training loss over inner steps, a panel for each task: mean and spread over seeds."""
+    with _panels(comparisons, path) as panels:
+        for comparison, axes in panels:
+            # A minibatch loss jumps about; a short running mean shows where it goes.
+            width = max(1, comparison.steps // 40)
+            colours = _colours(comparison)
+            for name, (runs, rate, _) in comparison.results.items():
+                label = NAMES.get(name, name) + (f" ({rate:.1e})" if rate else "")
+                losses = np.stack([_running_mean(x, width) for x in runs.losses])
+                steps = np.arange(losses.shape[1]) + (width + 1) / 2
+                mean, std = losses.mean(0), losses.std(0)
+                line_width = 1.2 if rate else 2
+                axes.plot(steps, mean, LINES.get(name, "-"), label=label, color=colours[name], lw=line_width)
+                low = np.maximum(mean - std, losses.min(0))  # keeps the band above zero on the log axis
+                axes.fill_between(steps, low, mean + std, color=colours[name], alpha=0.15, lw=0)
+            axes.set(
+                xlabel="inner step",
+                ylabel=f"training loss (running mean over {width} steps)",
+                yscale="log",
+                title=f"{comparison.task}, {comparison.seeds} unseen seeds: mean ± standard deviation",
+            )
+            axes.legend()
+
+
+def draw_learning_rates(comparisons: Sequence[Comparison], path: Path) -> None:
+    """Mean training loss against learning rate, a panel for each task: how each baseline was tuned."""
+    with _panels(comparisons, path) as panels:
+        for comparison, axes in panels:
+            colours = _colours(comparison)
+            finite: list[float] = []
+            for name, (runs, _, tried) in comparison.results.items():
+                line = {"label": NAMES.get(name, name), "color": colours[name]}
+                if tried:
+                    axes.plot(*np.array(list(tried.items())).T, "o" + LINES.get(name, "-"), ms=4, **line)
+                    finite += [loss for loss in tried.values() if np.isfinite(loss)]
+                else:
+                    axes.axhline(runs.mean_loss.mean(), lw=2, **line)
+            axes.set(
+                xlabel="learning rate",
+                ylabel=f"mean training loss over {comparison.steps} steps",
+                xscale="log",
+                title=f"{comparison.task}: how the baselines were tuned",
+            )
+            # Rates that diverge would squeeze the rest to a line.
+            if finite:
+                axes.set_ylim(0, 1.1 * np.quantile(finite, 0.8))
+            axes.legend()
+
+
+def draw_ratios(comparisons: Sequence[Comparison], path: Path) -> None:
+    """Mean training loss over that of tuned Adam: a row for each task, a dot for each optimizer."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(6.4, 4))
-        # A minibatch loss jumps about; a short running mean shows where it goes.
-        width = max(1, comparison.steps // 40)
-        for name, (label, run) in runs.items():
-            losses = np.stack([_running_mean(x, width) for x in run.losses])
-            steps = np.arange(losses.shape[1]) + (width + 1) / 2
-            mean, std = losses.mean(0), losses.std(0)
-            line_width = 2 if name == "learned" else 1.2
-            axes.plot(steps, mean, LINES.get(name, "-"), label=label, color=COLOURS[name], lw=line_width)
-            low = np.maximum(mean - std, losses.min(0))  # keeps the band above zero on the log axis
-            axes.fill_between(steps, low, mean + std, color=COLOURS[name], alpha=0.15, lw=0)
-        axes.set(
-            xlabel="inner step",
-            ylabel=f"training loss (running mean over {width} steps)",
-            yscale="log",
-            title=f"{comparison.task}, {run.losses.shape[0]} unseen seeds: mean ± standard deviation",
-        )
-        axes.legend()
+        figure, axes = plt.subplots(figsize=(8, 1.6 + 0.4 * len(comparisons)))
+        colours = _colours(comparisons[0])
+        height = np.arange(len(comparisons))
+        for name in comparisons[0].results:
+            ratios = [comparison.ratio_to_adam(name) for comparison in comparisons]
+            axes.plot(ratios, height, "o", color=colours[name], label=NAMES.get(name, name))
+        axes.axvline(1, color=colours["adam"], lw=1)
+        axes.set_yticks(height, [f"{c.task}, {c.steps} steps" for c in comparisons])
+        axes.invert_yaxis()
+        axes.set(xlabel="mean training loss, in units of tuned Adam's", xscale="log")
+        axes.xaxis.set_major_formatter("{x:.2g}")
+        axes.xaxis.set_minor_formatter("{x:.2g}")
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
         figure.savefig(path)
         plt.close(figure)
 
 
-def draw_learning_rates(comparison: Comparison, path: Path) -> None:
-    """Mean training loss against learning rate: how each baseline was tuned."""
+@contextmanager
+def _panels(comparisons: Sequence[Comparison], path: Path) -> Iterator[Iterator[tuple[Comparison, Axes]]]:
+    """A figure with a panel for each comparison, written at the end."""
+    columns = min(COLUMNS, len(comparisons))
+    lines = -(-len(comparisons) // columns)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(6.4, 4))
-        for name, tuned in comparison.baselines.items():
-            rates, losses = np.array(list(tuned.tried.items())).T
-            axes.plot(rates, losses, "o" + LINES.get(name, "-"), ms=4, label=NAMES[name], color=COLOURS[name])
-        axes.axhline(comparison.learned.mean_loss.mean(), color=COLOURS["learned"], lw=2, label="learned")
-        finite = [x for t in comparison.baselines.values() for x in t.tried.values() if np.isfinite(x)]
-        axes.set(
-            xlabel="learning rate",
-            ylabel=f"mean training loss over {comparison.steps} steps",
-            xscale="log",
-            title=f"{comparison.task}: how the baselines were tuned",
+        figure, grid = plt.subplots(
+            lines, columns, figsize=(6.4 * columns, 4 * lines), layout="constrained", squeeze=False
         )
-        # Rates that diverge would squeeze the rest to a line.
-        if finite:
-            axes.set_ylim(0, 1.1 * np.quantile(finite, 0.8))
-        axes.legend()
+        for unused in grid.flat[len(comparisons) :]:
+            unused.remove()
+        yield zip(comparisons, grid.flat, strict=False)
         figure.savefig(path)
         plt.close(figure)
+
+
+def _colours(comparison: Comparison) -> dict[str, str]:
+    more = itertools.cycle(MORE_COLOURS)
+    return {name: COLOURS.get(name) or next(more) for name in comparison.results}
 
 
 def draw_meta_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -106,9 +152,9 @@ def draw_meta_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None
 
 def _draw_smoothed(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
     width = max(1, len(y) // 50)
-    axes.plot(x, y, color=COLOURS["learned"], alpha=0.2, lw=0.8)
+    axes.plot(x, y, color=LEARNED, alpha=0.2, lw=0.8)
     smooth = _running_mean(y, width)
-    axes.plot(x[width - 1 :], smooth, color=COLOURS["learned"], lw=1.8, label=f"mean of {width} updates")
+    axes.plot(x[width - 1 :], smooth, color=LEARNED, lw=1.8, label=f"mean of {width} updates")
     axes.legend()
 
 

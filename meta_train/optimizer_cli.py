@@ -1,51 +1,60 @@
-"""The command `learned-opt`: look into an optimizer file, and compare it with tuned baselines."""
+"""The command `learned-opt`: look into optimizer files, and compare optimizers on tasks."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
 
 import learned_opt
 from learned_opt import UserError
+from learned_opt.artifact import FILE_NAME
 from meta_train.cli import exit_code_of
+
+if TYPE_CHECKING:
+    from inner_tasks import Task
+    from meta_train.evaluation import Contestant
 
 
 @dataclass(frozen=True)
 class Inspect:
-    """Print what an optimizer file is."""
+    """Print what an optimizer is, and how it compares with tuned baselines."""
 
-    file: tyro.conf.Positional[Path]
-    """Optimizer file, or the folder of the run that made it."""
+    optimizer: tyro.conf.Positional[str]
+    """Optimizer file, folder of the run that made it, or name of a pretrained one."""
     debug: bool = False
     """Show the traceback of a failure."""
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Compare an optimizer with Adam, AdamW, SGD with momentum and RMSProp, each at its best rate."""
+    """Compare optimizers on tasks, beside Adam at its best learning rate."""
 
-    file: tyro.conf.Positional[Path]
-    """Optimizer file, or the folder of the run that made it."""
-    task: str = "digits-mlp"
-    """Inner task to train, with its default settings."""
-    steps: int = 200
-    """Training steps of each run."""
-    seeds: int = 8
+    optimizers: tyro.conf.Positional[tuple[str, ...]]
+    """Optimizer files, folders of runs, names of pretrained ones, or names of optimizers in optax, which are
+    tuned, such as adamw, lion, and sgdm for SGD with momentum 0.9."""
+    tasks: tuple[str, ...] = ("digits-mlp",)
+    """Tasks to train, with their default settings; held-out is a suite of ten."""
+    horizons: tuple[int, ...] = ()
+    """Training steps of each run, one after another; without any, those of the task."""
+    seeds: int = 4
     """Seeds per optimizer and learning rate."""
     learning_rates: int = 15
-    """Learning rates tried for each baseline, evenly spaced in the logarithm from 1e-4 to 1."""
+    """Learning rates tried where there is one to tune, evenly spaced in the logarithm from 1e-4 to 1."""
     devices: Literal["auto"] | int = "auto"
     """Devices to spread the runs over."""
     data_dir: Path | None = None
     """Folder of TFDS data sets; by default TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
     out: Path | None = None
-    """Folder for summary.json and the pictures; without it only the table is printed."""
+    """Folder for evaluation.json, table.md and the pictures; without it only tables are printed."""
+    record: bool = False
+    """Write what was found into the optimizer files, as their model cards."""
     debug: bool = False
     """Show the traceback of a failure."""
 
@@ -53,50 +62,110 @@ class Evaluate:
 def inspect(arguments: Inspect) -> None:
     """Carry out `learned-opt inspect`."""
     console = Console()
-    for name, value in learned_opt.describe(learned_opt.read(arguments.file)).items():
+    file = _file(arguments.optimizer) or Path(arguments.optimizer)
+    for name, value in learned_opt.describe(learned_opt.read(file)).items():
         console.print(f"[bold]{name:>16}[/]  {value}", highlight=False, soft_wrap=True)
 
 
 def evaluate(arguments: Evaluate) -> None:
     """Carry out `learned-opt evaluate`."""
-    for flag in ("steps", "seeds", "learning_rates"):
-        if getattr(arguments, flag) < 1:
-            raise UserError(
-                f"--{flag.replace('_', '-')} is {getattr(arguments, flag)}; it must be at least 1"
-            )
-    artifact = learned_opt.read(arguments.file)
+    for flag, numbers in {
+        "horizons": arguments.horizons,
+        "seeds": (arguments.seeds,),
+        "learning-rates": (arguments.learning_rates,),
+    }.items():
+        if min(numbers, default=1) < 1:
+            raise UserError(f"--{flag} is {min(numbers)}; it must be at least 1")
+    contestants, files = _contestants(arguments.optimizers)
+    if arguments.record and not files:
+        raise UserError("--record writes into optimizer files, and none is among the optimizers")
     # Imported late: reading a file and its errors need none of this.
     import jax
 
-    from inner_tasks import Training, find_task
-    from meta_train.comparison import (
-        compare,
-        learning_rates,
-        print_comparison,
-        write_comparison,
-    )
+    from inner_tasks import Training
+    from meta_train.comparison import card, compare, learning_rates, print_comparison
+    from meta_train.costs import update_costs
+    from meta_train.interrupt import StopRequest
     from meta_train.population import start_devices
+    from meta_train.progress import RunsLine
+    from meta_train.suite import Judged, print_overall, write_so_far, write_suite
 
     console = Console()
     devices = start_devices(None if arguments.devices == "auto" else arguments.devices)
-    registration = find_task(arguments.task)
-    task = registration.build(registration.settings)
-    data = task.load(arguments.data_dir)
-    optimizer = learned_opt.get_optimizer(artifact.architecture)
-    comparison = compare(
-        arguments.task,
-        Training(data, task, optimizer, arguments.steps),
-        artifact.theta,
-        seeds=arguments.seeds,
-        rates=learning_rates(arguments.learning_rates),
-        devices=devices,
-        chunk=1 if jax.default_backend() == "cpu" else arguments.seeds,
-        before_each=lambda name: console.print(f"running {name}", style="dim", highlight=False),
-    )
-    print_comparison(comparison, console)
+    tasks = list(_tasks(arguments.tasks, arguments.horizons))
+    for _, task, _ in tasks:
+        task.load(arguments.data_dir)  # data that is missing is missed now, not after an hour
     if arguments.out:
-        write_comparison(comparison, arguments.out, {})
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    suite: list[Judged] = []
+    with StopRequest() as stop:
+        check = partial(stop.check, "stopped; what was compared before is printed, and in --out")
+        for number, (name, task, horizon) in enumerate(tasks, 1):
+            console.print(f"[bold]{number} of {len(tasks)}: {name}, {horizon} steps[/]", highlight=False)
+            comparison = compare(
+                name,
+                Training(task.load(arguments.data_dir), task, contestants["adam"].optimizer, horizon),
+                contestants,
+                seeds=arguments.seeds,
+                rates=learning_rates(arguments.learning_rates),
+                devices=devices,
+                chunk=1 if jax.default_backend() == "cpu" else arguments.seeds * arguments.learning_rates,
+                watch=partial(RunsLine, console, check),
+            )
+            suite.append(Judged(comparison, update_costs(task.init(jax.random.key(0)), contestants)))
+            print_comparison(comparison, console)
+            if arguments.out:
+                write_so_far(suite, arguments.out)
+    print_overall(suite, console)
+    if arguments.out:
+        write_suite(suite, arguments.out)
         console.print(f"report: {arguments.out}", highlight=False)
+    if arguments.record:
+        for name, path in files.items():
+            artifact = learned_opt.read(path)
+            cards = [card(comparison, name) for comparison, _ in suite]
+            meta_training = artifact.metadata["meta_training"]
+            learned_opt.save(path, artifact.architecture, artifact.theta, meta_training, cards)
+            console.print(f"recorded in {path}", highlight=False)
+
+
+def _file(name: str) -> Path | None:
+    """The optimizer file that is meant by a path, the folder of a run, or the name of a pretrained one."""
+    if Path(name).exists():
+        return Path(name)
+    return learned_opt.pretrained_path(name) if name in learned_opt.pretrained() else None
+
+
+def _contestants(names: Sequence[str]) -> tuple[dict[str, Contestant], dict[str, Path]]:
+    """The optimizers by name, tuned Adam one of them, and the files of those that are learned."""
+    from meta_train.evaluation import Contestant, baseline
+
+    contestants, files = {}, {}
+    for name in dict.fromkeys((*names, "adam")):
+        file = _file(name)
+        if file is None:
+            contestants[name] = baseline(name)
+        else:
+            artifact = learned_opt.read(file)
+            # The name of the file says little where it is the usual one: then it is that of its folder.
+            short = file.parent.name if file.name == FILE_NAME else file.stem
+            label = short if short and short not in contestants else name
+            contestants[label] = Contestant(learned_opt.get_optimizer(artifact.architecture), artifact.theta)
+            files[label] = file
+    return contestants, files
+
+
+def _tasks(names: Sequence[str], horizons: Sequence[int]) -> Iterator[tuple[str, Task, int]]:
+    """Name, task and steps of everything that is to be trained."""
+    from inner_tasks import TaskDistribution, find_task
+
+    for name in names:
+        registration = find_task(name)
+        task = registration.build(registration.settings)
+        members = task.members if isinstance(task, TaskDistribution) else {name: task}
+        for label, member in members.items():
+            for horizon in horizons or (member.horizon,):
+                yield label, member, horizon
 
 
 def command(argv: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import (
@@ -31,27 +32,13 @@ class ProgressLine:
     """
 
     def __init__(self, console: Console, total: int, done: int, label: str = "") -> None:
-        self._console = console
-        self._total = total
-        self._done = done
+        self._line = _Line(console, label or "meta-training", total, done)
         self._prefix = f"{label}: " if label else ""
+        self._done = done
         self._advances = 0
         self._rate = 0.0
         self._loss: float | None = None
         self._updates_per_second = 0.0
-        self._logged = time.monotonic()
-        self._bar = Progress(
-            TextColumn(label or "meta-training"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TextColumn("{task.fields[text]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("", total=total, completed=done, text="compiling")
 
     def advance(self, update: int, loss: float, steps: float, seconds: float) -> None:
         """Show one more update, or several.
@@ -73,27 +60,79 @@ class ProgressLine:
         elif math.isfinite(loss):
             smoothing = max(keep, 0.9) ** (update - self._done)
             self._loss = smoothing * self._loss + (1 - smoothing) * loss
-        text = f"meta-loss {self._loss:.4g}  {self._rate:,.0f} particle-steps/s"
-        self._bar.update(self._task, completed=update, text=text)
         self._done = update
-        if not self._console.is_terminal and self._due(update):
-            left = (self._total - update) / self._updates_per_second
-            minutes, rest = divmod(round(left), 60)
-            self._console.print(
-                f"{self._prefix}update {update}/{self._total}  {text}  {minutes}:{rest:02d} left",
-                highlight=False,
-            )
-
-    def _due(self, update: int) -> bool:
-        now = time.monotonic()
-        if update < self._total and now - self._logged < LOG_EVERY_SECONDS:
-            return False
-        self._logged = now
-        return True
+        text = f"meta-loss {self._loss:.4g}  {self._rate:,.0f} particle-steps/s"
+        self._line.show(f"{self._prefix}update", update, text, self._updates_per_second)
 
     def __enter__(self) -> ProgressLine:
-        self._bar.start()
+        self._line.bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
+        self._line.bar.stop()
+
+
+class RunsLine:
+    """Training runs done with an optimizer, their rate, and the time left; a context manager.
+
+    Entered, it gives a function of the number of runs done and of all that are planned.
+
+    Args:
+      console: where to, as for ``ProgressLine``.
+      check: called at each advance; it may raise.
+      name: of the optimizer.
+    """
+
+    def __init__(self, console: Console, check: Callable[[], None], name: str) -> None:
+        self._line = _Line(console, name, None, 0)
+        self._check = check
+        self._name = name
+        self._first: tuple[int, float] | None = None
+
+    def _advance(self, done: int, planned: int) -> None:
+        self._check()
+        now = time.monotonic()
+        # Before the first runs are done the program is compiled: the rate is that of those after them.
+        runs, began = self._first = self._first or (done, now)
+        rate = (done - runs) / (now - began) if done > runs else 0.0
+        self._line.show(f"{self._name}: run", done, f"{rate:.3g} runs/s", rate, planned)
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        self._line.bar.start()
+        return self._advance
+
+    def __exit__(self, *exception: object) -> None:
+        self._line.bar.stop()
+
+
+class _Line:
+    """A bar in a terminal; elsewhere now and then a line, and one at the end."""
+
+    def __init__(self, console: Console, label: str, total: int | None, done: int) -> None:
+        self._console = console
+        self._total = total
+        self._logged = time.monotonic()
+        self.bar = Progress(
+            TextColumn(label),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self.bar.add_task("", total=total, completed=done, text="compiling")
+
+    def show(self, what: str, done: int, text: str, rate: float, total: int | None = None) -> None:
+        """Show how far it is, with `rate` units per second; a new total takes the place of the old."""
+        self._total = total or self._total
+        self.bar.update(self._task, completed=done, total=self._total, text=text)
+        now = time.monotonic()
+        if self._console.is_terminal or (done < self._total and now - self._logged < LOG_EVERY_SECONDS):
+            return
+        self._logged = now
+        minutes, rest = divmod(round((self._total - done) / rate), 60) if rate else (0, 0)
+        left = f"{minutes}:{rest:02d} left"
+        self._console.print(f"{what} {done}/{self._total}  {text}  {left}", highlight=False)

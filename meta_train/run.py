@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from inner_tasks import TaskDistribution, Training, find_task
 from learned_opt import LearnedOptError
 from meta_train.comparison import (
     Comparison,
+    card,
     compare,
     learning_rates,
     print_comparison,
@@ -26,11 +27,12 @@ from meta_train.comparison import (
 )
 from meta_train.config import Config, save_config, to_dict
 from meta_train.estimators.base import Estimator, Theta
+from meta_train.evaluation import BASELINES, Contestant, baseline
 from meta_train.interrupt import StopRequest
 from meta_train.mixture import mixture
 from meta_train.outer import RunState, Update, outer_loop, outer_optimizer
 from meta_train.population import Population, population, start_devices
-from meta_train.progress import ProgressLine
+from meta_train.progress import ProgressLine, RunsLine
 from meta_train.run_folder import MetricsFile, RunFolder, read_metrics
 from meta_train.tracking import Tracker, start_tracking
 
@@ -137,23 +139,24 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
                     theta = _learn(config, setup, state, done, outputs, stop, advice)
                 _export(config, folder, theta)
                 console.print(f"optimizer: {folder.optimizer}", highlight=False)
-                tracker.artifact(folder.optimizer, {"config": to_dict(config)})
 
-                def before_each(name: str) -> None:
+                def check() -> None:
                     stop.check(f"stopped during the comparison; {advice}")
-                    console.print(f"comparing: {name}", style="dim", highlight=False)
 
-                training = dataclasses.replace(setup.training, horizon=config.evaluation.steps)
+                learned = Contestant(setup.training.optimizer, theta)
                 comparison = compare(
                     setup.members[0],
-                    training,
-                    theta,
+                    dataclasses.replace(setup.training, horizon=config.evaluation.steps),
+                    {"learned": learned} | {name: baseline(name) for name in BASELINES},
                     seeds=config.evaluation.seeds,
                     rates=learning_rates(config.evaluation.learning_rates),
                     devices=setup.devices,
                     chunk=setup.chunk,
-                    before_each=before_each,
+                    watch=partial(RunsLine, console, check),
                 )
+                # The file as it was is whole already; now it gets its card.
+                _export(config, folder, theta, [card(comparison, "learned")])
+                tracker.artifact(folder.optimizer, {"config": to_dict(config)})
                 _report(config, folder, comparison, tracker)
                 print_comparison(comparison, console)
                 console.print(f"report: {folder.report}", highlight=False)
@@ -241,7 +244,9 @@ def _record(update: Update) -> dict[str, Any]:
     }
 
 
-def _export(config: Config, folder: RunFolder, theta: Theta) -> None:
+def _export(
+    config: Config, folder: RunFolder, theta: Theta, comparisons: Sequence[Mapping[str, Any]] = ()
+) -> None:
     """Write the optimizer file, with a summary of how it came about that equal runs have in common."""
     settings = to_dict(config)
     lines = list(read_metrics(folder.metrics))
@@ -255,6 +260,7 @@ def _export(config: Config, folder: RunFolder, theta: Theta) -> None:
             "inner_steps": int(sum(m["steps"] for m in lines)),
             "final_meta_loss": float(np.mean(last)) if last else None,
         },
+        comparisons,
     )
 
 
@@ -267,5 +273,6 @@ def _report(config: Config, folder: RunFolder, comparison: Comparison, tracker: 
     draw_meta_training(list(read_metrics(folder.metrics)), meta)
     pictures = write_comparison(comparison, folder.report, {"updates": config.updates})
     tracker.report(rows(comparison), {path.stem: path for path in (*pictures, meta)})
-    if math.isfinite(comparison.ratio_to_adam):
-        tracker.summary({"ratio_to_adam": comparison.ratio_to_adam})
+    ratio = comparison.ratio_to_adam("learned")
+    if math.isfinite(ratio):
+        tracker.summary({"ratio_to_adam": ratio})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,17 @@ import pytest
 
 import learned_opt
 from inner_tasks import Task, TaskSettings, Training, find_task
-from meta_train.comparison import Comparison, compare, learning_rates, rows, summary
-from meta_train.evaluation import BASELINES, LEARNING_RATES, Runs, evaluation_key, run_learned, tune
+from meta_train.comparison import Comparison, card, compare, learning_rates, rows, summary
+from meta_train.evaluation import (
+    BASELINES,
+    LEARNING_RATES,
+    Contestant,
+    Result,
+    Runs,
+    baseline,
+    evaluation_key,
+    run,
+)
 
 STEPS = 30
 
@@ -44,7 +54,7 @@ def digits() -> Training:
 def test_exported_optimizer_in_a_plain_loop_gives_the_same_losses_to_the_bit(digits, devices, tmp_path):
     theta = digits.init_theta(jax.random.key(3))
     learned_opt.save(tmp_path / "optimizer.safetensors", "mlp", theta, {})
-    runs = run_learned(digits, theta, seeds=2, devices=devices)
+    runs = run(digits, Contestant(digits.optimizer, theta), 2, devices=devices).runs
 
     tx = learned_opt.load(tmp_path / "optimizer.safetensors")
 
@@ -71,7 +81,7 @@ def test_exported_optimizer_in_a_plain_loop_gives_the_same_losses_to_the_bit(dig
 @pytest.mark.parametrize("name", BASELINES)
 def test_baseline_is_the_optax_optimizer(name):
     training = on_quadratic()
-    tuned = tune(training, name, seeds=2, rates=[1e-2, 1e-1, 1.0], devices=1)
+    tuned = run(training, baseline(name), seeds=2, rates=[1e-2, 1e-1, 1.0], devices=1)
     tx = BASELINES[name](np.float32(tuned.learning_rate))
     params = training.task.init(jax.random.split(evaluation_key(1))[0])
     state, losses = tx.init(params), []
@@ -86,23 +96,23 @@ def test_baseline_is_the_optax_optimizer(name):
 @pytest.mark.parametrize("rates", [[1e-5, 1e-4], [10.0, 30.0, 90.0], [1e-3]])
 def test_tuning_goes_on_beyond_an_end_point(rates):
     """SGD with momentum 0.9 on curvature 1 is best near the critical (1 - sqrt(0.9))^2 = 2.6e-3 to 0.1."""
-    tuned = tune(on_quadratic(), "sgdm", seeds=2, rates=rates, devices=1)
+    tuned = run(on_quadratic(), baseline("sgdm"), seeds=2, rates=rates, devices=1)
     assert min(tuned.tried) < tuned.learning_rate < max(tuned.tried)
     assert tuned.tried[tuned.learning_rate] == min(tuned.tried.values())
     assert np.isfinite(tuned.runs.mean_loss).all()
 
 
 def test_rates_that_diverge_lose():
-    tuned = tune(on_quadratic(scale=1e4), "sgdm", seeds=2, rates=[1e-6, 1e-4, 1e18], devices=1)
+    tuned = run(on_quadratic(scale=1e4), baseline("sgdm"), seeds=2, rates=[1e-6, 1e-4, 1e18], devices=1)
     assert tuned.tried[1e18] == np.inf
     assert tuned.learning_rate < 1e-2
 
 
 def test_devices_and_seeds_do_not_change_a_run():
     training = on_quadratic()
-    theta = training.init_theta(jax.random.key(0))
-    one = run_learned(training, theta, seeds=3, devices=1)
-    two = run_learned(training, theta, seeds=5, devices=2)
+    learned = Contestant(training.optimizer, training.init_theta(jax.random.key(0)))
+    one = run(training, learned, seeds=3, devices=1).runs
+    two = run(training, learned, seeds=5, devices=2).runs
     np.testing.assert_array_equal(one.losses, two.losses[:3])
     np.testing.assert_array_equal(one.metrics["distance"], two.metrics["distance"][:3])
 
@@ -124,40 +134,69 @@ def test_mean_and_final_loss():
 @pytest.fixture(scope="module")
 def comparison() -> Comparison:
     training = on_quadratic()
-    theta = training.init_theta(jax.random.key(0))
-    names: list[str] = []
-    found = compare(
-        "quadratic",
-        training,
-        theta,
-        seeds=2,
-        rates=[1e-2, 1e-1, 1.0],
-        devices=1,
-        chunk=1,
-        before_each=names.append,
-    )
-    assert len(names) == 1 + len(BASELINES)
+    learned = Contestant(training.optimizer, training.init_theta(jax.random.key(0)))
+    contestants = {"learned": learned} | {name: baseline(name) for name in BASELINES}
+    advances: dict[str, list[tuple[int, int]]] = {}
+
+    def watch(name: str):
+        return nullcontext(lambda *advance: advances.setdefault(name, []).append(advance))
+
+    rates = [1e-2, 1e-1, 1.0]
+    found = compare("quadratic", training, contestants, seeds=2, rates=rates, devices=1, chunk=1, watch=watch)
+    assert advances["learned"] == [(1, 2), (2, 2)]
+    for name in BASELINES:
+        runs = [done for done, planned in advances[name]]
+        assert runs == list(range(1, 2 * len(found.results[name].tried) + 1))
+        assert advances[name][0][1] == 6 and advances[name][-1][0] == advances[name][-1][1]
     return found
 
 
 def test_summary(comparison):
     found = summary(comparison)
     assert (found["task"], found["steps"], found["seeds"]) == ("quadratic", STEPS, 2)
-    assert found["learned"]["mean_loss"] == pytest.approx(comparison.learned.losses.mean(), rel=1e-6)
-    assert found["baselines"].keys() == {"adam", "adamw", "sgdm", "rmsprop"}
-    adam = found["baselines"]["adam"]
-    assert found["ratio_to_adam"] == pytest.approx(
-        found["learned"]["mean_loss"] / adam["mean_loss"], rel=1e-6
-    )
+    assert found["optimizers"].keys() == {"learned", "adam", "adamw", "sgdm", "rmsprop"}
+    learned, adam = found["optimizers"]["learned"], found["optimizers"]["adam"]
+    assert learned["mean_loss"] == pytest.approx(comparison.results["learned"].runs.losses.mean(), rel=1e-6)
+    assert learned["ratio_to_adam"] == pytest.approx(learned["mean_loss"] / adam["mean_loss"], rel=1e-6)
+    assert adam["ratio_to_adam"] == 1
     assert adam["learning_rate"] in [entry["learning_rate"] for entry in adam["tried"]]
+    assert learned["learning_rate"] is None and "tried" not in learned
 
 
 def test_non_finite_learned_optimizer_is_null_in_the_summary(comparison):
     broken = Runs(np.full((2, STEPS), np.nan, np.float32), {"distance": np.full(2, np.nan)})
-    found = summary(comparison._replace(learned=broken))
-    assert found["ratio_to_adam"] is None
-    assert found["learned"]["mean_loss"] is None
-    assert found["learned"]["distance"] is None
+    broken_too = comparison._replace(results=comparison.results | {"learned": Result(broken)})
+    found = summary(broken_too)["optimizers"]["learned"]
+    assert found["ratio_to_adam"] is found["mean_loss"] is found["distance"] is found["steps_to_adam"] is None
+    assert broken_too.failed("learned") and not broken_too.failed("adam")
+
+
+def test_steps_to_adam_and_failure():
+    """Against curves for which both can be read off."""
+    adam = np.tile(np.linspace(10, 1, 20, dtype=np.float32), (2, 1))
+
+    def with_curve(curve: np.ndarray) -> Comparison:
+        return Comparison("", 20, {"own": Result(Runs(curve, {})), "adam": Result(Runs(adam, {}))})
+
+    assert with_curve(adam).steps_to_adam("own") == 20
+    fast = np.full((2, 20), 0.5, np.float32)
+    fast[:, :5] = 10
+    # Adam's last two steps have a mean of 1.24; the mean of two steps is below that when both are 0.5.
+    assert with_curve(fast).steps_to_adam("own") == 7
+    assert with_curve(adam + 0.1).steps_to_adam("own") is None
+    assert not with_curve(fast).failed("own")
+    worse = fast.copy()
+    worse[1, -2:] = 11
+    assert with_curve(worse).failed("own")
+
+
+def test_card_has_its_own_figures_and_those_of_the_tuned(comparison):
+    found = card(comparison, "learned")
+    assert (found["task"], found["steps"], found["seeds"]) == ("quadratic", STEPS, 2)
+    assert found["tuned"].keys() == set(BASELINES)
+    whole = summary(comparison)["optimizers"]
+    assert found["own"]["mean_loss"] == whole["learned"]["mean_loss"]
+    assert found["tuned"]["adam"]["learning_rate"] == whole["adam"]["learning_rate"]
 
 
 def test_rows_are_ranked(comparison):

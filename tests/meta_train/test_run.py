@@ -109,19 +109,19 @@ def test_config_yaml_is_the_resolved_configuration(tiny_run: Run, tmp_path: Path
 def test_summary_has_the_names_that_others_script_against(tiny_run: Run) -> None:
     summary = json.loads((tiny_run.path / "report" / "summary.json").read_text())
     assert (summary["task"], summary["steps"], summary["seeds"]) == ("digits-mlp", 5, 1)
-    assert summary["baselines"].keys() == BASELINES
-    for measured in (summary["learned"], *summary["baselines"].values()):
+    assert summary["optimizers"].keys() == {"learned", *BASELINES}
+    for measured in summary["optimizers"].values():
         for name in ("mean_loss", "final_loss", "validation_loss"):
             assert 0.5 < measured[name] < 5
         assert 0 <= measured["validation_accuracy"] <= 1
-    for baseline in summary["baselines"].values():
+    for baseline in (summary["optimizers"][name] for name in BASELINES):
         tried = {entry["learning_rate"]: entry["mean_loss"] for entry in baseline["tried"]}
         assert {1e-4, 1e-2, 1.0} <= tried.keys()
         assert baseline["learning_rate"] == min(tried, key=tried.__getitem__)
         assert baseline["mean_loss"] == pytest.approx(min(tried.values()))
         assert min(tried) < baseline["learning_rate"] < max(tried)
-    ratio = summary["learned"]["mean_loss"] / summary["baselines"]["adam"]["mean_loss"]
-    assert summary["ratio_to_adam"] == pytest.approx(ratio)
+    ratio = summary["optimizers"]["learned"]["mean_loss"] / summary["optimizers"]["adam"]["mean_loss"]
+    assert summary["optimizers"]["learned"]["ratio_to_adam"] == pytest.approx(ratio)
 
 
 def test_the_optimizer_file(tiny_run: Run) -> None:
@@ -154,25 +154,60 @@ def test_learned_opt_inspect(tiny_run: Run) -> None:
 def test_learned_opt_evaluate_finds_what_the_run_found(
     tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny = find_task("digits-mlp")._replace(settings=TaskSettings((4,), 64, 10))
+    tiny = find_task("digits-mlp")._replace(settings=TaskSettings((4,), 64, 5))
     monkeypatch.setitem(task._REGISTRY, "tiny", tiny)
-    flags = "--task tiny --steps 5 --seeds 1 --learning-rates 3 --devices 2 --out"
-    outcome = command.learned_opt("evaluate", tiny_run.path / "optimizer.safetensors", flags, tmp_path)
+    file = tmp_path / "mine.safetensors"
+    shutil.copy(tiny_run.path / "optimizer.safetensors", file)
+    flags = "adamw sgdm rmsprop --tasks tiny --seeds 1 --learning-rates 3 --devices 2 --record --out"
+    outcome = command.learned_opt("evaluate", file, flags, tmp_path)
     assert outcome.code == 0, outcome.err
     said = " ".join(outcome.out.split())
-    for part in (
-        "tiny: training loss over 5 steps, 1 unseen seeds",
-        "learned",
-        "Adam",
-        "AdamW",
-        "RMSProp",
-        f"report: {tmp_path}",
-    ):
+    for part in ("1 of 1: tiny, 5 steps", "tiny: training loss over 5 steps, 1 unseen seeds", "mine"):
         assert part in said
-    own, run = (
-        json.loads((path / "summary.json").read_text()) for path in (tmp_path, tiny_run.path / "report")
-    )
-    assert own | {"task": "digits-mlp", "updates": 3} == run
+    for part in ("AdamW", "RMSProp", f"report: {tmp_path}", f"recorded in {file}"):
+        assert part in said
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    (own,), overall = found["comparisons"], found["overall"]
+    costs = {
+        name: (values.pop("update_seconds"), values.pop("state_bytes"))
+        for name, values in own["optimizers"].items()
+    }
+    run = json.loads((tiny_run.path / "report" / "summary.json").read_text())
+    assert own["optimizers"]["mine"] == run["optimizers"]["learned"]
+    for name in BASELINES:
+        assert own["optimizers"][name] == run["optimizers"][name]
+    # 64-4-10: 310 parameters. Adam keeps two numbers for each, and counts; `mlp` six momenta.
+    assert costs["adam"][1] == 4 * (2 * 310 + 1) and costs["mine"][1] == 4 * (6 * 310 + 1)
+    assert costs["sgdm"][1] == 4 * 310
+    assert all(0 < seconds < 1 for seconds, _ in costs.values())
+    assert overall["mine"]["tasks"] == 1
+    assert overall["mine"]["ratio_to_adam"] == pytest.approx(own["optimizers"]["mine"]["ratio_to_adam"])
+    assert overall["mine"]["memory_to_adam"] == pytest.approx(costs["mine"][1] / costs["adam"][1])
+    for name in ("training_curves.png", "learning_rates.png", "ratios.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    table = (tmp_path / "table.md").read_text().splitlines()
+    assert len(table) == 2 + 5 and len({line.count("|") for line in table}) == 1
+    # The card: as the run itself had written it, but for the name of the task.
+    cards = [learned_opt.read(path).metadata["comparisons"] for path in (file, tiny_run.path)]
+    assert cards[0] == [cards[1][0] | {"task": "tiny"}]
+    assert "tiny, 5 steps, 1 seeds: mean training loss" in command.learned_opt("inspect", file).out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("adam --seeds 0", "--seeds is 0; it must be at least 1"),
+        ("adam --horizons 10 -3", "--horizons is -3"),
+        ("chain", "'chain' is no optimizer file, no pretrained optimizer"),
+        ("nowhere.safetensors", "'nowhere.safetensors' is no optimizer file"),
+        ("adam --record", "--record writes into optimizer files"),
+        ("adam --tasks digits-mpl", "did you mean 'digits-mlp'?"),
+    ],
+)
+def test_learned_opt_evaluate_refuses(flags: str, said: str) -> None:
+    outcome = command.learned_opt("evaluate", flags)
+    assert outcome.code == 2
+    assert said in " ".join(outcome.err.split())
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])

@@ -95,7 +95,9 @@ def test_whole_meta_training_is_recorded_offline(no_comparing: None):
             assert row[name] == update[name]
     last = {key.split(".")[0] for key in parsed["history"][max(parsed["history"])]}
     assert {"comparison", "training_curves", "learning_rates", "meta_training"} <= last
-    ratio = json.loads((run / "report" / "summary.json").read_text())["ratio_to_adam"]
+    ratio = json.loads((run / "report" / "summary.json").read_text())["optimizers"]["learned"][
+        "ratio_to_adam"
+    ]
     assert parsed["summary"]["ratio_to_adam"] == ratio
     (entry,) = parsed["artifacts"]["optimizer"].manifest.contents
     assert entry.path == "optimizer.safetensors"

@@ -1,0 +1,78 @@
+"""What an optimizer costs beside the gradient: time and memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from learned_opt.base import Params
+from meta_train.evaluation import Contestant
+
+ROUNDS = 7
+ROUND_SECONDS = 0.02
+MAX_STEPS = 1000
+
+
+class Cost(NamedTuple):
+    """What one step of an optimizer costs."""
+
+    seconds: float  # of an update and its addition to the parameters
+    state_bytes: int
+
+
+def update_costs(params: Params, contestants: Mapping[str, Contestant]) -> dict[str, Cost]:
+    """Time and memory of each optimizer, on one device.
+
+    All take their turns, several times over, and the fastest turn counts: so a load on the machine that comes
+    and goes touches their ratio little. A turn is a compiled loop of updates with the parameters themselves
+    for gradients.
+
+    Args:
+      params: parameters of the network that is to be trained.
+      contestants: the optimizers.
+    """
+    turns = {name: _turn(params, contestant) for name, contestant in contestants.items()}
+    steps, seconds = {}, dict.fromkeys(turns, np.inf)
+    for name, turn in turns.items():
+        turn(1)  # compiles
+        steps[name] = int(np.clip(ROUND_SECONDS / turn(1), 1, MAX_STEPS))
+    for _ in range(ROUNDS):
+        for name, turn in turns.items():
+            seconds[name] = min(seconds[name], turn(steps[name]) / steps[name])
+    return {name: Cost(seconds[name], state_bytes(params, each)) for name, each in contestants.items()}
+
+
+def state_bytes(params: Params, contestant: Contestant) -> int:
+    """Bytes of the optimizer state for these parameters."""
+    state = jax.eval_shape(contestant.optimizer.init, params)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+
+
+def _turn(params: Params, contestant: Contestant) -> Any:
+    """A function that makes so many steps, and gives the seconds that they took."""
+    optimizer = contestant.optimizer
+    theta = jnp.float32(1e-3) if contestant.theta is None else contestant.theta
+
+    @jax.jit
+    def run(theta: Any, params: Params, state: Any, steps: jax.Array) -> Params:
+        def step(_: jax.Array, carry: tuple[Params, Any]) -> tuple[Params, Any]:
+            params, state = carry
+            updates, state = optimizer.update(theta, params, state, params)
+            return optax.apply_updates(params, updates), state
+
+        return jax.lax.fori_loop(0, steps, step, (params, state))[0]
+
+    state = optimizer.init(params)
+
+    def turn(steps: int) -> float:
+        began = time.perf_counter()
+        jax.block_until_ready(run(theta, params, state, steps))
+        return time.perf_counter() - began
+
+    return turn
