@@ -185,10 +185,16 @@ def describe(artifact: Artifact) -> dict[str, str]:
         for k, v in (summary if isinstance(summary, dict) else {}).items()
     }
     comparisons = metadata.get("comparisons")
-    return lines | {
+    lines |= {
         f"comparison {number}": _compared(each)
         for number, each in enumerate(comparisons if isinstance(comparisons, list) else (), 1)
     }
+    # Anybody may have written the file: nothing in it gets at the reader's terminal.
+    return {_printable(name): _printable(value) for name, value in lines.items()}
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else json.dumps(text)
 
 
 def _compared(comparison: Any) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 
 import learned_opt
 from learned_opt import UserError
@@ -64,7 +65,7 @@ def inspect(arguments: Inspect) -> None:
     console = Console()
     file = _file(arguments.optimizer) or Path(arguments.optimizer)
     for name, value in learned_opt.describe(learned_opt.read(file)).items():
-        console.print(f"[bold]{name:>16}[/]  {value}", highlight=False, soft_wrap=True)
+        console.print(f"[bold]{escape(name):>16}[/]  {escape(value)}", highlight=False, soft_wrap=True)
 
 
 def evaluate(arguments: Evaluate) -> None:

@@ -95,10 +95,8 @@ def test_whole_meta_training_is_recorded_offline(no_comparing: None):
             assert row[name] == update[name]
     last = {key.split(".")[0] for key in parsed["history"][max(parsed["history"])]}
     assert {"comparison", "training_curves", "learning_rates", "meta_training"} <= last
-    ratio = json.loads((run / "report" / "summary.json").read_text())["optimizers"]["learned"][
-        "ratio_to_adam"
-    ]
-    assert parsed["summary"]["ratio_to_adam"] == ratio
+    optimizers = json.loads((run / "report" / "summary.json").read_text())["optimizers"]
+    assert parsed["summary"]["ratio_to_adam"] == optimizers["learned"]["ratio_to_adam"]
     (entry,) = parsed["artifacts"]["optimizer"].manifest.contents
     assert entry.path == "optimizer.safetensors"
     assert entry.size == (run / "optimizer.safetensors").stat().st_size
