@@ -1,4 +1,4 @@
-"""A per-parameter network whose steps are relative to the scale of the tensor."""
+"""A learned correction to the direction of Adam, in steps relative to the norm of the tensor."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ import jax.numpy as jnp
 
 from learned_opt import features as ft
 from learned_opt.base import LearnedOptimizer, Theta
-from learned_opt.per_parameter import init_network
+from learned_opt.per_parameter import PerParameterMLP, init_network
 from learned_opt.per_tensor import per_tensor
 
 HIDDEN = (16, 16)
+STEP_HIDDEN = (16,)
 MOMENTUM_DECAYS = (0.5, 0.9, 0.99, 0.999)
+NOMINAL = MOMENTUM_DECAYS.index(0.9)
 MOMENT_DECAY = 0.99
 # Added to mean squares: so small that only a tensor whose gradient is zero notices.
 EPSILON = 1e-20
 # Second moments count as at least this share of their mean: else a parameter without any gradient would have
 # the largest ``1 / sqrt`` by far, and after the division by the root mean square the others would have none.
 MOMENT_FLOOR = 1e-4
-# Scale of a tensor that is zero, as biases are at the start.
+# Root mean square that is given to a tensor that is zero, as biases are at the start.
 LEAST_SCALE = 1e-2
-# A fresh network moves a tensor by about a hundredth of its scale.
-STEP_SCALE = 1e-2
-MAGNITUDE_SCALE = 1e-1
+# Of a fresh network: how far a tensor moves in a step, in units of its norm; and the share of the network.
+STEP_SCALE = 0.03
+CORRECTION_SCALE = 0.3
 
 NUM_FEATURES = 4 + 2 * len(MOMENTUM_DECAYS)
-NUM_CONTEXT = len(MOMENTUM_DECAYS) + 3
+NUM_CONTEXT = len(MOMENTUM_DECAYS) + 1 + len(ft.TIME_SCALES)
 
 
 class Accumulators(NamedTuple):
@@ -39,29 +41,40 @@ class Accumulators(NamedTuple):
 
 
 def relative_mlp() -> LearnedOptimizer:
-    """A 30-16-16-2 per-parameter network, 802 weights.
+    """A network per parameter for the direction, 28-16-16-1, and one per tensor for the step, 16-16-1.
 
     The twelve features of a parameter: its gradient g, its value, four momenta m (decays 0.5 to 0.999), g
     and m over the root of a second moment v (decay 0.99), and ``1 / sqrt(v)``; each divided by its root mean
-    square over the tensor. What is the same for the whole tensor are eleven features of the step number and
-    seven of the tensor: how large each momentum is beside the gradients that made it (1 where they all agree,
-    little where they cancel, as they do around a minimum or in noise), the scale of the tensor, the number of
-    its entries, and whether it has fewer than two dimensions. From a direction d and a magnitude a::
+    square over the tensor. The context, the same for the whole tensor, is eleven features of the step number,
+    whether it has fewer than two dimensions, and how large each momentum is beside the gradients that made
+    it (1 where they all agree, little where they cancel, as they do around a minimum or in noise). With m the
+    momentum of decay 0.9, and rms the root mean square over the tensor::
 
-        update = - 0.01 s d exp(0.1 a),  s^2 = mean(param^2) + 1e-4
+        direction = (m / sqrt(v)) / rms(m / sqrt(v)) + 0.3 network(features, context)
+        update = - 0.03 exp(step(context)) s direction / rms(direction)
+        s = sqrt(mean(param^2) + 1e-4) (1 / sqrt(rows) + 1 / sqrt(columns))
 
-    So a network whose weights are twice as large, and that computes the same, is trained in the same way but
-    for the biases. The features of the tensor cost next to nothing: they meet the network once per tensor,
-    not once per parameter.
+    The factor of rows and columns is at most 1. s is the root mean square of a matrix of rank one whose
+    spectral norm is that of a random matrix with entries as large as those of param. So a step changes what a
+    layer computes by a share that depends neither on its width nor on the units of its weights: what is
+    learned on narrow networks carries over to wide ones. (A tensor of more dimensions counts as a matrix with
+    the columns of the last, a vector as a matrix of one row.) Nothing else tells the networks how large a
+    tensor is. A tensor whose gradients were all zero stays. There are 1,042 weights.
 
-    Steps relative to the scale of the parameters are those of Shazeer and Stern, "Adafactor", ICML 2018; the
-    network is that of Metz et al., ICML 2019, and the features of the tensor are this package's own.
+    The scale is in the spirit of Yang, Simon, Bernstein, "A spectral condition for feature learning", 2023;
+    the nominal direction that the network corrects, in that of Harrison, Metz, Sohl-Dickstein, "A closer
+    look at learned optimization: stability, robustness, and inductive biases", NeurIPS 2022; the network is
+    that of Metz et al., ICML 2019. The combination and the context are this package's own.
     """
     return per_tensor(_init_theta, _init_tensor, _update_tensor)
 
 
 def _init_theta(key: jax.Array) -> Theta:
-    return init_network(key, NUM_FEATURES + NUM_CONTEXT + len(ft.TIME_SCALES), HIDDEN, outputs=2)
+    direction, step = jax.random.split(key)
+    return {
+        "direction": init_network(direction, NUM_FEATURES + NUM_CONTEXT, HIDDEN, outputs=1),
+        "step": init_network(step, NUM_CONTEXT, STEP_HIDDEN, outputs=1),
+    }
 
 
 def _init_tensor(param: jax.Array) -> Accumulators:
@@ -78,39 +91,42 @@ def _update_tensor(
 ) -> tuple[jax.Array, Accumulators]:
     momenta = ft.averaged(accumulators.momenta, gradient, MOMENTUM_DECAYS)
     moments = ft.averaged(accumulators.moments, jnp.square(gradient), (MOMENT_DECAY,))
-    inverse_root = jax.lax.rsqrt(moments + MOMENT_FLOOR * jnp.mean(moments) + EPSILON)
-    features = [
-        gradient[None],
-        param[None],
-        momenta,
-        gradient * inverse_root,
-        momenta * inverse_root,
-        inverse_root,
-    ]
-    scale = jnp.sqrt(jnp.mean(jnp.square(param)) + LEAST_SCALE**2)
+    mean_moment = jnp.mean(moments)
+    inverse_root = jax.lax.rsqrt(moments + MOMENT_FLOOR * mean_moment + EPSILON)
+    scaled = momenta * inverse_root
+    features = [gradient[None], param[None], momenta, gradient * inverse_root, scaled, inverse_root]
     context = jnp.concatenate(
         [
-            _steadiness(momenta, moments, count),
-            jnp.stack([jnp.log10(scale) / 3, jnp.log10(float(param.size)) / 3, float(param.ndim < 2)]),
+            _steadiness(momenta, mean_moment, count),
+            jnp.full(1, param.ndim < 2, param.dtype),
             ft.time_features(count),
         ]
     )
+    correction = network(theta["direction"], features, context, lambda out: out[0], epsilon=EPSILON)
+    direction = _unit(scaled[NOMINAL]) + CORRECTION_SCALE * correction
+    (step,) = PerParameterMLP(STEP_HIDDEN, 1).apply({"params": theta["step"]}, context)
+    size = jnp.where(mean_moment > 0, STEP_SCALE * jnp.exp(step) * _scale(param), 0)
+    return -size * _unit(direction), Accumulators(momenta, moments)
 
-    def step(outputs: jax.Array) -> jax.Array:
-        direction, magnitude = outputs
-        return -STEP_SCALE * scale * direction * jnp.exp(MAGNITUDE_SCALE * magnitude)
 
-    return network(theta, features, context, step, epsilon=EPSILON), Accumulators(momenta, moments)
+def _unit(x: jax.Array) -> jax.Array:
+    """A tensor divided by its root mean square."""
+    return ft.rms_scale(x[None], EPSILON)[0] * x
 
 
-def _steadiness(momenta: jax.Array, moments: jax.Array, count: jax.Array) -> jax.Array:
+def _scale(param: jax.Array) -> jax.Array:
+    """Root mean square of a matrix of rank one that is as large as the tensor in the spectral norm."""
+    columns = param.shape[-1] if param.ndim else 1
+    rows = param.size // columns
+    share = min(1.0, rows**-0.5 + columns**-0.5)
+    return share * jnp.sqrt(jnp.mean(jnp.square(param)) + LEAST_SCALE**2)
+
+
+def _steadiness(momenta: jax.Array, mean_moment: jax.Array, count: jax.Array) -> jax.Array:
     """log10 of the root mean square of each momentum over that of the gradient, ``[4]``; at least -3."""
-
-    def square(averages: jax.Array, decays: tuple[float, ...], power: int) -> jax.Array:
-        # Averages that started from zero are too small by this factor.
-        share = 1 - jnp.array(decays, averages.dtype) ** (count + 1)
-        mean = jnp.mean(averages**power, axis=tuple(range(1, averages.ndim)))
-        return mean / share**power
-
-    ratio = square(momenta, MOMENTUM_DECAYS, 2) / (square(moments, (MOMENT_DECAY,), 1) + EPSILON)
-    return 0.5 * jnp.log10(jnp.maximum(ratio, 1e-6))
+    # Averages that started from zero are too small by these factors.
+    momentum_share, moment_share = (
+        1 - jnp.array(decays, momenta.dtype) ** (count + 1) for decays in (MOMENTUM_DECAYS, MOMENT_DECAY)
+    )
+    squares = jnp.mean(jnp.square(momenta), axis=tuple(range(1, momenta.ndim))) / momentum_share**2
+    return 0.5 * jnp.log10(jnp.maximum(squares / (mean_moment / moment_share + EPSILON), 1e-6))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -82,11 +83,14 @@ def command(argv: Sequence[str]) -> None:
             )
             return
     # Imported late: parsing and its errors need no JAX program.
-    from meta_train.run import meta_train, prepare
+    from meta_train.run import meta_train, origin, prepare
 
+    start_from = None if arguments.resume else origin(config)
     setup = prepare(config)
     if not arguments.resume:
         folder = RunFolder.create(arguments.run_dir, config.task.name)
+    if start_from:
+        shutil.copyfile(start_from, folder.origin)
     estimator = config.estimator
     settings = [
         name.replace("_", " ") + ("" if value is True else f" {value}")

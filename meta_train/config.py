@@ -113,6 +113,8 @@ class Config:
     optimizer: Annotated[
         str, arg(help=f"Architecture of the learned optimizer: {', '.join(OPTIMIZERS)}.")
     ] = "mlp"
+    start_from: str | None = None
+    """Weights to start from: an optimizer file, the folder of a run, or a name of a pretrained optimizer."""
     updates: int = 1600
     """Outer updates; a resumed run may be given more, and the longer cosine then sets its learning rate."""
     seed: int = 0

@@ -16,6 +16,7 @@ from rich.markup import escape
 import learned_opt
 from learned_opt import UserError
 from learned_opt.artifact import FILE_NAME
+from learned_opt.shelf import find_optimizer
 from meta_train.cli import exit_code_of
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Evaluate:
 def inspect(arguments: Inspect) -> None:
     """Carry out `learned-opt inspect`."""
     console = Console()
-    file = _file(arguments.optimizer) or Path(arguments.optimizer)
+    file = find_optimizer(arguments.optimizer) or Path(arguments.optimizer)
     for name, value in learned_opt.describe(learned_opt.read(file)).items():
         console.print(f"[bold]{escape(name):>16}[/]  {escape(value)}", highlight=False, soft_wrap=True)
 
@@ -130,20 +131,13 @@ def evaluate(arguments: Evaluate) -> None:
             console.print(f"recorded in {path}", highlight=False)
 
 
-def _file(name: str) -> Path | None:
-    """The optimizer file that is meant by a path, the folder of a run, or the name of a pretrained one."""
-    if Path(name).exists():
-        return Path(name)
-    return learned_opt.pretrained_path(name) if name in learned_opt.pretrained() else None
-
-
 def _contestants(names: Sequence[str]) -> tuple[dict[str, Contestant], dict[str, Path]]:
     """The optimizers by name, tuned Adam one of them, and the files of those that are learned."""
     from meta_train.evaluation import Contestant, baseline
 
     contestants, files = {}, {}
     for name in dict.fromkeys((*names, "adam")):
-        file = _file(name)
+        file = find_optimizer(name)
         if file is None:
             contestants[name] = baseline(name)
         else:

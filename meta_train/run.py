@@ -6,16 +6,20 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
 import learned_opt
 from checkpoints import CheckpointStore
 from inner_tasks import TaskDistribution, Training, find_task
-from learned_opt import LearnedOptError
+from learned_opt import LearnedOptError, UserError
+from learned_opt.artifact import FILE_NAME
+from learned_opt.shelf import find_optimizer
 from meta_train.comparison import (
     Comparison,
     card,
@@ -124,7 +128,8 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
             state, done, position = _restore(config, setup, folder, store, console)
         else:
             # From its first moment a run can be resumed.
-            state, done, position = start(config, setup), 0, 0
+            theta = learned_opt.read(folder.origin).theta if folder.origin.exists() else None
+            state, done, position = start(config, setup, theta), 0, 0
             _save(store, setup, state, done, position)
             store.wait()
         save_config(config, folder.config)
@@ -168,10 +173,46 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
             tracker.finish(exit_code)
 
 
-def start(config: Config, setup: Setup) -> RunState:
-    """The state before the first update, a function of the seed."""
+def origin(config: Config) -> Path | None:
+    """The optimizer file that a run is to start from, if there is one.
+
+    Raises:
+      UserError: it is not there, or no whole optimizer file, or of another architecture.
+    """
+    if config.start_from is None:
+        return None
+    path = find_optimizer(config.start_from)
+    if path is None:
+        raise UserError(
+            f"--start-from is {config.start_from}, which is no optimizer file, no folder of a run, and no "
+            f"pretrained optimizer ({', '.join(learned_opt.pretrained())})"
+        )
+    path = path / FILE_NAME if path.is_dir() else path
+    architecture = learned_opt.read(path).architecture
+    if architecture != config.optimizer:
+        raise UserError(
+            f"--start-from {config.start_from} holds a '{architecture}', and --optimizer is "
+            f"'{config.optimizer}'; give --optimizer {architecture}"
+        )
+    return path
+
+
+def start(config: Config, setup: Setup, theta: Theta | None = None) -> RunState:
+    """The state before the first update, a function of the seed and the weights to start from.
+
+    Args:
+      config: the settings.
+      setup: what they stand for.
+      theta: the weights; fresh ones, if there are none.
+
+    Raises:
+      UserError: the weights are of another number of parameter tensors than the task has.
+    """
     key = jax.random.key(config.seed)
-    theta = jax.jit(setup.training.init_theta)(jax.random.fold_in(key, 0))
+    fresh = jax.jit(setup.training.init_theta)(jax.random.fold_in(key, 0))
+    theta = fresh if theta is None else jax.tree.map(jnp.asarray, theta)
+    if jax.tree.map(jnp.shape, theta) != jax.tree.map(jnp.shape, fresh):
+        raise UserError("--start-from holds hyperparameters for another number of tensors than the task has")
     particles = setup.population.init(jax.random.fold_in(key, 1), theta)
     outer = outer_optimizer(config.outer, config.updates).init(theta)
     return RunState(theta, outer, particles, jax.random.fold_in(key, 2), 0)
@@ -257,11 +298,19 @@ def _export(
         jax.tree.map(np.asarray, theta),
         {name: settings[name] for name in ("task", "estimator", "outer", "updates", "seed")}
         | {
+            **_start_from(folder),
             "inner_steps": int(sum(m["steps"] for m in lines)),
             "final_meta_loss": float(np.mean(last)) if last else None,
         },
         comparisons,
     )
+
+
+def _start_from(folder: RunFolder) -> dict[str, str]:
+    """The digest of the weights that the run started from, if they were not fresh."""
+    if not folder.origin.exists():
+        return {}
+    return {"start_from": learned_opt.read(folder.origin).metadata["digest"]}
 
 
 def _report(config: Config, folder: RunFolder, comparison: Comparison, tracker: Tracker) -> None:

@@ -36,6 +36,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def origin(self) -> Path:
+        """Copy of the optimizer file that the run started from, if it did not start from fresh weights."""
+        return self.path / "start.safetensors"
+
+    @property
     def optimizer(self) -> Path:
         return self.path / FILE_NAME
 

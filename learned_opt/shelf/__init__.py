@@ -65,3 +65,13 @@ def pretrained_path(name: str) -> Path:
         hint = f"; did you mean '{close[0]}'?" if close else ""
         raise UserError(f"there is no pretrained optimizer '{name}'; there are: {', '.join(names)}{hint}")
     return SHELF / name / FILE_NAME
+
+
+def find_optimizer(name: str) -> Path | None:
+    """The file that a user means by a path, the folder of a run, or the name of a pretrained optimizer.
+
+    None where there is no such path, and no pretrained optimizer of this name.
+    """
+    if Path(name).exists():
+        return Path(name)
+    return pretrained_path(name) if name in pretrained() else None

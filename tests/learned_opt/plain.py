@@ -114,6 +114,10 @@ def celo2_style(theta: Theta, gradients: list[np.ndarray], param: np.ndarray, co
     return -np.exp(theta["log_learning_rate"]) * direction / np.sqrt(1e-9 + np.mean(direction**2))
 
 
+def rms(x: np.ndarray) -> float:
+    return np.sqrt(np.mean(x**2))
+
+
 def relative_mlp(theta: Theta, gradients: list[np.ndarray], param: np.ndarray, count: int) -> np.ndarray:
     decays = (0.5, 0.9, 0.99, 0.999)
     momenta, moment = [ema(gradients, d) for d in decays], ema(gradients, 0.99, 2)
@@ -121,13 +125,18 @@ def relative_mlp(theta: Theta, gradients: list[np.ndarray], param: np.ndarray, c
     columns = [gradients[-1], param, *momenta, gradients[-1] * root, *(m * root for m in momenta), root]
     expected = moment.mean() / (1 - 0.99 ** (count + 1))
     steady = [
-        np.log10(np.sqrt(np.mean((m / (1 - d ** (count + 1))) ** 2) / expected))
+        np.log10(rms(m / (1 - d ** (count + 1))) / np.sqrt(expected))
         for m, d in zip(momenta, decays, strict=True)
     ]
-    scale = np.sqrt(np.mean(param**2) + 1e-4)
-    about = [np.log10(scale) / 3, np.log10(param.size) / 3, float(param.ndim < 2)]
-    outputs = network(theta, columns, 1e-20, np.concatenate([steady, about, time(count)]))
-    return (-0.01 * scale * outputs[:, 0] * np.exp(0.1 * outputs[:, 1])).reshape(param.shape)
+    context = np.concatenate([steady, [float(param.ndim < 2)], time(count)])
+    correction = network(theta["direction"], columns, 1e-20, context)[:, 0].reshape(param.shape)
+    nominal = momenta[1] * root
+    direction = nominal / rms(nominal) + 0.3 * correction
+    hidden = np.maximum(context @ theta["step"]["Dense_0"]["kernel"] + theta["step"]["Dense_0"]["bias"], 0)
+    step = hidden @ theta["step"]["Dense_1"]["kernel"][:, 0] + theta["step"]["Dense_1"]["bias"][0]
+    wide = param.reshape(-1, param.shape[-1]) if param.ndim else param.reshape(1, 1)
+    share = min(1, sum(1 / np.sqrt(n) for n in wide.shape))
+    return -0.03 * np.exp(step) * share * np.sqrt(np.mean(param**2) + 1e-4) * direction / rms(direction)
 
 
 def schedule(theta: Theta, count: int) -> float:

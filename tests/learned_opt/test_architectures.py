@@ -16,7 +16,7 @@ SIZES = {
     "metz2019": 21 * 32 + 32 + 32 * 2 + 2,
     "small-fc": 39 * 4 + 4 + 4 * 4 + 4 + 4 * 2 + 2 + 7,
     "celo2-style": 30 * 8 + 8 + 8 * 8 + 8 + 8 + 1 + 1,
-    "relative-mlp": 30 * 16 + 16 + 16 * 16 + 16 + 16 * 2 + 2,
+    "relative-mlp": 28 * 16 + 16 + 16 * 16 + 16 + 16 + 1 + (16 * 16 + 16 + 16 + 1),
     "sgdm": 3,
     "adam": 5,
     "sgdm-per-block": 3 * 4,
@@ -131,17 +131,33 @@ def test_scale_of_loss_hardly_matters(name):
 
 
 def test_relative_steps_follow_the_units_of_the_parameters():
-    """Parameters 1,000 times as large, gradients as much smaller: steps 1,000 times as large, up to what the
-    network makes of the scale that it is told."""
-    optimizer = get_optimizer("relative-mlp")
-    theta = random_theta("relative-mlp", 3)
-    kernel = theta["Dense_0"]["kernel"].at[16].set(0)  # blind to the scale
-    theta |= {"Dense_0": theta["Dense_0"] | {"kernel": kernel}}
+    """Parameters 1,000 times as large, gradients as much smaller: steps 1,000 times as large."""
+    optimizer, theta = get_optimizer("relative-mlp"), random_theta("relative-mlp", 3)
     param, gradient = jnp.linspace(-50, 50, 60).reshape(6, 10), jnp.cos(jnp.arange(60.0)).reshape(6, 10)
     state = optimizer.init(param)
     plain, _ = optimizer.update(theta, gradient, state, param)
     scaled, _ = optimizer.update(theta, gradient / 1000, state, 1000 * param)
     assert relative_error(scaled, 1000 * plain) < 1e-4
+
+
+def test_relative_steps_change_wide_and_narrow_layers_alike():
+    """In the spectral norm, an update for a gradient of rank one is the same share of the weights."""
+    optimizer, theta, shares = get_optimizer("relative-mlp"), random_theta("relative-mlp", 4), []
+    for width in (16, 64, 256):
+        keys = jax.random.split(jax.random.key(width), 3)
+        param = jax.random.normal(keys[0], (4 * width, width)) / jnp.sqrt(width)
+        signs = [jnp.sign(jax.random.normal(key, (n,))) for key, n in zip(keys[1:], param.shape, strict=True)]
+        update, _ = optimizer.update(theta, jnp.outer(*signs), optimizer.init(param), param)
+        shares.append(float(jnp.linalg.norm(update, 2) / jnp.linalg.norm(param, 2)))
+    assert max(shares) < 1.15 * min(shares)
+
+
+def test_a_tensor_without_gradients_stays():
+    optimizer, theta, param = get_optimizer("relative-mlp"), random_theta("relative-mlp", 5), jnp.ones((4, 5))
+    update, state = optimizer.update(theta, 0 * param, optimizer.init(param), param)
+    assert (update == 0).all()
+    update, _ = optimizer.update(theta, param.at[0].set(0), state, param)
+    assert jnp.isfinite(update).all() and (update != 0).any()
 
 
 def test_unit_rate_of_celo2_style():

@@ -222,6 +222,35 @@ def test_fifty_updates_are_the_same_bits_on_any_number_of_devices(
     assert lines(tmp_path) == lines(fifty_updates.path)
 
 
+def test_start_from_an_optimizer(tiny_run: Run, tmp_path: Path, no_comparing: None) -> None:
+    """The first update starts at its weights; the file tells; and the file may go once the run is there."""
+    elsewhere, run = tmp_path / "mine.safetensors", tmp_path / "run"
+    shutil.copy(tiny_run.path / "optimizer.safetensors", elsewhere)
+    flags = "--updates 2 --checkpoint-every 1 --outer.learning-rate 1e-9 --devices 2"
+    outcome = meta_train(TINY, flags, "--start-from", elsewhere, "--run-dir", run)
+    assert outcome.code == 0, outcome.err
+    before, after = learned_opt.read(elsewhere), learned_opt.read(run)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), before.theta, after.theta)
+    assert after.metadata["meta_training"]["start_from"] == before.metadata["digest"]
+    assert "start_from" not in before.metadata["meta_training"]
+    elsewhere.unlink()
+    shutil.rmtree(run / "checkpoints" / "2")
+    shutil.rmtree(run / "report")
+    assert meta_train("--resume", run).code == 0
+    assert learned_opt.read(run).metadata == after.metadata
+
+
+def test_start_from_refuses(tiny_run: Run, tmp_path: Path) -> None:
+    for flags, said in (
+        (f"--start-from {tiny_run.path} --optimizer sgdm", "holds a 'mlp', and --optimizer is 'sgdm'"),
+        ("--start-from nowhere", "--start-from is nowhere, which is no optimizer file"),
+        (f"--start-from {tmp_path}", "there is no optimizer file at"),
+    ):
+        outcome = meta_train(TINY, flags, "--run-dir", tmp_path / "run")
+        assert (outcome.code, said in outcome.err) == (2, True), outcome.err
+        assert not (tmp_path / "run").exists()
+
+
 def test_another_seed_is_another_run(fifty_updates: Run, tmp_path: Path, no_comparing: None) -> None:
     assert meta_train(TINY, "--updates 50 --seed 1 --devices 2 --run-dir", tmp_path).code == 0
     one, other = (learned_opt.read(path).theta for path in (fifty_updates.path, tmp_path))
