@@ -59,7 +59,8 @@ def tunable(
 
     def init_theta(key: jax.Array, blocks: int) -> Theta:
         del key  # hyperparameters start where they are sensible
-        return {name: jnp.full(blocks if per_block else 1, value) for name, value in initial.items()}
+        size = blocks if per_block else 1
+        return {name: jnp.full(size, value, jnp.float32) for name, value in initial.items()}
 
     def rule(theta: Theta, block: int, count: jax.Array) -> optax.GradientTransformation:
         own = {name: values[block if per_block else 0] for name, values in theta.items()}

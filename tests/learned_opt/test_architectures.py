@@ -38,9 +38,11 @@ def random_theta(name, seed):
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_number_of_weights(name):
+def test_weights(name):
     theta = get_optimizer(name).init_theta(jax.random.key(0), 4)
     assert sum(w.size for w in jax.tree.leaves(theta)) == SIZES[name]
+    # A weak type would be lost in the first update of meta-training, and all be compiled again.
+    assert all(w.dtype == jnp.float32 and not w.weak_type for w in jax.tree.leaves(theta))
 
 
 def test_every_architecture_is_tested():

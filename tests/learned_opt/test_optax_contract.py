@@ -1,4 +1,4 @@
-"""What optax users expect of an optimizer, asked of every architecture.
+"""What optax users expect of an optimizer, asked of every architecture and of every pretrained one.
 
 The conditions are those that optax asks of its own contributed optimizers, and more. Each is a row of the
 table in docs/optimizers.md.
@@ -24,13 +24,16 @@ from tests.compiling import briefly
 
 QUICK = ("mlp", "celo2-style", "adam")  # all of them together take minutes to compile
 NAMES = [
-    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in learned_opt.OPTIMIZERS
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+    for name in (*learned_opt.OPTIMIZERS, *learned_opt.pretrained())
 ]
 BLOCKS = 4  # tensors of `tree`
 
 
 def transformation(name: str, blocks: int = BLOCKS) -> optax.GradientTransformationExtraArgs:
-    """An optimizer with weights as meta-training might leave them: not those that it starts from."""
+    """A pretrained optimizer, or one with weights as meta-training might leave them: not its initial ones."""
+    if name in learned_opt.pretrained():
+        return learned_opt.pretrained(name)
     optimizer = learned_opt.get_optimizer(name)
     theta = optimizer.init_theta(jax.random.key(1), blocks)
     keys = iter(jax.random.split(jax.random.key(2), len(jax.tree.leaves(theta))))

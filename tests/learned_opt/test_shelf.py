@@ -1,0 +1,74 @@
+"""The optimizers that come with the package: whole, documented, and of use without any setting."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+import yaml
+
+import learned_opt
+from inner_tasks import TaskDistribution, Training, find_task
+from learned_opt.shelf import find_optimizer
+from meta_train.evaluation import Contestant, run
+
+ROOT = Path(learned_opt.__file__).parents[1]
+NAMES = learned_opt.pretrained()
+
+
+def test_there_are_three_at_least():
+    assert len(NAMES) >= 3
+    assert len({learned_opt.read(learned_opt.pretrained_path(name)).architecture for name in NAMES}) >= 3
+
+
+def test_an_unknown_name_is_refused_with_a_hint():
+    close = NAMES[0][:-1] + "x"
+    with pytest.raises(
+        learned_opt.UserError, match=f"no pretrained optimizer '{close}'.*did you mean '{NAMES[0]}'"
+    ):
+        learned_opt.pretrained(close)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_has_a_card_a_log_and_the_configuration_that_made_it(name):
+    path = learned_opt.pretrained_path(name)
+    metadata = learned_opt.read(path).metadata
+    made = metadata["meta_training"]
+    log = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
+    config = yaml.safe_load((path.parent / "config.yaml").read_text())
+    assert log[-1]["update"] == made["updates"] == config["updates"]
+    for part in ("task", "estimator", "outer", "seed"):
+        assert made[part] == config[part]
+    (suite,) = [find_task("held-out")]
+    assert {card["task"] for card in metadata["comparisons"]} == set(suite.build(suite.settings).members)
+    assert f"`{name}`" in (ROOT / "docs" / "pretrained.md").read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_trains_a_small_network_as_it_is(name):
+    registration = find_task("small-tasks")
+    distribution = registration.build(registration.settings)
+    assert isinstance(distribution, TaskDistribution)
+    task = next(iter(distribution.members.values()))
+    artifact = learned_opt.read(learned_opt.pretrained_path(name))
+    optimizer = learned_opt.get_optimizer(artifact.architecture)
+    training = Training(task.load(None), task, optimizer, 100)
+    runs = run(training, Contestant(optimizer, artifact.theta), seeds=2, devices=1).runs
+    assert (runs.losses[:, 0] > 2).all()
+    assert (runs.final_loss < 0.3).all()  # Adam at 1e-3 is at 0.8 then
+
+
+def test_pretrained_is_what_load_gives():
+    params = {"w": jax.random.normal(jax.random.key(0), (5, 4))}
+    for name in NAMES:
+        path = find_optimizer(name)
+        assert path == learned_opt.pretrained_path(name) == find_optimizer(str(path))
+        own, loaded = learned_opt.pretrained(name), learned_opt.load(path)
+        assert isinstance(own, optax.GradientTransformationExtraArgs)
+        a, b = (tx.update(params, tx.init(params), params)[0] for tx in (own, loaded))
+        np.testing.assert_array_equal(a["w"], b["w"])
+    assert find_optimizer("no such name") is None
