@@ -9,7 +9,7 @@ from inner_tasks.images import autoencoder_task, conv_task, mlp_task
 from inner_tasks.task import TaskSettings, register_task
 
 
-@register_task("held-out", TaskSettings(hidden=(), batch_size=0, horizon=2000))
+@register_task("held-out", TaskSettings(horizon=2000))
 def held_out(settings: TaskSettings) -> TaskDistribution:
     """Ten tasks on MNIST and CIFAR-10, unlike those of ``small-tasks``.
 

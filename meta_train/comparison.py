@@ -179,8 +179,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(table)
     tried = comparison.results[REFERENCE].tried
     console.print(
-        f"With a learning rate: at the best of {len(tried)} or more ({min(tried):.1e} to {max(tried):.1e} "
-        "for Adam), chosen by mean training loss on these same seeds.",
+        f"Those with a learning rate stand at the best of {len(tried)} or more ({min(tried):.1e} to "
+        f"{max(tried):.1e} for Adam), chosen by mean training loss on these same seeds.",
         highlight=False,
     )
     for name, result in comparison.results.items():

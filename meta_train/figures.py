@@ -39,6 +39,7 @@ STYLE = {
     "savefig.bbox": "tight",
 }
 COLUMNS = 2
+RATIO_TICKS = (0.1, 0.2, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.5, 2, 3, 5, 10, 30, 100)
 
 
 def draw_training_curves(comparisons: Sequence[Comparison], path: Path) -> None:
@@ -104,8 +105,10 @@ def draw_ratios(comparisons: Sequence[Comparison], path: Path) -> None:
         axes.set_yticks(height, [f"{c.task}, {c.steps} steps" for c in comparisons])
         axes.invert_yaxis()
         axes.set(xlabel="mean training loss, in units of tuned Adam's", xscale="log")
-        axes.xaxis.set_major_formatter("{x:.2g}")
-        axes.xaxis.set_minor_formatter("{x:.2g}")
+        low, high = axes.get_xlim()
+        axes.set_xticks([x for x in RATIO_TICKS if low <= x <= high], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
         figure.savefig(path)
         plt.close(figure)
