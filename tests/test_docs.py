@@ -135,7 +135,8 @@ def test_code_runs_and_commands_are_accepted(page: Path, workplace: Path, monkey
                 paper_cli.check(paper_cli.parse(arguments))
             else:
                 optimizer_cli.command(arguments)
-                tasks.find_task(getattr(parsed.pop(), "task", "digits-mlp"))
+                for name in getattr(parsed.pop(), "tasks", ()):
+                    tasks.find_task(name)
         except SystemExit as end:
             assert end.code == 0, where
         except learned_opt.UserError as error:

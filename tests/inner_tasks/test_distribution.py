@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pydoc_data.topics import topics
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,8 @@ from sklearn.datasets import load_sample_image
 
 from inner_tasks import Task, TaskDistribution, TaskSettings, Training, find_task
 from inner_tasks.distribution import KINDS, MEMBERS, reparametrised
+from inner_tasks.images import autoencoder_task
+from inner_tasks.networks import Conv
 from inner_tasks.teacher import teacher_task
 from tests.inner_tasks.test_tasks import SGD, NumPyMLP, build
 
@@ -26,6 +29,7 @@ def parameters(task: Task) -> int:
     [
         ("mnist-conv", 9 * 16 + 16 + 9 * 16 * 32 + 32 + 32 * 10 + 10),
         ("cifar10-conv", 9 * 3 * 16 + 16 + 9 * 16 * 32 + 32 + 9 * 32 * 32 + 32 + 32 * 10 + 10),
+        ("mnist-autoencoder", 784 * 128 + 128 + 2 * 128 * 32 + 32 + 128 + 128 * 784 + 784),
         ("text-mlp", 64 * 8 + 64 * 64 + 64 + 64 * 64 + 64),
         ("patches-autoencoder", 2 * (64 * 64 + 64) + 2 * 64 * 16 + 16 + 64),
         ("teacher-mlp", 64 * 64 + 64 + 64 * 10 + 10),
@@ -33,6 +37,43 @@ def parameters(task: Task) -> int:
 )
 def test_number_of_parameters(name: str, expected: int) -> None:
     assert parameters(build(name)) == expected
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (7, 8), (5, 3), (28, 28), (1, 2)], ids=str)
+def test_convolution_is_that_of_flax(shape: tuple[int, int]) -> None:
+    x, key = jax.random.normal(jax.random.key(0), (2, *shape, 3)), jax.random.key(1)
+    own, flax = Conv(4), nn.Conv(4, (3, 3), strides=2)
+    params = own.init(key, x)
+    jax.tree.map(np.testing.assert_array_equal, params, flax.init(key, x))
+    params = jax.tree.map(lambda p: p + 0.1, params)
+    np.testing.assert_allclose(own.apply(params, x), flax.apply(params, x), atol=1e-5)
+
+
+def test_reconstruction_is_the_mean_squared_error() -> None:
+    """A network without weights that matter says zero: the mean square of standardised pixels."""
+    task = autoencoder_task("digits", TaskSettings((4,), batch_size=200, horizon=1))
+    data = task.load(None)
+    silent = jax.tree.map(jnp.zeros_like, task.init(jax.random.key(0)))
+    batch = task.sample(data, jax.random.key(1))
+    assert task.loss(silent, batch) == pytest.approx(np.mean(np.asarray(batch.images) ** 2), rel=1e-5)
+    metrics = task.metrics(silent, data)
+    assert metrics.keys() == {"validation_loss"}
+    assert metrics["validation_loss"] == pytest.approx(1, abs=0.1)
+
+
+def test_held_out_tasks() -> None:
+    registration = find_task("held-out")
+    members = registration.build(registration.settings).members
+    assert len(members) == 10
+    assert (
+        sum(name.startswith("mnist") for name in members) == sum("cifar10" in name for name in members) == 5
+    )
+    assert all(200 <= task.horizon <= 2000 for task in members.values())
+    assert parameters(members["mnist-mlp without hidden layer, batch 256"]) == 784 * 10 + 10
+    wide = members["cifar10-mlp 512 relu, batch 32"]
+    assert parameters(wide) == 3072 * 512 + 512 + 512 * 10 + 10
+    shorter = registration.build(TaskSettings(horizon=300)).members.values()
+    assert max(task.horizon for task in shorter) == 300 and min(task.horizon for task in shorter) == 200
 
 
 def test_text_batches_are_stretches_of_the_text() -> None:
