@@ -162,7 +162,7 @@ def test_learned_opt_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
         (("inspect", tmp_path), "there is no optimizer file at"),
         (("inspect", tmp_path / "text"), "is not a whole safetensors file"),
         (("evaluate", tmp_path / "text"), "is not a whole safetensors file"),
-        (("evaluate", tmp_path / "text", "--steps", 0), "--steps is 0; it must be at least 1"),
+        (("evaluate", tmp_path / "text", "--seeds", 0), "--seeds is 0; it must be at least 1"),
     ):
         outcome = learned_opt(*arguments)
         assert outcome.code == 2

@@ -17,6 +17,7 @@ from unittest import mock
 import pytest
 import yaml
 
+import learned_opt
 from tests.meta_train.command import (
     ROOT,
     TINY,
@@ -89,10 +90,11 @@ def test_a_signal_during_the_comparison(number: int, code: int, tiny_run: Run, t
     shutil.rmtree(folder / "report")
     (folder / "optimizer.safetensors").unlink()
 
-    def interrupted(*args: object, before_each, **kwargs: object) -> None:
-        before_each("Adam")
-        signal.raise_signal(number)
-        before_each("AdamW")
+    def interrupted(*args: object, watch, **kwargs: object) -> None:
+        with watch("adam") as advance:
+            advance(1, 3)
+            signal.raise_signal(number)
+            advance(2, 3)
 
     with mock.patch("meta_train.run.compare", interrupted):
         outcome = meta_train("--resume", folder)
@@ -100,7 +102,9 @@ def test_a_signal_during_the_comparison(number: int, code: int, tiny_run: Run, t
     assert outcome.err.splitlines()[-1] == (
         f"meta-train: stopped during the comparison; go on with: meta-train --resume {folder}"
     )
-    assert_same(folder, tiny_run)  # written before the comparison begins
+    # The file is written before the comparison begins, and gets its card after it.
+    before, whole = (learned_opt.read(path).metadata for path in (folder, tiny_run.path))
+    assert before == whole | {"comparisons": []}
     with without_comparing(tiny_run.comparison):
         assert meta_train("--resume", folder).code == 0
     assert_same(folder, tiny_run)
