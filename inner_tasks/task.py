@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from learned_opt import UserError
+from learned_opt.errors import UserError, choices
 
 Params = Any  # pytree of float arrays
 Data = Any  # pytree of arrays, put on the device once
@@ -113,7 +112,5 @@ def find_task(name: str) -> Registration:
         except Exception as error:  # whatever is wrong with it, it is the user's file
             raise UserError(f"task '{name}': module '{module}' cannot be imported ({error})") from error
     if short not in _REGISTRY:
-        close = difflib.get_close_matches(short, _REGISTRY, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise UserError(f"unknown task '{short}'; there are: {', '.join(_REGISTRY)}{hint}")
+        raise UserError(f"unknown task '{short}'; {choices(short, _REGISTRY)}")
     return _REGISTRY[short]

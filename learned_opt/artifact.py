@@ -24,6 +24,7 @@ from safetensors.numpy import save as to_safetensors
 
 from learned_opt.base import Theta
 from learned_opt.errors import UserError
+from learned_opt.files import write_whole
 from learned_opt.registry import OPTIMIZERS, get_optimizer
 from learned_opt.transform import as_optax
 
@@ -72,10 +73,7 @@ def save(
     }
     text = json.dumps(metadata, sort_keys=True, separators=(",", ":"), allow_nan=False)
     content = to_safetensors(dict(sorted(tensors.items())), metadata={METADATA_KEY: text})
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    write_whole(Path(path), content)
 
 
 def read(path: str | os.PathLike[str]) -> Artifact:

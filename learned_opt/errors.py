@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
+
 
 class LearnedOptError(Exception):
     """A failure on the way (disk, device, non-finite numbers); commands exit with 1."""
@@ -13,3 +16,10 @@ class UserError(LearnedOptError, ValueError):
     """Something that the user can correct (arguments, data, folders, files); commands exit with 2."""
 
     exit_code = 2
+
+
+def choices(name: str, known: Collection[str]) -> str:
+    """The end of a message about an unknown name: those that there are, and the one that may be meant."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    return f"there are: {', '.join(known)}{hint}"

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from inner_tasks import Training
+from learned_opt.files import write_whole
 from meta_train.evaluation import LEARNING_RATES, Contestant, Result, run
 
 NAMES = {"adam": "Adam", "adamw": "AdamW", "sgdm": "SGD, momentum", "rmsprop": "RMSProp"}
@@ -194,13 +195,6 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
             )
 
 
-def write_json(values: Mapping[str, Any], path: Path) -> None:
-    """Write a JSON file, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
-    partial.replace(path)
-
-
 def write_comparison(comparison: Comparison, folder: Path, extra: Mapping[str, Any]) -> list[Path]:
     """Write the pictures, and then ``summary.json``: where that is, the report is whole.
 
@@ -218,7 +212,8 @@ def write_comparison(comparison: Comparison, folder: Path, extra: Mapping[str, A
     curves, rates = folder / "training_curves.png", folder / "learning_rates.png"
     draw_training_curves([comparison], curves)
     draw_learning_rates([comparison], rates)
-    write_json({**summary(comparison), **extra}, folder / "summary.json")
+    values = {**summary(comparison), **extra}
+    write_whole(folder / "summary.json", json.dumps(values, indent=2, allow_nan=False) + "\n")
     return [curves, rates]
 
 

@@ -12,6 +12,7 @@ from tyro.conf import FlagCreatePairsOff, arg
 
 from inner_tasks import TaskSettings, find_task, task_names
 from learned_opt import OPTIMIZERS, UserError, get_optimizer
+from learned_opt.files import write_whole
 from meta_train.estimators import ESTIMATORS, Method
 from meta_train.tracking import WandbMode
 
@@ -279,9 +280,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def save_config(config: Config, path: Path) -> None:
     """Write the configuration as YAML, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
-    partial.replace(path)
+    write_whole(path, yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def config_flags(path: Path) -> list[str]:

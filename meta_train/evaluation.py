@@ -89,11 +89,8 @@ def train(training: Training, theta: Theta, key: jax.Array) -> tuple[jax.Array, 
     return losses, training.task.metrics(state.params, training.data)
 
 
-Advance = Callable[[int], object]  # called with a number of training runs that have just ended
-
-
 def runner(
-    training: Training, seeds: int, *, devices: int, chunk: int, advance: Advance = lambda runs: None
+    training: Training, seeds: int, *, devices: int, chunk: int, advance: Callable[[int], object]
 ) -> Callable[[Theta], list[Runs]]:
     """A function that trains with each of several thetas, on each of several seeds.
 
@@ -102,29 +99,22 @@ def runner(
       seeds: number of seeds; all thetas are run on the same ones.
       devices: devices to spread the runs over.
       chunk: runs that one device works on at once.
-      advance: called whenever each device is through with a chunk.
+      advance: called now and then with the number of runs that have ended since.
 
     Returns:
       A function of thetas, a pytree of arrays ``[n, ...]``, that gives n elements. It compiles once.
     """
 
-    def run(training: Training, inputs: tuple[Theta, jax.Array]) -> Any:
+    def one(training: Training, inputs: tuple[Theta, jax.Array]) -> Any:
         theta, seed = inputs
         return train(training, theta, evaluation_key(seed))
 
-    run_group = over_devices(run, training, devices=devices, chunk=chunk)
-    group = devices * chunk
+    run_all = over_devices(one, training, devices=devices, chunk=chunk, advance=advance)
 
     def run_seeds(thetas: Theta) -> list[Runs]:
         n = jax.tree.leaves(thetas)[0].shape[0]
         each, seed = np.divmod(np.arange(n * seeds), seeds)
-        parts = []
-        for first in range(0, n * seeds, group):
-            # The last run fills up the last group: so all groups are one program.
-            some = np.minimum(np.arange(first, first + group), n * seeds - 1)
-            parts.append(run_group((_take(thetas, each[some]), seed[some])))
-            advance(min(group, n * seeds - first))
-        losses, metrics = jax.tree.map(lambda *x: np.concatenate(x)[: n * seeds], *parts)
+        losses, metrics = run_all((jax.tree.map(lambda x: np.asarray(x)[each], thetas), seed))
         return [
             Runs(losses[each == i], {name: value[each == i] for name, value in metrics.items()})
             for i in range(n)
@@ -215,10 +205,6 @@ def baseline(name: str) -> Contestant:
         ),
         None,
     )
-
-
-def _take(tree: Any, indices: np.ndarray) -> Any:
-    return jax.tree.map(lambda x: np.asarray(x)[indices], tree)
 
 
 def _finite_or_infinite(loss: np.ndarray) -> np.ndarray:

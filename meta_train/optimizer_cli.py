@@ -85,7 +85,7 @@ def evaluate(arguments: Evaluate) -> None:
     import jax
 
     from inner_tasks import Training
-    from meta_train.comparison import card, compare, learning_rates, print_comparison
+    from meta_train.comparison import REFERENCE, card, compare, learning_rates, print_comparison
     from meta_train.costs import update_costs
     from meta_train.interrupt import StopRequest
     from meta_train.population import start_devices
@@ -95,7 +95,7 @@ def evaluate(arguments: Evaluate) -> None:
     console = Console()
     devices = start_devices(None if arguments.devices == "auto" else arguments.devices)
     tasks = list(_tasks(arguments.tasks, arguments.horizons))
-    for _, task, _ in tasks:
+    for _, task, _ in tasks[1:]:
         task.load(arguments.data_dir)  # data that is missing is missed now, not after an hour
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def evaluate(arguments: Evaluate) -> None:
             console.print(f"[bold]{number} of {len(tasks)}: {name}, {horizon} steps[/]", highlight=False)
             comparison = compare(
                 name,
-                Training(task.load(arguments.data_dir), task, contestants["adam"].optimizer, horizon),
+                Training(task.load(arguments.data_dir), task, contestants[REFERENCE].optimizer, horizon),
                 contestants,
                 seeds=arguments.seeds,
                 rates=learning_rates(arguments.learning_rates),
@@ -133,18 +133,20 @@ def evaluate(arguments: Evaluate) -> None:
 
 def _contestants(names: Sequence[str]) -> tuple[dict[str, Contestant], dict[str, Path]]:
     """The optimizers by name, tuned Adam one of them, and the files of those that are learned."""
-    from meta_train.evaluation import Contestant, baseline
+    from meta_train.comparison import REFERENCE
+    from meta_train.evaluation import BASELINES, Contestant, baseline
 
     contestants, files = {}, {}
-    for name in dict.fromkeys((*names, "adam")):
-        file = find_optimizer(name)
+    names = list(dict.fromkeys((*names, REFERENCE)))
+    for name in names:
+        file = None if name in BASELINES else find_optimizer(name)
         if file is None:
             contestants[name] = baseline(name)
         else:
             artifact = learned_opt.read(file)
             # The name of the file says little where it is the usual one: then it is that of its folder.
             short = file.parent.name if file.name == FILE_NAME else file.stem
-            label = short if short and short not in contestants else name
+            label = name if short in (*names, *contestants) else short
             contestants[label] = Contestant(learned_opt.get_optimizer(artifact.architecture), artifact.theta)
             files[label] = file
     return contestants, files

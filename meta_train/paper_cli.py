@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from learned_opt import LearnedOptError, UserError
+from learned_opt.errors import choices
 from meta_train.cli import exit_code_of
 from meta_train.experiments import EXPERIMENTS
 from meta_train.experiments.base import Result, Settings, write_result
@@ -61,9 +61,7 @@ def check(arguments: Arguments) -> None:
     if arguments.name == "list":
         return
     if arguments.name not in EXPERIMENTS:
-        close = difflib.get_close_matches(arguments.name, EXPERIMENTS, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise UserError(f"unknown experiment '{arguments.name}'; there are: {', '.join(EXPERIMENTS)}{hint}")
+        raise UserError(f"unknown experiment '{arguments.name}'; {choices(arguments.name, EXPERIMENTS)}")
     for seed in arguments.seeds:
         if not 0 <= seed < 2**32:
             raise UserError(f"--seeds has {seed}; a seed must lie between 0 and {2**32 - 1}")

@@ -176,7 +176,12 @@ def _combine(terms: tuple[Theta, jax.Array, Info]) -> tuple[Theta, PopulationInf
 
 
 def over_devices(
-    f: Callable[[Any, Any], Any], shared: Any, *, devices: int, chunk: int
+    f: Callable[[Any, Any], Any],
+    shared: Any,
+    *,
+    devices: int,
+    chunk: int,
+    advance: Callable[[int], object] = lambda done: None,
 ) -> Callable[[Any], Any]:
     """``f(shared, x)`` for every x along the leading axis of xs, spread over devices.
 
@@ -185,10 +190,11 @@ def over_devices(
       shared: pytree that every call gets whole.
       devices: number of devices.
       chunk: elements that one device works on at once.
+      advance: called whenever each device is through with a chunk, with the number of elements in them.
 
     Returns:
       A function of xs, a pytree of arrays ``[n, ...]`` with any n, whose results are NumPy arrays
-      ``[n, ...]``. It compiles once for each n.
+      ``[n, ...]``. It compiles once.
     """
     shared = (replicate(shared, devices),)
     mapped = jax.pmap(
@@ -198,14 +204,21 @@ def over_devices(
     )
 
     def call(xs: Any) -> Any:
-        n = jax.tree.leaves(xs)[0].shape[0]
-        each = -(-n // devices)
-        # The last element fills up the last device; what it gives again is cut off.
-        order = np.minimum(np.arange(each * devices), n - 1).reshape(devices, each)
-        out = mapped(shared, jax.tree.map(lambda x: np.asarray(x)[order], xs))
-        return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:])[:n], out)
+        n, group, parts = jax.tree.leaves(xs)[0].shape[0], devices * chunk, []
+        for first in range(0, n, group):
+            # The last element fills up the last group, so that all groups are one program; what it gives
+            # again is cut off.
+            order = np.minimum(np.arange(first, first + group), n - 1).reshape(devices, chunk)
+            out = mapped(shared, jax.tree.map(partial(_take, order), xs))
+            parts.append(jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), out))
+            advance(min(group, n - first))
+        return jax.tree.map(lambda *x: np.concatenate(x)[:n], *parts)
 
     return call
+
+
+def _take(order: np.ndarray, x: Any) -> np.ndarray:
+    return np.asarray(x)[order]
 
 
 def replicate(tree: Any, devices: int) -> Any:

@@ -95,7 +95,8 @@ class RunsLine:
         # Before the first runs are done the program is compiled: the rate is that of those after them.
         runs, began = self._first = self._first or (done, now)
         rate = (done - runs) / (now - began) if done > runs else 0.0
-        self._line.show(f"{self._name}: run", done, f"{rate:.3g} runs/s", rate, planned)
+        text = f"{rate:.3g} runs/s" if rate else ""
+        self._line.show(f"{self._name}: run", done, text, rate, planned)
 
     def __enter__(self) -> Callable[[int, int], None]:
         self._line.bar.start()

@@ -18,7 +18,6 @@ import learned_opt
 from checkpoints import CheckpointStore
 from inner_tasks import TaskDistribution, Training, find_task
 from learned_opt import LearnedOptError, UserError
-from learned_opt.artifact import FILE_NAME
 from learned_opt.shelf import find_optimizer
 from meta_train.comparison import (
     Comparison,
@@ -187,7 +186,6 @@ def origin(config: Config) -> Path | None:
             f"--start-from is {config.start_from}, which is no optimizer file, no folder of a run, and no "
             f"pretrained optimizer ({', '.join(learned_opt.pretrained())})"
         )
-    path = path / FILE_NAME if path.is_dir() else path
     architecture = learned_opt.read(path).architecture
     if architecture != config.optimizer:
         raise UserError(

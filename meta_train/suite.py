@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from meta_train.comparison import NAMES, REFERENCE, Comparison, summary, write_json
+from learned_opt.files import write_whole
+from meta_train.comparison import NAMES, REFERENCE, Comparison, summary
 from meta_train.costs import Cost
 
 
@@ -114,7 +116,8 @@ def write_suite(suite: Sequence[Judged], folder: Path) -> None:
 
 def write_so_far(suite: Sequence[Judged], folder: Path) -> None:
     """Write ``evaluation.json``."""
-    write_json(as_json(suite), folder / "evaluation.json")
+    text = json.dumps(as_json(suite), indent=2, allow_nan=False) + "\n"
+    write_whole(folder / "evaluation.json", text)
 
 
 def _table(suite: Sequence[Judged]) -> Iterable[list[str]]:

@@ -6,14 +6,13 @@ repeats it with. `docs/pretrained.md` tells how they were made and what they are
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import overload
 
 import optax
 
 from learned_opt.artifact import FILE_NAME, load
-from learned_opt.errors import UserError
+from learned_opt.errors import UserError, choices
 
 SHELF = Path(__file__).parent
 
@@ -61,9 +60,7 @@ def pretrained_path(name: str) -> Path:
     """
     names = pretrained()
     if name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise UserError(f"there is no pretrained optimizer '{name}'; there are: {', '.join(names)}{hint}")
+        raise UserError(f"there is no pretrained optimizer '{name}'; {choices(name, names)}")
     return SHELF / name / FILE_NAME
 
 
@@ -72,6 +69,7 @@ def find_optimizer(name: str) -> Path | None:
 
     None where there is no such path, and no pretrained optimizer of this name.
     """
-    if Path(name).exists():
-        return Path(name)
+    path = Path(name)
+    if path.exists():
+        return path / FILE_NAME if path.is_dir() else path
     return pretrained_path(name) if name in pretrained() else None

@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from rich.console import Console
 
+from learned_opt.files import write_whole
+
 Scale = Literal["small", "paper"]
 
 
@@ -93,9 +95,7 @@ def write_result(experiment: Experiment, settings: Settings, result: Result, fol
         "verdict": {"holds": bool(result.verdict.holds), "text": result.verdict.text},
     }
     path = folder / "result.json"
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(values, allow_nan=False) + "\n")
-    partial.replace(path)
+    write_whole(path, json.dumps(values, allow_nan=False) + "\n")
     return [*pictures, path]
 
 

@@ -53,7 +53,7 @@ def test_each_trains_a_small_network_as_it_is(name):
     training = Training(task.load(None), task, optimizer, 100)
     runs = run(training, Contestant(optimizer, artifact.theta), seeds=2, devices=1).runs
     assert (runs.losses[:, 0] > 2).all()
-    assert (runs.final_loss < 0.3).all()  # Adam at 1e-3 is at 0.8 then
+    assert (runs.final_loss < 0.3).all()
 
 
 def test_pretrained_is_what_load_gives():

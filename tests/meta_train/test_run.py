@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 import learned_opt
 from inner_tasks import TaskSettings, find_task, task
+from meta_train import optimizer_cli
 from meta_train.cli import parse
 from meta_train.estimators import ESTIMATORS
 from meta_train.run_folder import RunFolder, read_metrics
@@ -156,10 +157,11 @@ def test_learned_opt_evaluate_finds_what_the_run_found(
 ) -> None:
     tiny = find_task("digits-mlp")._replace(settings=TaskSettings((4,), 64, 5))
     monkeypatch.setitem(task._REGISTRY, "tiny", tiny)
-    file = tmp_path / "mine.safetensors"
+    file = tmp_path / "mine" / "optimizer.safetensors"
+    file.parent.mkdir()
     shutil.copy(tiny_run.path / "optimizer.safetensors", file)
     flags = "adamw sgdm rmsprop --tasks tiny --seeds 1 --learning-rates 3 --devices 2 --record --out"
-    outcome = command.learned_opt("evaluate", file, flags, tmp_path)
+    outcome = command.learned_opt("evaluate", file.parent, flags, tmp_path)
     assert outcome.code == 0, outcome.err
     said = " ".join(outcome.out.split())
     for part in ("1 of 1: tiny, 5 steps", "tiny: training loss over 5 steps, 1 unseen seeds", "mine"):
@@ -191,6 +193,21 @@ def test_learned_opt_evaluate_finds_what_the_run_found(
     cards = [learned_opt.read(path).metadata["comparisons"] for path in (file, tiny_run.path)]
     assert cards[0] == [cards[1][0] | {"task": "tiny"}]
     assert "tiny, 5 steps, 1 seeds: mean training loss" in command.learned_opt("inspect", file).out
+
+
+def test_names_of_optimizers_do_not_collide(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run called adam is not Adam, two runs of one name are two, a folder called sgdm hides nothing."""
+    monkeypatch.chdir(tmp_path)
+    Path("sgdm").mkdir()
+    for folder in ("adam", "a/run", "b/run"):
+        Path(folder).mkdir(parents=True)
+        shutil.copy(tiny_run.path / "optimizer.safetensors", folder)
+    contestants, files = optimizer_cli._contestants(["./adam", "a/run", "b/run", "sgdm"])
+    assert list(contestants) == ["./adam", "run", "b/run", "sgdm", "adam"]
+    assert {name for name, each in contestants.items() if each.theta is None} == {"sgdm", "adam"}
+    assert list(files) == ["./adam", "run", "b/run"]
 
 
 @pytest.mark.parametrize(
