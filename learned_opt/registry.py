@@ -7,7 +7,7 @@ from functools import partial
 from learned_opt.adam import adam
 from learned_opt.base import LearnedOptimizer
 from learned_opt.celo2_style import celo2_style
-from learned_opt.errors import UserError
+from learned_opt.errors import UserError, choices
 from learned_opt.metz2019 import metz2019
 from learned_opt.mlp import mlp
 from learned_opt.relative_mlp import relative_mlp
@@ -35,5 +35,5 @@ def get_optimizer(name: str) -> LearnedOptimizer:
       UserError: there is none of that name.
     """
     if name not in OPTIMIZERS:
-        raise UserError(f"unknown optimizer '{name}'; there are: {', '.join(OPTIMIZERS)}")
+        raise UserError(f"unknown optimizer '{name}'; {choices(name, OPTIMIZERS)}")
     return OPTIMIZERS[name]()

@@ -12,6 +12,7 @@ from tyro.conf import FlagCreatePairsOff, arg
 
 from inner_tasks import TaskSettings, find_task, task_names
 from learned_opt import OPTIMIZERS, UserError, get_optimizer
+from learned_opt.errors import choices
 from learned_opt.files import write_whole
 from meta_train.estimators import ESTIMATORS, Method
 from meta_train.tracking import WandbMode
@@ -194,7 +195,7 @@ def validate(config: Config) -> None:
     get_optimizer(config.optimizer)
     estimator, horizon = config.estimator, config.task.horizon
     if estimator.name not in ESTIMATORS:
-        raise UserError(f"unknown estimator '{estimator.name}'; there are: {', '.join(ESTIMATORS)}")
+        raise UserError(f"unknown estimator '{estimator.name}'; {choices(estimator.name, ESTIMATORS)}")
     _at_least_one("--updates", config.updates)
     _at_least_one("--checkpoint-every", config.checkpoint_every)
     _at_least_one("--task.batch-size", config.task.batch_size)
