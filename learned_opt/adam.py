@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from learned_opt.base import LearnedOptimizer
-from learned_opt.tunable import tunable
+from learned_opt.tunable import inverse_time_decay, tunable
 
 INITIAL = {
     "log_learning_rate": -4.0,  # 0.018
@@ -30,7 +30,8 @@ def adam(*, per_block: bool = False) -> LearnedOptimizer:
     Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015.
     """
 
-    def make(rate: jax.Array, own: Mapping[str, jax.Array]) -> optax.GradientTransformation:
+    def make(own: Mapping[str, jax.Array], count: jax.Array) -> optax.GradientTransformation:
+        rate = inverse_time_decay(own["log_learning_rate"], own["log_power"], count)
         decays = jax.nn.sigmoid(own["first_decay"]), jax.nn.sigmoid(own["second_decay"])
         return optax.adam(rate, *decays, eps=jnp.exp(own["log_epsilon"]))
 

@@ -8,7 +8,7 @@ import jax
 import optax
 
 from learned_opt.base import LearnedOptimizer
-from learned_opt.tunable import tunable
+from learned_opt.tunable import inverse_time_decay, tunable
 
 INITIAL = {
     "log_learning_rate": -4.0,  # 0.018
@@ -27,7 +27,8 @@ def sgdm(*, per_block: bool = False) -> LearnedOptimizer:
     for each block as in Vicol et al., ICML 2021.
     """
 
-    def make(rate: jax.Array, own: Mapping[str, jax.Array]) -> optax.GradientTransformation:
+    def make(own: Mapping[str, jax.Array], count: jax.Array) -> optax.GradientTransformation:
+        rate = inverse_time_decay(own["log_learning_rate"], own["log_power"], count)
         return optax.sgd(rate, momentum=jax.nn.sigmoid(own["momentum"]))
 
     return tunable(make, INITIAL, per_block=per_block)

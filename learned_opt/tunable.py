@@ -41,7 +41,7 @@ def inverse_time_decay(
 
 
 def tunable(
-    make: Callable[[jax.Array, Mapping[str, jax.Array]], optax.GradientTransformation],
+    make: Callable[[Mapping[str, jax.Array], jax.Array], optax.GradientTransformation],
     initial: Mapping[str, float],
     *,
     per_block: bool,
@@ -49,8 +49,9 @@ def tunable(
     """An optax optimizer as a learned one: theta are its hyperparameters.
 
     Args:
-      make: ``(learning_rate, hyperparameters) -> transformation``; it is made anew at every step.
-      initial: where the hyperparameters start, those of the schedule among them: each takes any real value.
+      make: ``(hyperparameters, count) -> transformation``; it is made anew at every step, of which count are
+        taken, with the learning rate that a schedule has then.
+      initial: where the hyperparameters start: each takes any real value.
       per_block: whether every tensor has a set of its own, in order of leaves.
 
     Raises:
@@ -63,9 +64,7 @@ def tunable(
         return {name: jnp.full(size, value, jnp.float32) for name, value in initial.items()}
 
     def rule(theta: Theta, block: int, count: jax.Array) -> optax.GradientTransformation:
-        own = {name: values[block if per_block else 0] for name, values in theta.items()}
-        rate = inverse_time_decay(own.pop("log_learning_rate"), own.pop("log_power"), count)
-        return make(rate, own)
+        return make({name: values[block if per_block else 0] for name, values in theta.items()}, count)
 
     def init(params: Params) -> TunableState:
         count = jnp.zeros((), jnp.int32)
@@ -76,7 +75,7 @@ def tunable(
         theta: Theta, gradients: Params, state: TunableState, params: Params
     ) -> tuple[Params, TunableState]:
         leaves, tree = jax.tree.flatten(params)
-        blocks = theta["log_learning_rate"].shape[0]
+        blocks = jax.tree.leaves(theta)[0].shape[0]
         if per_block and blocks != len(leaves):
             raise UserError(
                 f"this optimizer has hyperparameters for each of {blocks} tensors, and the parameters are "
