@@ -42,11 +42,13 @@ def reparametrised(task: Task, scale: float) -> Task:
     def original(params: jax.Array) -> jax.Array:
         return jax.tree.map(lambda p: scale * p, params)
 
+    accuracy = task.accuracy
     return dataclasses.replace(
         task,
         init=lambda key: jax.tree.map(lambda p: p / scale, task.init(key)),
         loss=lambda params, batch: task.loss(original(params), batch),
         metrics=lambda params, data: task.metrics(original(params), data),
+        accuracy=accuracy and (lambda params, batch: accuracy(original(params), batch)),
     )
 
 

@@ -81,9 +81,8 @@ def image_task(
     def init(key: jax.Array) -> Params:
         return model.init(key, jnp.zeros((1, IMAGE_SIZES[dataset])))["params"]
 
-    def sample(data: ImageData, key: jax.Array) -> ImageBatch:
-        indices = jax.random.randint(key, (settings.batch_size,), 0, data.train.labels.shape[0])
-        return _batch(data, data.train, indices)
+    def sample(data: ImageData, split: Split, key: jax.Array) -> ImageBatch:
+        return _batch(data, split, jax.random.randint(key, (settings.batch_size,), 0, split.labels.shape[0]))
 
     def measured(params: Params, batch: ImageBatch) -> dict[str, jax.Array]:
         return measure(model.apply({"params": params}, batch.images), batch)
@@ -100,12 +99,16 @@ def image_task(
 
     return Task(
         init=init,
-        sample=sample,
+        sample=lambda data, key: sample(data, data.train, key),
         loss=lambda params, batch: measured(params, batch)["loss"],
         metrics=metrics,
         load=lambda data_dir: _to_device(load_dataset(dataset, data_dir)),
         horizon=settings.horizon,
         max_loss=max_loss,
+        sample_validation=lambda data, key: sample(data, data.validation, key),
+        accuracy=(lambda params, batch: measured(params, batch)["accuracy"])
+        if measure is classification
+        else None,
     )
 
 

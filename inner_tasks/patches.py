@@ -37,9 +37,6 @@ def patches_autoencoder(settings: TaskSettings) -> Task:
     def init(key: jax.Array) -> Params:
         return model.init(key, jnp.zeros((1, PIXELS)))["params"]
 
-    def sample(data: PatchData, key: jax.Array) -> jax.Array:
-        return _patches(data.train, key, settings.batch_size)
-
     def loss(params: Params, batch: jax.Array) -> jax.Array:
         return jnp.mean(jnp.square(model.apply({"params": params}, batch) - batch))
 
@@ -47,7 +44,16 @@ def patches_autoencoder(settings: TaskSettings) -> Task:
         patches = _patches(data.validation, jax.random.key(0), VALIDATION_EXAMPLES)
         return {"validation_loss": loss(params, patches)}
 
-    return Task(init, sample, loss, metrics, lambda data_dir: _load(), settings.horizon, MAX_LOSS)
+    return Task(
+        init=init,
+        sample=lambda data, key: _patches(data.train, key, settings.batch_size),
+        loss=loss,
+        metrics=metrics,
+        load=lambda data_dir: _load(),
+        horizon=settings.horizon,
+        max_loss=MAX_LOSS,
+        sample_validation=lambda data, key: _patches(data.validation, key, settings.batch_size),
+    )
 
 
 def _load() -> PatchData:

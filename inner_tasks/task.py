@@ -39,6 +39,10 @@ class Task:
       max_loss: loss at which a step's loss is clipped during meta-training (None: not at all).
       differentiable: False if the loss of a training step is not to be differentiated a second time, with
         respect to what the optimizer did before.
+      sample_validation: ``(data, key) -> batch``, a minibatch of held-out examples; None if there is none,
+        and then the task has no validation objectives.
+      accuracy: ``(params, batch) -> scalar``, the share of examples that are guessed right; None if the task
+        has no such thing.
     """
 
     init: Callable[[jax.Array], Params]
@@ -49,6 +53,8 @@ class Task:
     horizon: int
     max_loss: float | None = None
     differentiable: bool = True
+    sample_validation: Callable[[Data, jax.Array], Batch] | None = None
+    accuracy: Callable[[Params, Batch], jax.Array] | None = None
 
 
 _DEFAULT_SETTINGS = TaskSettings()

@@ -54,14 +54,18 @@ def teacher_task(inputs: int, decay: float, activation: Activation, settings: Ta
     def metrics(params: Params, data: Params) -> dict[str, jax.Array]:
         return {"validation_loss": loss(params, draw(data, jax.random.key(1), VALIDATION_EXAMPLES))}
 
+    def sample(data: Params, key: jax.Array) -> TeacherBatch:
+        return draw(data, key, settings.batch_size)
+
     return Task(
         init=lambda key: model.init(key, jnp.zeros((1, inputs)))["params"],
-        sample=lambda data, key: draw(data, key, settings.batch_size),
+        sample=sample,
         loss=loss,
         metrics=metrics,
         load=lambda data_dir: teacher.init(jax.random.key(0), jnp.zeros((1, inputs)))["params"],
         horizon=settings.horizon,
         max_loss=MAX_LOSS,
+        sample_validation=sample,  # there is always new data
     )
 
 

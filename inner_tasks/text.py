@@ -56,9 +56,8 @@ def text_mlp(settings: TaskSettings) -> Task:
     def init(key: jax.Array) -> Params:
         return model.init(key, jnp.zeros((1, CONTEXT), jnp.int32))["params"]
 
-    def sample(data: TextData, key: jax.Array) -> TextBatch:
-        starts = jax.random.randint(key, (settings.batch_size,), 0, data.train.shape[0] - CONTEXT)
-        return _batch(data.train, starts)
+    def sample(text: jax.Array, key: jax.Array) -> TextBatch:
+        return _batch(text, jax.random.randint(key, (settings.batch_size,), 0, text.shape[0] - CONTEXT))
 
     def loss(params: Params, batch: TextBatch) -> jax.Array:
         logits = model.apply({"params": params}, batch.context)
@@ -68,7 +67,16 @@ def text_mlp(settings: TaskSettings) -> Task:
         starts = jnp.linspace(0, VALIDATION - CONTEXT - 1, VALIDATION_EXAMPLES).astype(jnp.int32)
         return {"validation_loss": loss(params, _batch(data.validation, starts))}
 
-    return Task(init, sample, loss, metrics, lambda data_dir: _load(), settings.horizon, MAX_LOSS)
+    return Task(
+        init=init,
+        sample=lambda data, key: sample(data.train, key),
+        loss=loss,
+        metrics=metrics,
+        load=lambda data_dir: _load(),
+        horizon=settings.horizon,
+        max_loss=MAX_LOSS,
+        sample_validation=lambda data, key: sample(data.validation, key),
+    )
 
 
 def _load() -> TextData:

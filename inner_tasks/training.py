@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import optax
 
+from inner_tasks.objectives import TRAINING_LOSS, Objective, TrainingStep
 from inner_tasks.task import Data, Params, Task
 from learned_opt import LearnedOptimizer
 from learned_opt.base import State, Theta
@@ -25,20 +26,22 @@ class InnerState(NamedTuple):
 class Training:
     """A task trained by an optimizer whose weights are theta.
 
-    ``L_t`` is the loss of step t's minibatch *before* the update that uses its gradient: it is what a
-    training loop sees, and costs nothing extra.
+    ``L_t`` is what the objective says of step t; unless another is given, the loss of its minibatch *before*
+    the update that uses its gradient: it is what a training loop sees, and costs nothing extra.
 
     Attributes:
       data: the task's data, the only arrays.
       task: what is trained.
       optimizer: what trains it.
       horizon: T, steps of an episode.
+      objective: the loss of a step, one of ``inner_tasks.objectives``.
     """
 
     data: Data
     task: Task = dataclasses.field(metadata={"static": True})
     optimizer: LearnedOptimizer = dataclasses.field(metadata={"static": True})
     horizon: int = dataclasses.field(metadata={"static": True})
+    objective: Objective = dataclasses.field(default=TRAINING_LOSS, metadata={"static": True})
 
     @property
     def max_loss(self) -> float | None:
@@ -46,7 +49,7 @@ class Training:
 
     @property
     def differentiable(self) -> bool:
-        return self.task.differentiable
+        return self.task.differentiable and self.objective.differentiable
 
     def init_theta(self, key: jax.Array) -> Theta:
         """Weights of an optimizer for this task to start meta-training from. The key is consumed."""
@@ -63,4 +66,7 @@ class Training:
         batch = self.task.sample(self.data, key)
         loss, gradients = jax.value_and_grad(self.task.loss)(state.params, batch)
         updates, optimizer = self.optimizer.update(theta, gradients, state.optimizer, state.params)
-        return InnerState(optax.apply_updates(state.params, updates), optimizer), loss
+        params = optax.apply_updates(state.params, updates)
+        step = TrainingStep(state.params, params, loss)
+        measured = self.objective.measure(self.task, self.data, step, jax.random.fold_in(key, 1))
+        return InnerState(params, optimizer), measured

@@ -31,6 +31,8 @@ from learned_opt.transform import as_optax
 FORMAT_VERSION = 1
 METADATA_KEY = "learned_opt"
 FILE_NAME = "optimizer.safetensors"
+# As many as a description shows by themselves: hyperparameters rather than weights of a network.
+FEW_WEIGHTS = 64
 
 
 class Artifact(NamedTuple):
@@ -177,6 +179,11 @@ def describe(artifact: Artifact) -> dict[str, str]:
         "digest": metadata["digest"],
         "licence": str(metadata.get("licence")),
     }
+    if weights <= FEW_WEIGHTS:
+        lines |= {
+            name: ", ".join(f"{value:.4g}" for value in np.ravel(values))
+            for name, values in flatten_dict(artifact.theta, sep="/").items()
+        }
     summary = metadata.get("meta_training")
     lines |= {
         k: json.dumps(v) if isinstance(v, dict | list) else str(v)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from tyro.conf import FlagCreatePairsOff, arg
 
-from inner_tasks import TaskSettings, find_task, task_names
+from inner_tasks import OBJECTIVES, TaskSettings, find_task, task_names
 from learned_opt import OPTIMIZERS, UserError, get_optimizer
 from learned_opt.errors import choices
 from learned_opt.files import write_whole
@@ -36,6 +36,9 @@ class TaskConfig:
     """Examples per inner step."""
     horizon: int = 200
     """T, inner steps per episode."""
+    objective: Annotated[
+        str, arg(help=f"Loss of an inner step, as meta-training sees it: {', '.join(OBJECTIVES)}.")
+    ] = "training-loss"
 
     @property
     def settings(self) -> TaskSettings:

@@ -141,12 +141,14 @@ def draw_meta_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None
     steps = np.cumsum([m["steps"] for m in metrics])
     loss = _floats(metrics, "loss")
     norm = _floats(metrics, "gradient_norm")
+    # The negative of an accuracy has no logarithm.
+    scale = "log" if np.nanmin(loss, initial=np.inf) > 0 else "linear"
     with plt.rc_context(STYLE):
         figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
         _draw_smoothed(left, updates, loss)
-        left.set(xlabel="outer update", ylabel="meta-loss (mean loss per inner step)", yscale="log")
+        left.set(xlabel="outer update", ylabel="meta-loss (mean loss per inner step)", yscale=scale)
         _draw_smoothed(middle, steps, loss)
-        middle.set(xlabel="inner steps of all particles", ylabel="meta-loss", yscale="log")
+        middle.set(xlabel="inner steps of all particles", ylabel="meta-loss", yscale=scale)
         _draw_smoothed(right, updates, norm)
         right.set(xlabel="outer update", ylabel="norm of the meta-gradient", yscale="log")
         figure.savefig(path)

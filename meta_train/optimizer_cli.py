@@ -66,7 +66,7 @@ def inspect(arguments: Inspect) -> None:
     console = Console()
     file = find_optimizer(arguments.optimizer) or Path(arguments.optimizer)
     for name, value in learned_opt.describe(learned_opt.read(file)).items():
-        console.print(f"[bold]{escape(name):>16}[/]  {escape(value)}", highlight=False, soft_wrap=True)
+        console.print(f"[bold]{escape(name):>18}[/]  {escape(value)}", highlight=False, soft_wrap=True)
 
 
 def evaluate(arguments: Evaluate) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 import learned_opt
 from checkpoints import CheckpointStore
-from inner_tasks import TaskDistribution, Training, find_task
+from inner_tasks import TaskDistribution, Training, find_objective, find_task
 from learned_opt import LearnedOptError, UserError
 from learned_opt.shelf import find_optimizer
 from meta_train.comparison import (
@@ -80,7 +80,10 @@ def prepare(config: Config) -> Setup:
     estimator = partial(method.make, **config.estimator.settings)
     if method.particles == 2:
         estimator = partial(estimator, chunk=chunk)
-    trainings = [Training(None, member, optimizer, member.horizon) for member in members.values()]
+    trainings = [
+        Training(None, member, optimizer, member.horizon, find_objective(config.task.objective, member))
+        for member in members.values()
+    ]
     for training in trainings:
         _check_estimator(estimator, training)
     trainings = [dataclasses.replace(each, data=each.task.load(config.data_dir)) for each in trainings]
@@ -148,9 +151,13 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
                     stop.check(f"stopped during the comparison; {advice}")
 
                 learned = Contestant(setup.training.optimizer, theta)
+                # Optimizers are compared by the training loss, whatever was meta-trained for.
+                training = Training(
+                    setup.training.data, setup.training.task, learned.optimizer, config.evaluation.steps
+                )
                 comparison = compare(
                     setup.members[0],
-                    dataclasses.replace(setup.training, horizon=config.evaluation.steps),
+                    training,
                     {"learned": learned} | {name: baseline(name) for name in BASELINES},
                     seeds=config.evaluation.seeds,
                     rates=learning_rates(config.evaluation.learning_rates),

@@ -147,6 +147,14 @@ def test_description(path):
     assert lines["task"] == "digits-mlp"
 
 
+def test_hyperparameters_are_described_one_by_one(tmp_path):
+    theta = learned_opt.get_optimizer("sgdm-per-block").init_theta(jax.random.key(0), 2)
+    theta["momentum"] = jnp.array([0.5, -0.25])
+    learned_opt.save(tmp_path / "file", "sgdm-per-block", theta, {})
+    lines = learned_opt.describe(learned_opt.read(tmp_path / "file"))
+    assert lines["momentum"] == "0.5, -0.25" and lines["log_power"] == "-1, -1"
+
+
 @pytest.mark.parametrize("name", ["celo2-style", "sgdm-per-block"])
 def test_other_architectures_in_a_file(tmp_path, name):
     """Nested weights, a learning rate of the user's own, hyperparameters for each of three tensors."""

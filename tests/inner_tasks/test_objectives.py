@@ -1,0 +1,130 @@
+"""What may be asked of an inner step, against the same computed apart from it in NumPy."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from inner_tasks import OBJECTIVES, TaskSettings, Training, find_objective, find_task
+from inner_tasks.distribution import TaskDistribution
+from learned_opt import UserError, get_optimizer
+from meta_train.run_folder import read_metrics
+from tests.meta_train.command import meta_train
+
+SETTINGS = TaskSettings(hidden=(6,), batch_size=40, horizon=8)
+TASK = find_task("digits-mlp").build(SETTINGS)
+OPTIMIZER = get_optimizer("sgdm")
+
+
+@functools.cache
+def unrolled(name: str) -> tuple[Training, list]:
+    """The problem, and what came of each of its steps: state before, key, loss, state after."""
+    problem = Training(TASK.load(None), TASK, OPTIMIZER, SETTINGS.horizon, find_objective(name, TASK))
+    theta = problem.init_theta(jax.random.key(0)) | {"log_learning_rate": jnp.array([-1.5])}
+    step = jax.jit(lambda problem, state, key: problem.step(theta, state, key))
+    state, steps = problem.init(jax.random.key(1)), []
+    for key in jax.random.split(jax.random.key(2), SETTINGS.horizon):
+        after, loss = step(problem, state, key)
+        steps.append((state, key, float(loss), after))
+        state = after
+    return problem, steps
+
+
+def measured(params: dict, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Cross-entropy and accuracy of the network, in float64."""
+    first, second = (
+        {name: np.asarray(value, np.float64) for name, value in params[layer].items()}
+        for layer in ("Dense_0", "Dense_1")
+    )
+    hidden = np.maximum(images @ first["kernel"] + first["bias"], 0)
+    logits = hidden @ second["kernel"] + second["bias"]
+    logits = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    right = logits[np.arange(len(labels)), labels]
+    return -right.mean(), (logits.argmax(axis=1) == labels).mean()
+
+
+def examples(problem: Training, split: str, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """The minibatch that a key stands for, standardised in NumPy."""
+    images, labels = (np.asarray(part) for part in getattr(problem.data, split))
+    chosen = np.asarray(jax.random.randint(key, (SETTINGS.batch_size,), 0, len(labels)))
+    train = np.asarray(problem.data.train.images, np.float64)
+    return (images[chosen] - train.mean()) / train.std(), labels[chosen]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_against_numpy(name: str) -> None:
+    problem, steps = unrolled(name)
+    for before, key, loss, after in steps:
+        fresh = jax.random.fold_in(key, 1)
+        own = measured(before.params, *examples(problem, "train", key))[0]
+        expected = {
+            "training-loss": own,
+            "later-training-loss": measured(after.params, *examples(problem, "train", fresh))[0],
+            "validation-loss": measured(after.params, *examples(problem, "validation", fresh))[0],
+            "validation-accuracy": -measured(after.params, *examples(problem, "validation", fresh))[1],
+            "final-loss": measured(after.params, *examples(problem, "train", fresh))[0]
+            - measured(before.params, *examples(problem, "train", fresh))[0],
+        }[name]
+        assert loss == pytest.approx(expected, abs=2e-5)
+
+
+def test_the_network_learns_the_same_whatever_is_asked() -> None:
+    final = [unrolled(name)[1][-1][3].params for name in OBJECTIVES]
+    for other in final[1:]:
+        jax.tree.map(np.testing.assert_array_equal, final[0], other)
+
+
+def test_a_final_loss_that_is_not_finite_counts_as_the_greatest() -> None:
+    problem, _ = unrolled("final-loss")
+    theta = problem.init_theta(jax.random.key(0)) | {"log_learning_rate": jnp.array([np.log(1e30)])}
+    state = problem.init(jax.random.key(1))
+    _, first = problem.step(theta, state, jax.random.key(2))
+    fresh = jax.random.fold_in(jax.random.key(2), 1)
+    before = measured(state.params, *examples(problem, "train", fresh))[0]
+    assert float(first) == pytest.approx(TASK.max_loss - before, rel=1e-5)
+
+
+def test_validation_examples_are_those_of_the_validation_split() -> None:
+    """For every task that has them: the mean over many minibatches is what its metrics say."""
+    for name in ("digits-mlp", "text-mlp", "patches-autoencoder", "teacher-mlp", "digits-conv"):
+        distributed = find_task("small-tasks").build(find_task("small-tasks").settings)
+        assert isinstance(distributed, TaskDistribution)
+        member = next(n for n in distributed.members if n.startswith(name))
+        task = distributed.members[member]
+        data, params = task.load(None), task.init(jax.random.key(0))
+        loss = jax.jit(jax.vmap(lambda key, t=task, d=data, p=params: t.loss(p, t.sample_validation(d, key))))
+        losses = np.asarray(loss(jax.random.split(jax.random.key(1), 200)))
+        expected = float(task.metrics(params, data)["validation_loss"])
+        near = float(5 * losses.std() / 200**0.5) + 0.02 * expected
+        assert losses.mean() == pytest.approx(expected, abs=near)
+        assert (task.accuracy is not None) == name.startswith("digits")
+        if task.accuracy is not None:  # in the units of the member
+            batch = task.sample_validation(data, jax.random.key(3))
+            assert 0 <= float(task.accuracy(params, batch)) <= 1
+
+
+def test_what_a_task_lacks_is_said() -> None:
+    with pytest.raises(UserError, match="unknown objective 'validation-los'.*did you mean 'validation-loss'"):
+        find_objective("validation-los", TASK)
+    text = find_task("text-mlp").build(SETTINGS)
+    with pytest.raises(UserError, match="'validation-accuracy' needs a task with accuracy, which this"):
+        find_objective("validation-accuracy", text)
+
+
+def test_a_schedule_is_tuned_for_validation_accuracy(tmp_path: Path, no_comparing: None) -> None:
+    flags = (
+        "--optimizer sgdm --task.objective validation-accuracy --task.horizon 20 --estimator.truncation 5 "
+    )
+    flags += "--updates 4 --wandb disabled --run-dir"
+    outcome = meta_train(flags, tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    losses = [line["loss"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert all(-1 <= loss < 0 for loss in losses)
+    refused = meta_train("--estimator tbptt", flags, tmp_path / "other")
+    assert refused.code == 2 and "differentiable is False" in refused.err
+    assert not (tmp_path / "other").exists()
