@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from inner_tasks.datasets import IMAGE_SHAPES, IMAGE_SIZES, Dataset, Split, load_dataset
+from inner_tasks.datasets import IMAGE_SHAPES, IMAGE_SIZES, Dataset, Split, load_dataset, pooled
 from inner_tasks.networks import MLP, Activation, ConvNet
 from inner_tasks.task import Params, Task, TaskSettings, register_task
 
@@ -63,6 +63,7 @@ def image_task(
     settings: TaskSettings,
     measure: Measure = classification,
     max_loss: float = MAX_LOSS,
+    pool: int = 1,
 ) -> Task:
     """Training a network on a data set of images.
 
@@ -76,10 +77,11 @@ def image_task(
       measure: ``(outputs, batch) -> {name: scalar}``, means over the batch: the ``"loss"``, and whatever else
         is to be known of the validation data.
       max_loss: loss at which a step's loss is clipped during meta-training.
+      pool: images are made smaller by this factor, both ways.
     """
 
     def init(key: jax.Array) -> Params:
-        return model.init(key, jnp.zeros((1, IMAGE_SIZES[dataset])))["params"]
+        return model.init(key, jnp.zeros((1, IMAGE_SIZES[dataset] // pool**2)))["params"]
 
     def sample(data: ImageData, split: Split, key: jax.Array) -> ImageBatch:
         return _batch(data, split, jax.random.randint(key, (settings.batch_size,), 0, split.labels.shape[0]))
@@ -102,7 +104,9 @@ def image_task(
         sample=lambda data, key: sample(data, data.train, key),
         loss=lambda params, batch: measured(params, batch)["loss"],
         metrics=metrics,
-        load=lambda data_dir: _to_device(load_dataset(dataset, data_dir)),
+        load=lambda data_dir: _to_device(
+            pooled(load_dataset(dataset, data_dir), IMAGE_SHAPES[dataset], pool)
+        ),
         horizon=settings.horizon,
         max_loss=max_loss,
         sample_validation=lambda data, key: sample(data, data.validation, key),
@@ -122,9 +126,9 @@ def _batch(data: ImageData, split: Split, indices: jax.Array) -> ImageBatch:
     return ImageBatch((images - data.mean) * data.inverse_std, split.labels[indices])
 
 
-def mlp_task(dataset: str, settings: TaskSettings, activation: Activation = nn.relu) -> Task:
+def mlp_task(dataset: str, settings: TaskSettings, activation: Activation = nn.relu, pool: int = 1) -> Task:
     """Dense layers of widths ``settings.hidden``."""
-    return image_task(dataset, MLP(settings.hidden, NUM_CLASSES, activation), settings)
+    return image_task(dataset, MLP(settings.hidden, NUM_CLASSES, activation), settings, pool=pool)
 
 
 def conv_task(dataset: str, settings: TaskSettings, activation: Activation = nn.relu) -> Task:

@@ -149,6 +149,11 @@ def blocks(units: int) -> int:
     return max(n for n in range(1, min(units, MAX_BLOCKS) + 1) if units % n == 0)
 
 
+def spread_evenly(available: int, units: int) -> int:
+    """The most devices, of those available, that a population of this many pairs can be spread over."""
+    return max(n for n in range(1, available + 1) if blocks(units) % n == 0)
+
+
 def _ordered_sum(xs: Any) -> Any:
     """Sum over the leading axis, one after another."""
     first, rest = jax.tree.map(lambda x: x[0], xs), jax.tree.map(lambda x: x[1:], xs)
@@ -254,14 +259,14 @@ def start_devices(requested: int | None, units: int | None = None) -> int:
     with contextlib.suppress(RuntimeError):  # JAX has started already, with what it has
         jax.config.update("jax_num_cpu_devices", requested or cores)
     available = jax.device_count()
-    evenly = [n for n in range(1, available + 1) if units is None or blocks(units) % n == 0]
     if requested is None:
-        return max(evenly)
+        return available if units is None else spread_evenly(available, units)
     if requested > available:
         raise UserError(
             f"--devices is {requested}, but JAX has {available} ({jax.devices()[0].platform}); "
             f"choose at most {available}, or 'auto'"
         )
+    evenly = [n for n in range(1, available + 1) if units is None or blocks(units) % n == 0]
     if requested not in evenly:
         raise UserError(
             f"a population of {units} (antithetic pairs, or single particles) cannot be spread evenly over "

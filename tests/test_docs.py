@@ -175,9 +175,8 @@ def flags_of(command, *arguments: str) -> set[str]:
 
 
 META_TRAIN_FLAGS = flags_of(cli.parse)
-FLAGS = (
-    META_TRAIN_FLAGS | flags_of(optimizer_cli.command, "evaluate") | flags_of(paper_cli.parse) | {"--help"}
-)
+FLAGS = META_TRAIN_FLAGS | flags_of(optimizer_cli.command, "evaluate") | {"--help"}
+FLAGS = FLAGS.union(*(flags_of(paper_cli.parse, experiment) for experiment in paper_cli.EXPERIMENTS))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -9,11 +9,20 @@ import math
 from pathlib import Path
 
 from inner_tasks.datasets.digits import load_digits
-from inner_tasks.datasets.splits import Dataset, Split
+from inner_tasks.datasets.splits import Dataset, Split, pooled
 from inner_tasks.datasets.tfds_source import load_tfds
 from learned_opt.errors import UserError
 
-__all__ = ["CLASSES", "DATASET_NAMES", "IMAGE_SHAPES", "IMAGE_SIZES", "Dataset", "Split", "load_dataset"]
+__all__ = [
+    "CLASSES",
+    "DATASET_NAMES",
+    "IMAGE_SHAPES",
+    "IMAGE_SIZES",
+    "Dataset",
+    "Split",
+    "load_dataset",
+    "pooled",
+]
 
 IMAGE_SHAPES: dict[str, tuple[int, int, int]] = {  # height, width, channels
     "digits": (8, 8, 1),

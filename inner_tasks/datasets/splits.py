@@ -43,6 +43,27 @@ def cut(split: Split, at: int) -> tuple[Split, Split]:
     return Split(split.images[:at], split.labels[:at]), Split(split.images[at:], split.labels[at:])
 
 
+def pooled(dataset: Dataset, shape: tuple[int, int, int], side: int) -> Dataset:
+    """Smaller images: squares of ``side * side`` pixels become one, their mean, to the nearest integer.
+
+    Args:
+        dataset: images of this shape.
+        shape: height, width (both multiples of `side`) and channels.
+        side: of a square, in pixels.
+    """
+    if side == 1:
+        return dataset
+    height, width, channels = shape
+    squares = (-1, height // side, side, width // side, side, channels)
+
+    def smaller(split: Split) -> Split:
+        total = split.images.reshape(squares).sum(axis=(2, 4), dtype=np.uint32)
+        images = (total + side**2 // 2) // side**2
+        return Split(images.astype(np.uint8).reshape(len(images), -1), split.labels)
+
+    return make_dataset(*(smaller(split) for split in dataset[:3]))
+
+
 def make_dataset(train: Split, validation: Split, test: Split) -> Dataset:
     """Join three splits, and take the moments of the training pixels.
 

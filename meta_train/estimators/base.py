@@ -21,6 +21,8 @@ class Info(NamedTuple):
     """
 
     loss: jax.Array  # sum of the losses of the real steps, clipped where the problem clips
+    square_loss: jax.Array  # sum, over particles, of the square of that
+    members: jax.Array  # particles that were unrolled
     steps: jax.Array  # real inner steps, of all that was unrolled: those inside an episode
     clipped: jax.Array  # steps whose loss was finite and clipped
     nonfinite: jax.Array  # steps whose loss was not finite

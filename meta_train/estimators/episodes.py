@@ -67,6 +67,8 @@ def episodic(
         members = sum(jnp.size(each.loss) for each in outcome.windows)
         info = Info(
             loss=_total(each.loss for each in outcome.windows),
+            square_loss=_total(jnp.square(each.loss) for each in outcome.windows),
+            members=jnp.float32(members),
             steps=jnp.float32(members) * steps,
             clipped=_total(each.clipped for each in outcome.windows),
             nonfinite=_total(each.nonfinite for each in outcome.windows),

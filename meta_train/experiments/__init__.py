@@ -5,7 +5,17 @@ To add one: write it in a file here, and name it in ``EXPERIMENTS``.
 
 from __future__ import annotations
 
-from meta_train.experiments import influence_balancing, regularisation, toy_regression, variance
+from meta_train.experiments import (
+    control,
+    cost,
+    influence_balancing,
+    learned_optimizer,
+    many_hyperparameters,
+    mnist_schedule,
+    regularisation,
+    toy_regression,
+    variance,
+)
 from meta_train.experiments.base import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -15,6 +25,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         toy_regression.EXPERIMENT,
         regularisation.EXPERIMENT,
         variance.EXPERIMENT,
+        cost.EXPERIMENT,
+        mnist_schedule.EXPERIMENT,
+        many_hyperparameters.EXPERIMENT,
+        learned_optimizer.EXPERIMENT,
+        control.EXPERIMENT,
     )
 }
 

@@ -16,12 +16,21 @@ from learned_opt.files import write_whole
 Scale = Literal["small", "paper"]
 
 
+@dataclass(frozen=True)
+class NoOptions:
+    """Nothing to choose but the scale and the seeds."""
+
+
 class Settings(NamedTuple):
-    """What a user may choose."""
+    """What a user may choose, and where an experiment is run."""
 
     scale: Scale
     seeds: tuple[int, ...]
-    text: Path | None = None  # for experiments on text: the file to read
+    options: Any = NoOptions()  # the experiment's own
+    folder: Path = Path()  # where it keeps what it needs to go on after it was stopped
+    devices: int = 1
+    chunk: int = 1  # of what is spread over devices: so much does each work on at once
+    data_dir: Path | None = None  # of TFDS data sets
 
 
 class Outcome(NamedTuple):
@@ -65,7 +74,10 @@ class Experiment(NamedTuple):
       source: where its protocol comes from.
       run: does it, with progress on the console.
       draw: pictures of the result in a folder; their paths.
-      reads_text: whether `text` of the settings means something to it.
+      protocol: the docstring of its file: the claim in one line, and how it is tested.
+      options: a frozen dataclass of what else may be chosen: its flags, each with a default.
+      spread: whether its work is spread over all devices; the others are one compiled program on one device.
+      variants: the options that it is run with when all experiments are; none stands for the defaults.
     """
 
     name: str
@@ -73,7 +85,10 @@ class Experiment(NamedTuple):
     source: str
     run: Callable[[Settings, Console], Result]
     draw: Callable[[Result, Path], Sequence[Path]]
-    reads_text: bool = False
+    protocol: str | None
+    options: type = NoOptions
+    spread: bool = False
+    variants: tuple[Any, ...] = ()
 
 
 def write_result(experiment: Experiment, settings: Settings, result: Result, folder: Path) -> list[Path]:
@@ -87,6 +102,7 @@ def write_result(experiment: Experiment, settings: Settings, result: Result, fol
         "experiment": experiment.name,
         "scale": settings.scale,
         "seeds": list(settings.seeds),
+        "options": {name: str(value) for name, value in vars(settings.options).items()},
         "methods": {name: _plain(outcome._asdict()) for name, outcome in result.methods.items()},
         "checks": {
             name: {"measured": _plain(measured), "expected": _plain(expected)}

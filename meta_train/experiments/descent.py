@@ -1,9 +1,10 @@
-"""Outer descent on small problems: all seeds at once, many updates in one compiled program."""
+"""Outer descent on small problems: seeds side by side, many updates in one compiled program."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from meta_train.estimators import Estimator
 from meta_train.estimators.base import Theta
 from meta_train.experiments.base import Outcome
 from meta_train.outer import outer_step
+from meta_train.population import over_devices
 from meta_train.progress import ProgressLine
 
 
@@ -31,6 +33,7 @@ def descend(
     updates: int,
     every: int,
     console: Console,
+    devices: int = 1,
 ) -> Outcome:
     """Move theta by the estimates of an estimator, and measure it on the way.
 
@@ -48,42 +51,53 @@ def descend(
       updates: outer updates.
       every: updates between measurements; the first is before any update.
       console: for progress.
+      devices: devices to spread the seeds over.
 
     Returns:
-      What came of it. The curve has ``update`` [records], ``loss`` [seeds, records], and ``theta``
-      [seeds, records, entries].
+      What came of it. The curve has ``update`` [records], ``steps`` [records] (inner steps so far, of one
+      seed), ``loss`` [seeds, records], and ``theta`` [seeds, records, entries].
     """
 
-    def start(seed: jax.Array) -> Any:
-        key, init_key = jax.random.split(jax.random.key(seed))
-        return theta, tx.init(theta), estimator.init(init_key, theta, 0.0), key
+    def start(_: Any, seed: jax.Array) -> Any:
+        init_key = jax.random.split(jax.random.key(seed))[1]
+        return theta, tx.init(theta), estimator.init(init_key, theta, 0.0)
 
-    def update(carry: Any, number: jax.Array) -> tuple[Any, jax.Array]:
-        theta, outer, particles, key = carry
-        gradient, particles, info = estimator.estimate(theta, particles, jax.random.fold_in(key, number))
-        theta, outer, _ = outer_step(tx, theta, outer, optax.tree.scale(truncation, gradient))
-        return (theta, outer, particles, key), info.steps
+    def advance(_: Any, inputs: Any) -> Any:
+        carry, seed, first = inputs
+        key = jax.random.split(jax.random.key(seed))[0]
 
-    def block(carry: Any, first: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+        def update(carry: Any, number: jax.Array) -> tuple[Any, jax.Array]:
+            theta, outer, particles = carry
+            gradient, particles, info = estimator.estimate(theta, particles, jax.random.fold_in(key, number))
+            theta, outer, _ = outer_step(tx, theta, outer, optax.tree.scale(truncation, gradient))
+            return (theta, outer, particles), info.steps
+
         carry, steps = jax.lax.scan(update, carry, first + jnp.arange(every))
-        return carry, measure(carry[0]), jnp.sum(steps)
+        return carry, jnp.sum(steps)
 
-    carry = jax.jit(jax.vmap(start))(np.array(seeds, np.uint32))
-    advance = jax.jit(jax.vmap(block, in_axes=(0, None)), donate_argnums=0)
-    flat = jax.jit(jax.vmap(lambda theta: jax.flatten_util.ravel_pytree(theta)[0]))
+    def record(_: Any, theta: Theta) -> tuple[jax.Array, jax.Array]:
+        return measure(theta), jax.flatten_util.ravel_pytree(theta)[0]
 
-    losses, thetas = [jax.jit(jax.vmap(measure))(carry[0])], [flat(carry[0])]
+    side_by_side = partial(over_devices, shared=(), devices=devices, chunk=-(-len(seeds) // devices))
+    numbers = np.array(seeds, np.uint32)
+    carry, block, measured = side_by_side(start)(numbers), side_by_side(advance), side_by_side(record)
+    records, steps = [measured(carry[0])], [0.0]
     with ProgressLine(console, updates, 0, label) as progress:
         for done in range(0, updates, every):
             began = time.perf_counter()
-            carry, loss, steps = advance(carry, done)
-            losses.append(loss)
-            thetas.append(flat(carry[0]))
-            mean, total = float(loss.mean()), float(steps.sum())
+            carry, taken = block((carry, numbers, np.full(len(seeds), done)))
+            records.append(measured(carry[0]))
+            steps.append(steps[-1] + float(taken[0]))
+            mean, total = float(records[-1][0].mean()), float(taken.sum())
             progress.advance(done + every, mean, total, time.perf_counter() - began)
-    loss, path = np.stack(losses, axis=1), np.stack(thetas, axis=1)
+    loss, path = (np.stack(part, axis=1) for part in zip(*records, strict=True))
     return Outcome(
         final_loss=loss[:, -1],
         theta=path[:, -1],
-        curve={"update": np.arange(0, updates + 1, every), "loss": loss, "theta": path},
+        curve={
+            "update": np.arange(0, updates + 1, every),
+            "steps": np.array(steps),
+            "loss": loss,
+            "theta": path,
+        },
     )

@@ -21,8 +21,10 @@ COLOURS = {
     "truncated-es": "#0000a7",
     "full-es": "#008176",
     "tbptt": "#57a0d3",
+    "bptt": "#8c564b",
     "rtrl": "#333333",
     "uoro": "#9b59b6",
+    "random-search": "#7f7f7f",
 }
 LINES = ["-", "--", ":", "-."]
 

@@ -172,4 +172,5 @@ EXPERIMENT = Experiment(
     source="Vicol, Metz, Sohl-Dickstein, ICML 2021, section 5 (influence balancing); Tallec, Ollivier, 2018",
     run=run,
     draw=draw,
+    protocol=__doc__,
 )

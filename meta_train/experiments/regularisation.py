@@ -232,4 +232,5 @@ EXPERIMENT = Experiment(
     source="the published code of Vicol, Metz, Sohl-Dickstein, ICML 2021 (log L2 coefficient)",
     run=run,
     draw=draw,
+    protocol=__doc__,
 )

@@ -239,4 +239,5 @@ EXPERIMENT = Experiment(
     source="Vicol, Metz, Sohl-Dickstein, ICML 2021, section 5 (toy 2-D regression)",
     run=run,
     draw=draw,
+    protocol=__doc__,
 )

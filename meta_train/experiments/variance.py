@@ -1,5 +1,11 @@
 """The variance of PES over the number of unrolls: it grows with independent windows, not with equal ones.
 
+Protocol: the weights theta of a character LSTM with 5 units are fixed. It reads T = 1,000 characters:
+uniform random ones, one repeated, or text. Sigma is 1e-3, N = 1,000 particles. Measured is
+``E|g - E g|^2 / |E g|^2`` for the gradient of an episode, which is cut into 1 to 1,000 unrolls; windows of
+random characters are nearly independent, and those of one repeated character equal. The small scale has 1, 10
+and 100 unrolls, and PES alone.
+
 A window is one unroll of K steps, and an episode has W = T / K. Let p_wj be the derivative of the loss of
 window w with respect to theta_j, the copy of theta that acts in window j <= w, and q_ij the sum of p_wj over
 w >= max(i, j). In the limit of small sigma an antithetic pair adds up, over an episode,
@@ -20,6 +26,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -275,9 +282,17 @@ def measure(method: Method, unrolls: int, samples: int, case: Case) -> dict[str,
     }
 
 
+@dataclass(frozen=True)
+class Options:
+    """What may be chosen of this experiment."""
+
+    text: Path | None = None
+    """Text file to read; by default one that comes with Python."""
+
+
 def run(settings: Settings, console: Console) -> Result:
     """Every method at every number of unrolls, on all inputs."""
-    every, text = methods(settings.scale), encode(read_text(settings.text), ALPHABET)
+    every, text = methods(settings.scale), encode(read_text(settings.options.text), ALPHABET)
     cases = [case(inputs(text, seed), np.uint32(seed)) for seed in settings.seeds]
 
     def work(job: tuple[str, int]) -> list[dict[str, np.ndarray]]:
@@ -405,5 +420,6 @@ EXPERIMENT = Experiment(
     source="Vicol, Metz, Sohl-Dickstein, ICML 2021, variance of PES; sizes of its published code",
     run=run,
     draw=draw,
-    reads_text=True,
+    protocol=__doc__,
+    options=Options,
 )

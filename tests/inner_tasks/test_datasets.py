@@ -17,7 +17,9 @@ from inner_tasks.datasets import (
     DATASET_NAMES,
     IMAGE_SIZES,
     Dataset,
+    Split,
     load_dataset,
+    pooled,
     tfds_source,
 )
 from learned_opt.errors import UserError
@@ -310,3 +312,23 @@ def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     load_dataset("mnist", tmp_path)
     assert len(list((tmp_path / "home/.cache/learned-opt/datasets").iterdir())) == 1
+
+
+def test_smaller_images_are_the_means_of_squares():
+    images, labels = random_splits("cifar10")["train"]
+    split = Split(images.reshape(len(images), -1), labels)
+    full = Dataset(split, split, split, np.float32(0), np.float32(1))
+    small = pooled(full, (32, 32, 3), 4)
+    for split, whole in zip(small[:3], full[:3], strict=True):
+        assert split.images.dtype == np.uint8
+        np.testing.assert_array_equal(split.labels, whole.labels)
+        for image, original in zip(split.images[:3], whole.images, strict=False):
+            for row, column, channel in np.ndindex(8, 8, 3):
+                square = [
+                    int(original[((4 * row + i) * 32 + 4 * column + j) * 3 + channel])
+                    for i in range(4)
+                    for j in range(4)
+                ]
+                assert image[(row * 8 + column) * 3 + channel] == (sum(square) + 8) // 16
+    assert small.mean == pytest.approx(small.train.images.mean(), rel=1e-6)
+    assert pooled(full, (32, 32, 3), 1) is full

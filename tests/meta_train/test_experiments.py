@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,15 @@ from inner_tasks.toy_regression import ToyRegression
 from meta_train import paper_cli
 from meta_train.estimators import mean_of, pes, rtrl
 from meta_train.experiments import EXPERIMENTS
-from meta_train.experiments.base import Experiment, Outcome, Result, Settings, Verdict, write_result
+from meta_train.experiments.base import (
+    Experiment,
+    NoOptions,
+    Outcome,
+    Result,
+    Settings,
+    Verdict,
+    write_result,
+)
 from meta_train.experiments.toy_regression import axis, smoothed, surface
 from tests.meta_train.command import Outcome as Ended
 from tests.meta_train.command import in_process
@@ -112,17 +121,21 @@ def test_rtrl_on_influence_balancing_is_the_table():
     )
 
 
+# The others are in test_tuning.py.
+QUICK = [name for name, experiment in EXPERIMENTS.items() if not experiment.spread]
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Ended]]:
-    """Every experiment, small and with one seed, by the command."""
+    """Every experiment that takes no real task, small and with one seed, by the command."""
     ends = {}
-    for name in EXPERIMENTS:
+    for name in QUICK:
         out = tmp_path_factory.mktemp(name)
         ends[name] = out, pes_paper(name, "--seeds 0 --out", out)
     return ends
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", QUICK)
 def test_small_experiments_hold(name: str, small: dict[str, tuple[Path, Ended]]):
     folder, ended = small[name]
     assert ended.code == 0, ended.err
@@ -140,6 +153,13 @@ def test_small_experiments_hold(name: str, small: dict[str, tuple[Path, Ended]])
     assert pictures and all(picture.stat().st_size > 10_000 for picture in pictures)
 
 
+@dataclass(frozen=True)
+class Targets:
+    """What a made up experiment may be asked for."""
+
+    target: str = "a"
+
+
 def an_experiment(holds: bool) -> Experiment:
     losses = np.array([1.0, np.inf])
     outcome = Outcome(losses, np.array([[0.1], [np.nan]]), {"update": np.arange(3)})
@@ -149,6 +169,7 @@ def an_experiment(holds: bool) -> Experiment:
         "made up",
         run=lambda settings, console: Result({"pes": outcome}, Verdict(holds, "text")),
         draw=lambda result, folder: [],
+        protocol="Nothing: it shows nothing.\n\nProtocol: none.\n",
     )
 
 
@@ -173,6 +194,37 @@ def test_what_does_not_hold_is_a_failure(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "out" / "result.json").exists()
 
 
+def test_all_experiments_make_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Those that have a result already are not run again; one that does not hold stops no other."""
+    ran = []
+
+    def noted(holds: bool, options: type) -> Experiment:
+        experiment = an_experiment(holds)
+
+        def run(settings, console):
+            ran.append((holds, str(settings.options)))
+            return experiment.run(settings, console)
+
+        variants = (Targets("a"), Targets("b")) if options is Targets else ()
+        return experiment._replace(name=f"it-{holds}", run=run, options=options, variants=variants)
+
+    made_up = {"it-False": noted(False, NoOptions), "it-True": noted(True, Targets)}
+    monkeypatch.setattr(paper_cli, "EXPERIMENTS", made_up)
+    out = tmp_path / "out"
+    ended = pes_paper("all --seeds 5 --out", out)
+    assert ended.code == 1 and "what it-False is to show does not hold" in ended.err
+    assert ran == [(False, "NoOptions()"), (True, "Targets(target='a')"), (True, "Targets(target='b')")]
+    page = (out / "paper.md").read_text()
+    assert "| [it-False](#it-False) | it shows nothing. | Does not hold |" in page
+    assert (
+        "## it-True-b\n\nNothing: it shows nothing.\n\n**Holds** at the small scale, seeds 5: text." in page
+    )
+    assert page.count("Protocol: none.") == 3
+    (out / "it-True-b" / "result.json").unlink()
+    assert pes_paper("all --seeds 5 --resume", out).code == 1
+    assert ran[3:] == [(True, "Targets(target='b')")]
+
+
 def test_experiments_are_listed():
     ended = pes_paper("list")
     assert ended.code == 0
@@ -187,7 +239,8 @@ def test_experiments_are_listed():
         ("toy-regression --seeds 1 1", "--seeds is (1, 1); give one seed or more, each once"),
         ("toy-regression --seeds", "give one seed or more"),
         ("toy-regression --seeds -1", "a seed must lie between 0 and 4294967295"),
-        ("toy-regression --text book.txt", "--text is for experiments on text"),
+        ("toy-regression --text book.txt", "--text"),
+        ("toy-regression --out a --resume b", "--out names a new folder, and --resume an old one"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_run(

@@ -1,0 +1,198 @@
+"""Control: PES learns to swim in fewer steps of the simulator than full ES; truncated ES does not learn it.
+
+Protocol: a linear policy of 16 numbers for the swimmer (``inner_tasks.swimmer``), from zeros, episodes of
+T = 1,000 steps. N = 10 pairs; SGD. The gradient is ``sum(L u) / (std(L) N)``, with L the losses of the
+windows, u the perturbations in units of sigma, and std over all particles.
+
+| Method | K | sigma | learning rate |
+|---|---|---|---|
+| PES | 100 | 0.3 | 0.1 |
+| full ES | 1,000 | 0.3 | 0.3 |
+| truncated ES | 100 | 0.1 | 0.1 |
+
+Each method has 500,000 steps of the simulator; those of the unperturbed particle of truncated ES are not
+counted, as in the source. Measured, at every fiftieth of the way, is the reward of the unperturbed policy
+over whole episodes, the mean over four starts. The small scale has 150,000 steps.
+
+Source: Vicol, Metz, Sohl-Dickstein, ICML 2021, and its published code (there with the simulator in C, and
+with 50 episodes for each measurement).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from matplotlib.axes import Axes
+from rich.console import Console
+
+from inner_tasks.swimmer import FRAME_SKIP, Swimmer, c_model, swimmer
+from meta_train.estimators import Estimator, full_es, pes, truncated_es
+from meta_train.estimators.base import Info, State
+from meta_train.experiments.base import Experiment, Outcome, Result, Settings, Verdict
+from meta_train.experiments.descent import descend
+
+PAIRS = 10
+STEPS = {"small": 150_000, "paper": 500_000}
+RECORDS = {"small": 15, "paper": 50}
+EPISODES = 4
+GOAL = 300.0
+FRAMES = 12
+
+
+class Method(NamedTuple):
+    """How one method is run."""
+
+    make: Callable[..., Estimator]
+    label: str
+    truncation: int
+    sigma: float
+    learning_rate: float
+
+
+METHODS = {
+    "pes": Method(pes, "PES", 100, 0.3, 0.1),
+    "full-es": Method(full_es, "full ES", 1000, 0.3, 0.3),
+    "truncated-es": Method(truncated_es, "truncated ES", 100, 0.1, 0.1),
+}
+
+
+def standardised(estimator: Estimator, pairs: int, scale: float) -> Estimator:
+    """The mean of many pairs, times `scale`, over the standard deviation of the losses of all particles."""
+
+    def init(key: jax.Array, theta: jax.Array, phase: jax.Array | float = 0.0) -> State:
+        return jax.vmap(lambda key: estimator.init(key, theta, phase))(jax.random.split(key, pairs))
+
+    def estimate(theta: jax.Array, state: State, key: jax.Array) -> tuple[jax.Array, State, Info]:
+        each = jax.vmap(estimator.estimate, in_axes=(None, 0, 0))
+        gradients, state, info = each(theta, state, jax.random.split(key, pairs))
+        info = jax.tree.map(lambda x: jnp.sum(x, axis=0), info)
+        variance = info.square_loss / info.members - jnp.square(info.loss / info.members)
+        return scale * gradients.mean(axis=0) / jnp.sqrt(variance), state, info
+
+    return Estimator(init, estimate)
+
+
+def reward(problem: Swimmer, theta: jax.Array, episodes: int = EPISODES) -> jax.Array:
+    """Reward of a whole episode, the mean over a few that are the same for every policy."""
+
+    def one(key: jax.Array) -> jax.Array:
+        def step(state: Any, _: None) -> Any:
+            return problem.step(theta, state, key)
+
+        return -jnp.sum(jax.lax.scan(step, problem.init(key), length=problem.horizon)[1])
+
+    return jnp.mean(jax.vmap(one)(jax.random.split(jax.random.key(0), episodes)))
+
+
+def run(settings: Settings, console: Console) -> Result:
+    """Every method, all seeds side by side."""
+    problem, steps, records = swimmer(), STEPS[settings.scale], RECORDS[settings.scale]
+    outcomes = {}
+    for name, method in METHODS.items():
+        own = {} if method.make is full_es else {"truncation": method.truncation}
+        estimator = method.make(problem, sigma=method.sigma, chunk=2, **own)
+        updates = steps // (2 * PAIRS * method.truncation)
+        # What the estimators give is over sigma^2 K, and is multiplied by K once more.
+        outcome = descend(
+            method.label,
+            standardised(estimator, PAIRS, method.sigma),
+            optax.sgd(method.learning_rate),
+            jnp.zeros((2, 8)),
+            lambda theta: reward(problem, theta),
+            truncation=method.truncation,
+            seeds=settings.seeds,
+            updates=updates,
+            every=max(1, updates // records),
+            console=console,
+            devices=settings.devices,
+        )
+        counted = 2 * PAIRS * method.truncation * outcome.curve["update"]
+        outcomes[name] = outcome._replace(curve={**outcome.curve, "steps": counted})
+    return Result(outcomes, verdict(outcomes))
+
+
+def steps_to_goal(outcome: Outcome) -> np.ndarray:
+    """Steps of the simulator until the reward first passes the goal, ``[seeds]``; infinite if never."""
+    passed = outcome.curve["loss"] > GOAL
+    first = outcome.curve["steps"][passed.argmax(axis=1)]
+    return np.where(passed.any(axis=1), first, np.inf)
+
+
+def verdict(outcomes: Mapping[str, Outcome]) -> Verdict:
+    """PES passes the goal in most seeds."""
+    reached = {name: steps_to_goal(outcome) for name, outcome in outcomes.items()}
+    said = []
+    for name, steps in reached.items():
+        final, there = outcomes[name].final_loss, np.isfinite(steps)
+        when = f", after {np.median(steps[there]):,.0f} steps (median)" if there.any() else ""
+        said.append(
+            f"{METHODS[name].label} {final.mean():.0f} ± {final.std():.0f}, above {GOAL:.0f} in "
+            f"{there.sum()} of {there.size}{when}"
+        )
+    holds = np.isfinite(reached["pes"]).mean() > 0.5
+    text = "reward at the end, mean and standard deviation over seeds: " + "; ".join(said)
+    return Verdict(bool(holds), text + " (expected: PES in most seeds)")
+
+
+def draw(result: Result, folder: Path) -> Sequence[Path]:
+    """Reward over steps of the simulator, and the gait of the best policy as a strip of pictures."""
+    from meta_train.experiments.drawing import picture, styles
+
+    paths = [folder / "control.png", folder / "control_gait.png"]
+    with picture(paths[0], figsize=(6.4, 4)) as (figure, axes):
+        for name, style in styles(result.methods).items():
+            curve = result.methods[name].curve
+            mean, std = curve["loss"].mean(axis=0), curve["loss"].std(axis=0)
+            axes.plot(curve["steps"], mean, label=METHODS[name].label, **style)
+            axes.fill_between(curve["steps"], mean - std, mean + std, color=style["color"], alpha=0.15, lw=0)
+        axes.axhline(GOAL, color="grey", lw=0.8, ls=":")
+        axes.set(
+            xlabel="steps of the simulator",
+            ylabel="reward of an episode",
+            title="unperturbed policy: mean and standard deviation over seeds",
+        )
+        axes.legend()
+    best = result.methods["pes"]
+    with picture(paths[1], figsize=(11, 2.4)) as (figure, axes):
+        _draw_gait(axes, best.theta[best.final_loss.argmax()].reshape(2, 8))
+    return paths
+
+
+def _draw_gait(axes: Axes, policy: np.ndarray) -> None:
+    """The three links at a few moments of a stroke, in the simulator in C."""
+    import mujoco
+
+    model = c_model()
+    data = mujoco.MjData(model)
+    # Two strokes, once it swims.
+    for step in range(400 + FRAMES * 5):
+        data.ctrl[:] = policy @ np.concatenate([data.qpos[2:], data.qvel])
+        if step >= 400 and step % 5 == 0:
+            frame = (step - 400) // 5
+            for geom in range(1, model.ngeom):
+                half = model.geom_size[geom, 1] * data.geom_xmat[geom].reshape(3, 3)[:, 2]
+                ends = np.stack([data.geom_xpos[geom] - half, data.geom_xpos[geom] + half])
+                shade = 0.2 + 0.8 * frame / (FRAMES - 1)
+                axes.plot(ends[:, 0], ends[:, 1], lw=7, alpha=shade, color=f"C{geom}", solid_capstyle="round")
+        for _ in range(FRAME_SKIP):
+            mujoco.mj_step(model, data)
+    axes.set(
+        aspect="equal", xlabel="x", ylabel="y", title=f"every fifth step, {FRAMES} of them, the last darkest"
+    )
+
+
+EXPERIMENT = Experiment(
+    name="control",
+    summary="a linear policy for the swimmer of MuJoCo",
+    source="Vicol, Metz, Sohl-Dickstein, ICML 2021, and its published code (control)",
+    run=run,
+    draw=draw,
+    protocol=__doc__,
+    spread=True,
+)

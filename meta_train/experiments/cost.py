@@ -1,0 +1,152 @@
+"""Cost: what an update takes does not depend on the length of an episode for PES; for others it does.
+
+Protocol: ``digits-mlp`` trained by the learned optimizer ``mlp``, on one device, for episodes of T = 20, 200
+and 2,000 steps (at the paper scale also 20,000). K = 20. One antithetic pair of PES and of full ES, one
+particle of truncated backpropagation through time and of backpropagation through whole episodes. Memory is
+what the compiled program of an update needs beside its arguments, as the compiler plans it; time is the least
+of five updates. Backpropagation keeps the inner state of every step and computes the rest of the step again;
+without that it would need several times as much.
+
+The claim is the talk's: the memory and the time of an update of PES are those of a window, whatever T.
+
+Source: Vicol, Metz, Sohl-Dickstein, ICML 2021, section 3 and Table 1.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+
+import learned_opt
+from inner_tasks import Training, find_task
+from meta_train.estimators import Estimator, bptt, full_es, pes, tbptt
+from meta_train.experiments.base import Experiment, Outcome, Result, Settings, Verdict
+
+TRUNCATION = 20
+HORIZONS = {"small": (20, 200, 2000), "paper": (20, 200, 2000, 20_000)}
+TIMES = 5
+SIGMA = 0.03
+
+
+class Method(NamedTuple):
+    """How one method is run."""
+
+    make: Callable[[Training], Estimator]
+    label: str
+
+
+METHODS = {
+    "pes": Method(lambda problem: pes(problem, sigma=SIGMA, truncation=TRUNCATION), "PES"),
+    "full-es": Method(lambda problem: full_es(problem, sigma=SIGMA), "full ES"),
+    "tbptt": Method(lambda problem: tbptt(problem, truncation=TRUNCATION), "TBPTT"),
+    "bptt": Method(bptt, "full backpropagation"),
+}
+
+
+class Cost(NamedTuple):
+    """Of one update."""
+
+    memory: float  # MiB
+    seconds: float
+    loss: float  # mean over the steps of the last window
+
+
+def update_cost(estimator: Estimator, problem: Training, seed: int) -> Cost:
+    """Compile an update, ask the compiler for its memory, and time it."""
+    theta = problem.init_theta(jax.random.key(seed))
+    state = jax.jit(lambda key: estimator.init(key, theta, 0.0))(jax.random.key(seed))
+    key = jax.random.key(seed + 1)
+    update = jax.jit(estimator.estimate).lower(theta, state, key).compile()
+    memory = update.memory_analysis().temp_size_in_bytes / 2**20
+    seconds = []
+    for _ in range(TIMES):
+        began = time.perf_counter()
+        _, _, info = jax.block_until_ready(update(theta, state, key))
+        seconds.append(time.perf_counter() - began)
+    return Cost(memory, min(seconds), float(info.loss / info.steps))
+
+
+def run(settings: Settings, console: Console) -> Result:
+    """Every method with every horizon."""
+    registration, horizons = find_task("digits-mlp"), HORIZONS[settings.scale]
+    optimizer = learned_opt.get_optimizer("mlp")
+    task = registration.build(registration.settings)
+    data = task.load(None)
+    outcomes = {}
+    for name, method in METHODS.items():
+        costs = []
+        for horizon in horizons:
+            problem = Training(data, task, optimizer, horizon)
+            costs.append([update_cost(method.make(problem), problem, seed) for seed in settings.seeds])
+            console.print(
+                f"{method.label}, T = {horizon}: {costs[-1][0].memory:.2f} MiB, {costs[-1][0].seconds:.3g} s",
+                highlight=False,
+            )
+        memory, seconds, loss = np.moveaxis(np.array(costs), -1, 0)
+        curve = {"horizon": np.array(horizons), "memory": memory.T, "seconds": seconds.T}
+        outcomes[name] = Outcome(loss[-1], np.zeros((len(settings.seeds), 0)), curve)
+    return Result(outcomes, verdict(outcomes))
+
+
+def growth(outcome: Outcome) -> tuple[float, float]:
+    """Memory and time of an update with the longest episode, over those with the shortest."""
+    memory, seconds = (outcome.curve[name].mean(axis=0) for name in ("memory", "seconds"))
+    return float(memory[-1] / memory[0]), float(seconds[-1] / seconds[0])
+
+
+def verdict(outcomes: Mapping[str, Outcome]) -> Verdict:
+    """PES needs the same memory and time at every T; full ES more time, full backpropagation more of both."""
+    every = {name: growth(outcome) for name, outcome in outcomes.items()}
+    horizons = outcomes["pes"].curve["horizon"]
+    longer = horizons[-1] / horizons[0]
+    said = "; ".join(
+        f"{METHODS[name].label} {memory:.2f} and {seconds:.1f}" for name, (memory, seconds) in every.items()
+    )
+    holds = (
+        every["pes"][0] < 1.05
+        and every["pes"][1] < 2
+        and every["full-es"][1] > longer / 4
+        and every["bptt"][0] > longer / 20
+        and every["bptt"][1] > longer / 4
+    )
+    return Verdict(
+        bool(holds),
+        f"memory and time of an update with T = {horizons[-1]} over those with T = {horizons[0]}: "
+        f"{said} "
+        "(expected: PES about 1 and 1, full ES more time, full backpropagation more of both)",
+    )
+
+
+def draw(result: Result, folder: Path) -> Sequence[Path]:
+    """Memory and time of an update over T."""
+    from meta_train.experiments.drawing import picture, styles
+
+    path = folder / "cost.png"
+    with picture(path, ncols=2, figsize=(9, 3.8)) as (figure, panels):
+        for axes, part, label in zip(
+            panels, ("memory", "seconds"), ("memory of an update, MiB", "seconds per update"), strict=True
+        ):
+            for name, style in styles(result.methods).items():
+                curve = result.methods[name].curve
+                mean = curve[part].mean(axis=0)
+                axes.loglog(curve["horizon"], mean, marker="o", label=METHODS[name].label, **style)
+            axes.set(xlabel="T, steps of an episode", ylabel=label)
+        panels[0].legend()
+        figure.suptitle(f"one update, K = {TRUNCATION}, as an episode grows")
+    return [path]
+
+
+EXPERIMENT = Experiment(
+    name="cost",
+    summary="memory and time of an update over the length of an episode",
+    source="Vicol, Metz, Sohl-Dickstein, ICML 2021, section 3",
+    run=run,
+    draw=draw,
+    protocol=__doc__,
+)

@@ -1,0 +1,343 @@
+"""Many hyperparameters: PES tunes twenty at once, where random search and truncated ES fall behind.
+
+Protocol: an MLP with four hidden layers of 100 units on MNIST, minibatches of 100, trained for T = 1,000
+steps by SGD with momentum. Each of its 10 tensors has a learning rate ``exp(.)`` and a momentum
+``sigmoid(.)`` of its own. Lowered is the loss on a minibatch of validation images after each step, summed
+over an episode. K = 10, N = 10 particles, sigma = 0.3; Adam with a learning rate of 1e-2. Every method has
+the same number of inner steps, those of all particles counted; random search spends T of them on each of
+its points. Measured, at every hundredth of the way, is the loss of the unperturbed theta over whole episodes;
+drawn is the least so far.
+
+All methods draw their first points from one box, that from which the released code starts PES: learning rates
+of 1e-4 to 1e-2, even in the logarithm, momenta of 0.01 to 0.9. With ``--box wide`` random search draws from
+the one that it has there, 1e-8 to 10 and 0.01 to 0.999.
+
+The talk speaks of twenty hyperparameters and MNIST. ``--version released`` is what its released code does:
+five hidden layers on Fashion-MNIST, so 12 tensors, and for each hidden layer the share of its units that are
+active (0.2 to 0.8, in the wide box 0.01 to 0.999), 29 in all.
+
+The small scale has images of 14x14 pixels, hidden layers of 32 units, T = 200, N = 12 (six pairs, for two
+cores), and 300,000 inner steps.
+
+Source: Vicol, Metz, Sohl-Dickstein, ICML 2021, and its published code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.console import Console
+
+from inner_tasks import InnerState, TaskSettings, Training, find_objective
+from inner_tasks.images import mlp_task
+from inner_tasks.task import Params
+from learned_opt.base import Theta
+from learned_opt.tunable import tunable
+from meta_train.estimators import Estimator, nres, pes, truncated_es
+from meta_train.experiments.base import Experiment, Outcome, Result, Settings, Verdict
+from meta_train.experiments.learning import learn, mean_losses
+from meta_train.population import population, spread_evenly
+
+TRUNCATION = 10
+SIGMA = 0.3
+LEARNING_RATE = 1e-2
+BATCH_SIZE = 100
+RECORDS = 100
+
+
+class Method(NamedTuple):
+    """A method that moves theta, and what its particles cost."""
+
+    make: Callable[..., Estimator]
+    label: str
+    unrolled: int  # particles of a pair that are unrolled, one that is not perturbed included
+
+
+METHODS = {
+    "pes": Method(pes, "PES", 2),
+    "nres": Method(nres, "NRES", 2),
+    "truncated-es": Method(truncated_es, "truncated ES", 3),
+}
+RANDOM = "random-search"
+LABELS = {name: method.label for name, method in METHODS.items()} | {RANDOM: "random search"}
+
+
+class Protocol(NamedTuple):
+    """What the scales differ in."""
+
+    pool: int  # images are smaller by this factor
+    width: int  # of the hidden layers
+    horizon: int
+    particles: int
+    steps: int  # inner steps of all particles
+    runs: int  # episodes that a theta is measured by
+
+
+PROTOCOLS = {
+    "small": Protocol(2, 32, 200, 12, 300_000, 4),
+    "paper": Protocol(1, 100, 1000, 10, 3_000_000, 10),
+}
+
+
+class Version(NamedTuple):
+    """What the versions differ in."""
+
+    dataset: str
+    layers: int  # hidden ones
+    masked: bool  # whether the share of active units of each is a hyperparameter
+
+
+VERSIONS = {"talk": Version("mnist", 4, False), "released": Version("fashion_mnist", 5, True)}
+
+
+class Box(NamedTuple):
+    """From where the first points are drawn."""
+
+    learning_rate: tuple[float, float]  # even in the logarithm
+    momentum: tuple[float, float]
+    share: tuple[float, float]
+
+
+NARROW = Box((1e-4, 1e-2), (0.01, 0.9), (0.2, 0.8))
+WIDE = Box((1e-8, 10.0), (0.01, 0.999), (0.01, 0.999))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be chosen of this experiment."""
+
+    version: Literal["talk", "released"] = "talk"
+    """Twenty hyperparameters on MNIST, or the 29 on Fashion-MNIST of the released code."""
+    box: Literal["same", "wide"] = "same"
+    """Where random search draws from: where the others start, or the wider box of the released code."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MaskedTraining(Training):
+    """Training where ``sigmoid(theta["share"])`` are the shares of active units of the hidden layers."""
+
+    def step(self, theta: Theta, state: InnerState, key: jax.Array) -> tuple[InnerState, jax.Array]:
+        """One training step of the network that is left of it."""
+        shares, own = theta["share"], {name: x for name, x in theta.items() if name != "share"}
+        loss = self.task.loss
+        task = dataclasses.replace(self.task, loss=lambda p, batch: loss(active(p, shares), batch))
+        return Training(self.data, task, self.optimizer, self.horizon, self.objective).step(own, state, key)
+
+
+def active(params: Params, shares: jax.Array) -> Params:
+    """An MLP without the units of hidden layer l beyond the share ``sigmoid(shares[l])``: they give zero."""
+    params = dict(params)
+    for layer, share in enumerate(shares):
+        name = f"Dense_{layer}"
+        width = params[name]["bias"].size
+        on = (jnp.arange(width) + 0.5) / width < jax.nn.sigmoid(share)
+        params[name] = jax.tree.map(lambda p, on=on: p * on, params[name])
+    return params
+
+
+def tuning(protocol: Protocol, version: Version, data_dir: Path | None) -> Training:
+    """Training with hyperparameters for each tensor, as an unrolled problem."""
+
+    def make(own: Mapping[str, jax.Array], count: jax.Array) -> optax.GradientTransformation:
+        return optax.sgd(jnp.exp(own["log_learning_rate"]), momentum=jax.nn.sigmoid(own["momentum"]))
+
+    hyperparameters = tunable(make, {"log_learning_rate": 0.0, "momentum": 0.0}, per_block=True)
+    settings = TaskSettings((protocol.width,) * version.layers, BATCH_SIZE, protocol.horizon)
+    task = mlp_task(version.dataset, settings, pool=protocol.pool)
+    kind = MaskedTraining if version.masked else Training
+    objective = find_objective("validation-loss", task)
+    return kind(task.load(data_dir), task, hyperparameters, protocol.horizon, objective)
+
+
+def draw_theta(key: jax.Array, box: Box, version: Version) -> Theta:
+    """A random point of the box."""
+    rate_key, momentum_key, share_key = jax.random.split(key, 3)
+    blocks = 2 * (version.layers + 1)
+    low, high = np.log(box.learning_rate)
+
+    def logit(key: jax.Array, size: int, ends: tuple[float, float]) -> jax.Array:
+        x = jax.random.uniform(key, (size,), minval=ends[0], maxval=ends[1])
+        return jnp.log(x) - jnp.log1p(-x)
+
+    theta = {
+        "log_learning_rate": jax.random.uniform(rate_key, (blocks,), minval=low, maxval=high),
+        "momentum": logit(momentum_key, blocks, box.momentum),
+    }
+    return theta | {"share": logit(share_key, version.layers, box.share)} if version.masked else theta
+
+
+def run(settings: Settings, console: Console) -> Result:
+    """Every method from random points, and random search."""
+    protocol, version = PROTOCOLS[settings.scale], VERSIONS[settings.options.version]
+    problem = tuning(protocol, version, settings.data_dir)
+    like = draw_theta(jax.random.key(0), NARROW, version)
+
+    def values(thetas: np.ndarray, runs: int, label: str) -> np.ndarray:
+        """Loss summed over an episode, for thetas ``[n, entries]``: ``[n]``."""
+        means = mean_losses(
+            problem,
+            jax.vmap(_unflatten(like))(np.asarray(thetas, np.float32)),
+            runs,
+            label=label,
+            kept=settings.folder / "losses" / f"{label}.npy",
+            devices=settings.devices,
+            chunk=settings.chunk,
+            console=console,
+        )
+        return protocol.horizon * means
+
+    outcomes = {}
+    for name, method in METHODS.items():
+        path = _descend(name, method, protocol, version, problem, settings, console)
+        thetas = path["theta"]
+        flat = thetas.reshape(-1, thetas.shape[-1])
+        value = values(flat, protocol.runs, f"path of {method.label}").reshape(thetas.shape[:2])
+        outcomes[name] = _outcome(path["steps"], value, thetas)
+    outcomes[RANDOM] = _random_search(protocol, version, settings, values)
+    return Result(outcomes, verdict(outcomes), pictured={"version": settings.options.version})
+
+
+def _unflatten(like: Theta) -> Callable[[jax.Array], Theta]:
+    return jax.flatten_util.ravel_pytree(like)[1]
+
+
+def _descend(
+    name: str,
+    method: Method,
+    protocol: Protocol,
+    version: Version,
+    problem: Training,
+    settings: Settings,
+    console: Console,
+) -> dict[str, np.ndarray]:
+    """The path of one method, over all seeds."""
+
+    def estimator(problem: Training) -> Estimator:
+        return method.make(problem, sigma=SIGMA, truncation=TRUNCATION, chunk=settings.chunk)
+
+    pairs = protocol.particles // 2
+    per_update = pairs * method.unrolled * TRUNCATION
+    every = max(1, protocol.steps // per_update // RECORDS)
+    return learn(
+        method.label,
+        population(
+            estimator,
+            problem,
+            units=pairs,
+            devices=spread_evenly(settings.devices, pairs),
+            chunk=settings.chunk,
+        ),
+        optax.adam(LEARNING_RATE),
+        lambda key: draw_theta(key, NARROW, version),
+        seeds=settings.seeds,
+        updates=every * RECORDS,
+        every=every,
+        folder=settings.folder / "paths" / name,
+        console=console,
+    )
+
+
+def _random_search(
+    protocol: Protocol, version: Version, settings: Settings, values: Callable[..., np.ndarray]
+) -> Outcome:
+    """Points of the box, each tried once; one that is the best so far is then measured as the others are."""
+    box = WIDE if settings.options.box == "wide" else NARROW
+    count = protocol.steps // protocol.horizon
+
+    def draw(seed: int) -> np.ndarray:
+        keys = jax.random.split(jax.random.key(seed), count)
+        return np.asarray(
+            jax.vmap(lambda key: jax.flatten_util.ravel_pytree(draw_theta(key, box, version))[0])(keys)
+        )
+
+    thetas = np.stack([draw(seed) for seed in settings.seeds])
+    tried = values(thetas.reshape(-1, thetas.shape[-1]), 1, LABELS[RANDOM]).reshape(thetas.shape[:2])
+    best = np.array([[np.argmin(seed[: n + 1]) for n in range(count)] for seed in tried])
+    chosen, inverse = np.unique(best + count * np.arange(len(best))[:, None], return_inverse=True)
+    measured = values(thetas.reshape(-1, thetas.shape[-1])[chosen], protocol.runs, "best of random search")
+    path = np.take_along_axis(thetas, best[..., None], axis=1)
+    steps = protocol.horizon * np.arange(1, count + 1)
+    return _outcome(steps, measured[inverse].reshape(best.shape), path)
+
+
+def _outcome(steps: np.ndarray, values: np.ndarray, thetas: np.ndarray) -> Outcome:
+    """With the least value so far, and the theta that had it."""
+    least = np.minimum.accumulate(values, axis=1)
+    best = thetas[np.arange(len(values)), values.argmin(axis=1)]
+    return Outcome(least[:, -1], best, {"steps": steps, "value": values, "best": least})
+
+
+def verdict(outcomes: Mapping[str, Outcome]) -> Verdict:
+    """PES ends below random search and truncated ES, on average over seeds."""
+    final = {name: outcome.final_loss for name, outcome in outcomes.items()}
+    mean = {name: values.mean() for name, values in final.items()}
+    said = ", ".join(
+        f"{LABELS[name]} {mean[name]:.1f} ({values.min():.1f} to {values.max():.1f})"
+        for name, values in final.items()
+    )
+    holds = mean["pes"] < mean[RANDOM] and mean["pes"] < mean["truncated-es"]
+    return Verdict(
+        bool(holds),
+        f"least validation loss, summed over an episode, mean and range over seeds: {said} (expected: PES "
+        "below random search and truncated ES)",
+    )
+
+
+def draw(result: Result, folder: Path) -> Sequence[Path]:
+    """The least loss so far over inner steps, and the hyperparameters that were found."""
+    from meta_train.experiments.drawing import picture, styles
+
+    path = folder / "many_hyperparameters.png"
+    with picture(path, ncols=2, figsize=(11, 4.4)) as (figure, (left, right)):
+        for number, (name, style) in enumerate(styles(result.methods).items()):
+            outcome = result.methods[name]
+            best = outcome.curve["best"]
+            left.plot(outcome.curve["steps"], best.mean(axis=0), label=LABELS[name], **style)
+            left.fill_between(
+                outcome.curve["steps"],
+                best.min(axis=0),
+                best.max(axis=0),
+                color=style["color"],
+                alpha=0.15,
+                lw=0,
+            )
+            blocks = 2 * (VERSIONS[result.pictured["version"]].layers + 1)
+            rates = np.exp(outcome.theta[:, :blocks])
+            right.semilogy(
+                np.arange(blocks) + 0.15 * (number - 1.5),
+                rates.T,
+                "o",
+                ms=3.5,
+                alpha=0.7,
+                color=style["color"],
+            )
+        left.set(
+            xlabel="inner steps of all particles",
+            ylabel="validation loss, summed over an episode",
+            yscale="log",
+            title="least so far: mean and range over seeds",
+        )
+        left.legend()
+        right.set(xlabel="tensor: biases even, kernels odd", ylabel="learning rate", title="found, by seed")
+    return [path]
+
+
+EXPERIMENT = Experiment(
+    name="many-hyperparameters",
+    summary="learning rates and momenta of every tensor of an MLP, against random search",
+    source="Vicol, Metz, Sohl-Dickstein, ICML 2021, section 5 (many hyperparameters), and its published code",
+    run=run,
+    draw=draw,
+    protocol=__doc__,
+    options=Options,
+    spread=True,
+)

@@ -1,0 +1,282 @@
+"""MNIST schedule: PES moves into the basin of good learning rates, truncated ES away from it.
+
+Protocol: an MLP 784-100-100-10 on MNIST, minibatches of 100, trained for T = 5,000 steps by SGD with momentum
+0.9 and the schedule ``lr_t = exp(theta_0) / (1 + t / 5000)^exp(theta_1)``, from theta = (log 0.003, log 30).
+K is 10 and 100, N = 1,000 particles, sigma = 0.1; 5,000 updates of Adam with a learning rate of 1e-2.
+``--target train-loss`` lowers the loss of a fresh minibatch after each step, ``--target validation-accuracy``
+raises the accuracy on a minibatch of validation images, which has no derivative; both summed over an episode.
+The surface is a grid of schedules, each trained with as it is.
+
+It departs from the published code in that particles start their first episodes at different stages, and have
+initialisations of their own. The small scale has images of 14x14 pixels, one hidden layer of 32 units,
+T = 500 (which is also the time scale of the schedule), N = 32, an outer learning rate of 3e-2, and 1,500
+updates with K = 10, 300 with K = 100.
+
+Source: Vicol, Metz, Sohl-Dickstein, ICML 2021, and its published code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from matplotlib.axes import Axes
+from rich.console import Console
+
+from inner_tasks import OBJECTIVES, TaskSettings, Training
+from inner_tasks.images import mlp_task
+from learned_opt import LearnedOptimizer
+from learned_opt.tunable import inverse_time_decay, tunable
+from meta_train.estimators import Estimator, pes, truncated_es
+from meta_train.experiments.base import Experiment, Outcome, Result, Settings, Verdict
+from meta_train.experiments.learning import learn, mean_losses
+from meta_train.population import population, spread_evenly
+
+TRUNCATIONS = (10, 100)
+SIGMA = 0.1
+MOMENTUM = 0.9
+BATCH_SIZE = 100
+START = {"log_learning_rate": math.log(0.003), "log_power": math.log(30)}
+METHODS = {"pes": (pes, "PES"), "truncated-es": (truncated_es, "truncated ES")}
+# Edges of the grid: log10 of the learning rate at the start, and of the power of its decay.
+RATES, POWERS = (-3.0, -0.5), (-2.2, 2.2)
+RECORDS = 25
+# Of the best of the grid, so many are run again, on more seeds, for the best value that there is.
+CANDIDATES = 8
+
+
+class Protocol(NamedTuple):
+    """What the scales differ in."""
+
+    hidden: tuple[int, ...]
+    pool: int  # images are smaller by this factor
+    horizon: int
+    particles: int
+    updates: Mapping[int, int]  # for each K
+    learning_rate: float  # of the outer Adam
+    grid: int  # points each way
+    grid_runs: int  # seeds for each point of the grid
+    runs: int  # seeds for each theta on the way, and for the best of the grid
+
+
+PROTOCOLS = {
+    "small": Protocol((32,), 2, 500, 32, {10: 1500, 100: 300}, 3e-2, 21, 2, 8),
+    "paper": Protocol((100, 100), 1, 5000, 1000, {10: 5000, 100: 5000}, 1e-2, 40, 2, 10),
+}
+
+
+class Target(NamedTuple):
+    """What is asked of a schedule."""
+
+    objective: str
+    label: str
+    sign: int  # of what is shown: an accuracy is what the meta-loss is the negative of
+
+    def within(self, value: float, best: float) -> bool:
+        """Whether a value shown is as good as the best of the grid: to 5% of a loss, or one point."""
+        return value <= 1.05 * best if self.sign > 0 else value >= best - 0.01
+
+
+TARGETS = {
+    "train-loss": Target("later-training-loss", "training loss, mean over an episode", 1),
+    "validation-accuracy": Target("validation-accuracy", "validation accuracy, mean over an episode", -1),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be chosen of this experiment."""
+
+    target: Literal["train-loss", "validation-accuracy"] = "train-loss"
+    """What the schedule is tuned for."""
+
+
+def schedule(time_scale: float) -> LearnedOptimizer:
+    """SGD with momentum, whose learning rate falls as ``inverse_time_decay`` says."""
+
+    def make(own: Mapping[str, jax.Array], count: jax.Array) -> optax.GradientTransformation:
+        rate = inverse_time_decay(own["log_learning_rate"], own["log_power"], count, time_scale)
+        return optax.sgd(rate, momentum=MOMENTUM)
+
+    return tunable(make, START, per_block=False)
+
+
+def tuning(protocol: Protocol, target: Target, data: Any) -> Training:
+    """Training with a schedule, as an unrolled problem."""
+    settings = TaskSettings(protocol.hidden, BATCH_SIZE, protocol.horizon)
+    task = mlp_task("mnist", settings, pool=protocol.pool)
+    return Training(data, task, schedule(protocol.horizon), protocol.horizon, OBJECTIVES[target.objective])
+
+
+def grid(points: int) -> np.ndarray:
+    """Thetas, ``[points * points, 2]``; the power varies fastest."""
+    rates, powers = np.linspace(*RATES, points), np.linspace(*POWERS, points)
+    return np.log(10) * np.stack(np.meshgrid(rates, powers, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+def run(settings: Settings, console: Console) -> Result:
+    """Both methods with both truncations, and the surface that they move on."""
+    protocol, target = PROTOCOLS[settings.scale], TARGETS[settings.options.target]
+    problem = tuning(protocol, target, None)
+    problem = tuning(protocol, target, problem.task.load(settings.data_dir))
+
+    paths = {
+        f"{name}-{truncation}": _descend(name, truncation, protocol, problem, settings, console)
+        for name in METHODS
+        for truncation in TRUNCATIONS
+    }
+
+    def shown(thetas: np.ndarray, runs: int, label: str) -> np.ndarray:
+        """Mean loss (or accuracy) over an episode, for thetas ``[n, 2]``: ``[n]``."""
+        kept = settings.folder / "losses" / f"{label}.npy"
+        losses = mean_losses(
+            problem,
+            _as_theta(thetas),
+            runs,
+            label=label,
+            kept=kept,
+            devices=settings.devices,
+            chunk=settings.chunk,
+            console=console,
+        )
+        return target.sign * losses
+
+    every = grid(protocol.grid)
+    surface = shown(every, protocol.grid_runs, "grid")
+    best = every[np.argsort(target.sign * surface)[:CANDIDATES]]
+    best_value = target.sign * np.min(target.sign * shown(best, protocol.runs, "best of the grid"))
+    outcomes = {}
+    for name, path in paths.items():
+        theta = path["theta"]
+        values = shown(theta.reshape(-1, 2), protocol.runs, f"path of {name}").reshape(theta.shape[:2])
+        outcomes[name] = Outcome(values[:, -1], theta[:, -1], {**path, "value": values})
+    return Result(
+        outcomes,
+        verdict(outcomes, float(best_value), target),
+        pictured={"surface": surface.reshape(protocol.grid, -1), "best": best_value, "target": target},
+    )
+
+
+def _descend(
+    name: str,
+    truncation: int,
+    protocol: Protocol,
+    problem: Training,
+    settings: Settings,
+    console: Console,
+) -> dict[str, np.ndarray]:
+    """The path of one method, over all seeds."""
+    make, label = METHODS[name]
+
+    def estimator(problem: Training) -> Estimator:
+        return make(problem, sigma=SIGMA, truncation=truncation, chunk=settings.chunk)
+
+    updates, pairs = protocol.updates[truncation], protocol.particles // 2
+    return learn(
+        f"{label}, K = {truncation}",
+        population(
+            estimator,
+            problem,
+            units=pairs,
+            devices=spread_evenly(settings.devices, pairs),
+            chunk=settings.chunk,
+        ),
+        optax.adam(protocol.learning_rate),
+        problem.init_theta,
+        seeds=settings.seeds,
+        updates=updates,
+        every=updates // RECORDS,
+        folder=settings.folder / "paths" / f"{name}-{truncation}",
+        console=console,
+    )
+
+
+def _as_theta(flat: np.ndarray) -> dict[str, np.ndarray]:
+    """Thetas ``[n, 2]`` as the optimizer has them."""
+    flat = np.asarray(flat, np.float32)
+    return {name: flat[:, [number]] for number, name in enumerate(sorted(START))}
+
+
+def verdict(outcomes: Mapping[str, Outcome], best: float, target: Target) -> Verdict:
+    """PES ends as good as the best of the grid, with either K; truncated ES ends worse, in every seed."""
+    holds, said = True, []
+    for truncation in TRUNCATIONS:
+        own = outcomes[f"pes-{truncation}"].final_loss
+        truncated = outcomes[f"truncated-es-{truncation}"].final_loss
+        worse = target.sign * (truncated - own) > 0
+        holds = holds and all(target.within(value, best) for value in own) and bool(worse.all())
+        said.append(
+            f"K = {truncation}: PES {own.min():.4f} to {own.max():.4f} over seeds, truncated ES "
+            f"{truncated.min():.4f} to {truncated.max():.4f}, worse in {worse.sum()} of {worse.size}"
+        )
+    allowed = "5% above it" if target.sign > 0 else "a point below it"
+    text = f"{target.label}; best of the grid {best:.4f} (expected of PES: at most {allowed}); "
+    return Verdict(holds, text + "; ".join(said))
+
+
+def draw(result: Result, folder: Path) -> Sequence[Path]:
+    """Paths on the surface for each K, and what the schedules on them are worth over inner steps."""
+    from meta_train.experiments.drawing import picture, styles
+
+    target = result.pictured["target"]
+    path = folder / "mnist_schedule.png"
+    with picture(path, ncols=3, figsize=(14, 4.4)) as (figure, (*surfaces, last)):
+        for axes, truncation in zip(surfaces, TRUNCATIONS, strict=True):
+            image = _draw_surface(axes, result.pictured["surface"], target)
+            for name, (_, label) in METHODS.items():
+                style = styles({name: None})[name]
+                for number, seed in enumerate(result.methods[f"{name}-{truncation}"].theta):
+                    way = result.methods[f"{name}-{truncation}"].curve["theta"][number] / math.log(10)
+                    axes.plot(*way.T, lw=1.2, label=None if number else label, **style)
+                    axes.plot(*(seed / math.log(10)), "o", ms=5, color=style["color"], mec="white")
+            axes.plot(
+                *(np.array(list(START.values())) / math.log(10)), "*", color="white", ms=11, mec="black"
+            )
+            axes.set_title(f"K = {truncation}: from the star to the dots")
+        surfaces[0].legend(loc="lower left", fontsize=8)
+        figure.colorbar(image, ax=surfaces, label=target.label)
+        for name, style in styles(result.methods).items():
+            curve = result.methods[name].curve
+            middle, low, high = (f(curve["value"], axis=0) for f in (np.median, np.min, np.max))
+            method, _, truncation = name.rpartition("-")
+            last.plot(curve["steps"], middle, label=f"{METHODS[method][1]}, K = {truncation}", **style)
+            last.fill_between(curve["steps"], low, high, color=style["color"], alpha=0.15, lw=0)
+        last.axhline(result.pictured["best"], color="black", lw=0.9, ls="--", label="best of the grid")
+        last.set(
+            xlabel="inner steps of all particles", ylabel=target.label, title="median and range over seeds"
+        )
+        if target.sign > 0:
+            last.set_yscale("log")
+        last.legend(fontsize=8)
+    return [path]
+
+
+def _draw_surface(axes: Axes, surface: np.ndarray, target: Target) -> Any:
+    """Colours, brightest where schedules are best, with contours."""
+    values = np.log10(surface) if target.sign > 0 else surface
+    axes.grid(False)
+    axes.set(xlabel="log10 of the learning rate at the start", ylabel="log10 of the power of its decay")
+    ends = np.linspace(*RATES, len(surface)), np.linspace(*POWERS, len(surface))
+    axes.contour(*ends, values.T, levels=10, colors="white", linewidths=0.4)
+    return axes.pcolormesh(
+        *ends, surface.T, cmap="viridis_r" if target.sign > 0 else "viridis", shading="nearest"
+    )
+
+
+EXPERIMENT = Experiment(
+    name="mnist-schedule",
+    summary="a learning-rate schedule of two numbers for an MLP on MNIST, for its loss or its accuracy",
+    source="Vicol, Metz, Sohl-Dickstein, ICML 2021, section 5 (MNIST), and its published code",
+    run=run,
+    draw=draw,
+    protocol=__doc__,
+    options=Options,
+    variants=tuple(Options(target) for target in TARGETS),
+    spread=True,
+)
