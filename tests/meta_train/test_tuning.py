@@ -123,7 +123,6 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 CASES = [
     "mnist-schedule",
     "mnist-schedule --target validation-accuracy",
-    "many-hyperparameters",
     "many-hyperparameters --version released --box wide",
     "learned-optimizer --optimizer metz2019",
 ]
