@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from meta_train.comparison import NAMES, Comparison
+from meta_train.comparison import NAMES, REFERENCE, Comparison
 
 LEARNED = "#c1272d"
 COLOURS = {
@@ -39,12 +39,14 @@ STYLE = {
     "savefig.bbox": "tight",
 }
 COLUMNS = 2
-RATIO_TICKS = (0.1, 0.2, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.5, 2, 3, 5, 10, 30, 100)
+RATIO_TICKS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.5, 2, 3)
+WIDE_RATIO_TICKS = (0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 30, 100)
 
 
 def draw_training_curves(comparisons: Sequence[Comparison], path: Path) -> None:
     """Training loss over inner steps, a panel for each task: mean and spread over seeds."""
-    with _panels(comparisons, path) as panels:
+    about = f"{comparisons[0].seeds} unseen seeds: mean ± standard deviation"
+    with _panels(comparisons, path, about) as panels:
         for comparison, axes in panels:
             # A minibatch loss jumps about; a short running mean shows where it goes.
             width = max(1, comparison.steps // 40)
@@ -62,14 +64,13 @@ def draw_training_curves(comparisons: Sequence[Comparison], path: Path) -> None:
                 xlabel="inner step",
                 ylabel=f"training loss (running mean over {width} steps)",
                 yscale="log",
-                title=f"{comparison.task}, {comparison.seeds} unseen seeds: mean ± standard deviation",
             )
             axes.legend()
 
 
 def draw_learning_rates(comparisons: Sequence[Comparison], path: Path) -> None:
     """Mean training loss against learning rate, a panel for each task: how each baseline was tuned."""
-    with _panels(comparisons, path) as panels:
+    with _panels(comparisons, path, "how the baselines were tuned") as panels:
         for comparison, axes in panels:
             colours = _colours(comparison)
             finite: list[float] = []
@@ -84,7 +85,6 @@ def draw_learning_rates(comparisons: Sequence[Comparison], path: Path) -> None:
                 xlabel="learning rate",
                 ylabel=f"mean training loss over {comparison.steps} steps",
                 xscale="log",
-                title=f"{comparison.task}: how the baselines were tuned",
             )
             # Rates that diverge would squeeze the rest to a line.
             if finite:
@@ -93,20 +93,22 @@ def draw_learning_rates(comparisons: Sequence[Comparison], path: Path) -> None:
 
 
 def draw_ratios(comparisons: Sequence[Comparison], path: Path) -> None:
-    """Mean training loss over that of tuned Adam: a row for each task, a dot for each optimizer."""
+    """Mean training loss over that of tuned Adam, a line: a row for each task, a dot for each optimizer."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8, 1.6 + 0.4 * len(comparisons)))
         colours = _colours(comparisons[0])
         height = np.arange(len(comparisons))
         for name in comparisons[0].results:
-            ratios = [comparison.ratio_to_adam(name) for comparison in comparisons]
-            axes.plot(ratios, height, "o", color=colours[name], label=NAMES.get(name, name))
-        axes.axvline(1, color=colours["adam"], lw=1)
+            if name != REFERENCE:
+                ratios = [comparison.ratio_to_adam(name) for comparison in comparisons]
+                axes.plot(ratios, height, "o", color=colours[name], label=NAMES.get(name, name))
+        axes.axvline(1, color=colours[REFERENCE], lw=1, label="Adam, best learning rate")
         axes.set_yticks(height, [f"{c.task}, {c.steps} steps" for c in comparisons])
         axes.invert_yaxis()
         axes.set(xlabel="mean training loss, in units of tuned Adam's", xscale="log")
         low, high = axes.get_xlim()
-        axes.set_xticks([x for x in RATIO_TICKS if low <= x <= high], minor=False)
+        ticks = RATIO_TICKS if high < 4 * low else WIDE_RATIO_TICKS
+        axes.set_xticks([x for x in ticks if low <= x <= high])
         axes.set_xticks([], minor=True)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
@@ -115,8 +117,10 @@ def draw_ratios(comparisons: Sequence[Comparison], path: Path) -> None:
 
 
 @contextmanager
-def _panels(comparisons: Sequence[Comparison], path: Path) -> Iterator[Iterator[tuple[Comparison, Axes]]]:
-    """A figure with a panel for each comparison, written at the end."""
+def _panels(
+    comparisons: Sequence[Comparison], path: Path, about: str
+) -> Iterator[Iterator[tuple[Comparison, Axes]]]:
+    """A figure with a panel for each comparison, entitled with its task, written at the end."""
     columns = min(COLUMNS, len(comparisons))
     lines = -(-len(comparisons) // columns)
     with plt.rc_context(STYLE):
@@ -125,6 +129,10 @@ def _panels(comparisons: Sequence[Comparison], path: Path) -> Iterator[Iterator[
         )
         for unused in grid.flat[len(comparisons) :]:
             unused.remove()
+        for comparison, axes in zip(comparisons, grid.flat, strict=False):
+            axes.set_title(comparison.task if len(comparisons) > 1 else f"{comparison.task}: {about}")
+        if len(comparisons) > 1:
+            figure.suptitle(about)
         yield zip(comparisons, grid.flat, strict=False)
         figure.savefig(path)
         plt.close(figure)

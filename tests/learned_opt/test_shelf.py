@@ -38,8 +38,22 @@ def test_each_has_a_card_a_log_and_the_configuration_that_made_it(name):
     assert log[-1]["update"] == made["updates"] == config["updates"]
     for part in ("task", "estimator", "outer", "seed"):
         assert made[part] == config[part]
-    assert metadata["comparisons"]
+    held_out = find_task("held-out")
+    members = held_out.build(held_out.settings).members
+    assert [(each["task"], each["steps"]) for each in metadata["comparisons"]] == [
+        (member, task.horizon) for member, task in members.items()
+    ]
     assert f"`{name}`" in (ROOT / "docs" / "pretrained.md").read_text()
+
+
+def test_one_beats_tuned_adam_on_most_held_out_tasks_and_fails_on_none():
+    """As its card says; the card was written by ``learned-opt evaluate --record``."""
+    comparisons = learned_opt.read(learned_opt.pretrained_path("relative-mlp-small-tasks")).metadata[
+        "comparisons"
+    ]
+    assert sum(each["own"]["ratio_to_adam"] < 1 for each in comparisons) >= 6
+    assert all(len(each["tuned"]) == 1 and each["seeds"] == 4 for each in comparisons)
+    assert all(each["own"]["final_loss"] is not None for each in comparisons)
 
 
 @pytest.mark.parametrize("name", NAMES)
