@@ -264,6 +264,7 @@ def test_a_task_in_a_file_of_ones_own(
         "hidden": [32],
         "batch_size": 3,
         "horizon": 6,
+        "objective": "training-loss",
     }
     # A resumed run finds it by the same name.
     assert "is finished" in meta_train("--resume", folder).err
