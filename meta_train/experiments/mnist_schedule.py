@@ -9,8 +9,8 @@ The surface is a grid of schedules, each trained with as it is.
 
 It departs from the published code in that particles start their first episodes at different stages, and have
 initialisations of their own. The small scale has images of 14x14 pixels, one hidden layer of 32 units,
-T = 500 (which is also the time scale of the schedule), N = 32, an outer learning rate of 3e-2, and 1,500
-updates with K = 10, 300 with K = 100.
+T = 1,000 (which is also the time scale of the schedule), an outer learning rate of 3e-2, and with K = 10 500
+updates of N = 64, with K = 100 360 of N = 16 (the fewer windows an episode has, the less noise).
 
 Source: Vicol, Metz, Sohl-Dickstein, ICML 2021, and its published code.
 """
@@ -46,7 +46,7 @@ START = {"log_learning_rate": math.log(0.003), "log_power": math.log(30)}
 METHODS = {"pes": (pes, "PES"), "truncated-es": (truncated_es, "truncated ES")}
 # Edges of the grid: log10 of the learning rate at the start, and of the power of its decay.
 RATES, POWERS = (-3.0, -0.5), (-2.2, 2.2)
-RECORDS = 25
+RECORDS = 20
 # Of the best of the grid, so many are run again, on more seeds, for the best value that there is.
 CANDIDATES = 8
 
@@ -57,7 +57,7 @@ class Protocol(NamedTuple):
     hidden: tuple[int, ...]
     pool: int  # images are smaller by this factor
     horizon: int
-    particles: int
+    particles: Mapping[int, int]  # for each K
     updates: Mapping[int, int]  # for each K
     learning_rate: float  # of the outer Adam
     grid: int  # points each way
@@ -66,8 +66,8 @@ class Protocol(NamedTuple):
 
 
 PROTOCOLS = {
-    "small": Protocol((32,), 2, 500, 32, {10: 1500, 100: 300}, 3e-2, 21, 2, 8),
-    "paper": Protocol((100, 100), 1, 5000, 1000, {10: 5000, 100: 5000}, 1e-2, 40, 2, 10),
+    "small": Protocol((32,), 2, 1000, {10: 64, 100: 16}, {10: 500, 100: 360}, 3e-2, 21, 1, 4),
+    "paper": Protocol((100, 100), 1, 5000, {10: 1000, 100: 1000}, {10: 5000, 100: 5000}, 1e-2, 40, 2, 10),
 }
 
 
@@ -177,7 +177,7 @@ def _descend(
     def estimator(problem: Training) -> Estimator:
         return make(problem, sigma=SIGMA, truncation=truncation, chunk=settings.chunk)
 
-    updates, pairs = protocol.updates[truncation], protocol.particles // 2
+    updates, pairs = protocol.updates[truncation], protocol.particles[truncation] // 2
     return learn(
         f"{label}, K = {truncation}",
         population(
@@ -238,7 +238,11 @@ def draw(result: Result, folder: Path) -> Sequence[Path]:
             axes.plot(
                 *(np.array(list(START.values())) / math.log(10)), "*", color="white", ms=11, mec="black"
             )
-            axes.set_title(f"K = {truncation}: from the star to the dots")
+            axes.set(
+                title=f"K = {truncation}: from the star to the dots",
+                xlim=(RATES[0] - 0.1, RATES[1] + 0.6),
+                ylim=(POWERS[0] - 0.1, POWERS[1] + 0.6),
+            )
         surfaces[0].legend(loc="lower left", fontsize=8)
         figure.colorbar(image, ax=surfaces, label=target.label)
         for name, style in styles(result.methods).items():
@@ -253,6 +257,7 @@ def draw(result: Result, folder: Path) -> Sequence[Path]:
         )
         if target.sign > 0:
             last.set_yscale("log")
+        last.ticklabel_format(axis="x", scilimits=(0, 0))
         last.legend(fontsize=8)
     return [path]
 

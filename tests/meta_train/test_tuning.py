@@ -110,7 +110,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Protocols that take seconds; what they find means nothing."""
     monkeypatch.setattr(mnist_schedule, "TRUNCATIONS", (2, 5))
-    schedule = mnist_schedule.Protocol((4,), 4, 10, 4, {2: 50, 5: 25}, 0.1, 3, 1, 2)
+    schedule = mnist_schedule.Protocol((4,), 4, 10, {2: 4, 5: 4}, {2: 50, 5: 25}, 0.1, 3, 1, 2)
     monkeypatch.setitem(mnist_schedule.PROTOCOLS, "small", schedule)
     monkeypatch.setattr(many_hyperparameters, "TRUNCATION", 5)
     monkeypatch.setattr(many_hyperparameters, "RECORDS", 4)
