@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -57,19 +57,26 @@ class Cost(NamedTuple):
     loss: float  # mean over the steps of the last window
 
 
-def update_cost(estimator: Estimator, problem: Training, seed: int) -> Cost:
-    """Compile an update, ask the compiler for its memory, and time it."""
-    theta = problem.init_theta(jax.random.key(seed))
-    state = jax.jit(lambda key: estimator.init(key, theta, 0.0))(jax.random.key(seed))
-    key = jax.random.key(seed + 1)
-    update = jax.jit(estimator.estimate).lower(theta, state, key).compile()
+def update_costs(estimator: Estimator, problem: Training, seeds: Sequence[int]) -> list[Cost]:
+    """Compile an update, ask the compiler for its memory, and time it with each of several thetas."""
+
+    @jax.jit
+    def start(key: jax.Array) -> tuple[Any, Any, jax.Array]:
+        theta = problem.init_theta(key)
+        return theta, estimator.init(key, theta, 0.0), jax.random.fold_in(key, 1)
+
+    arguments = [start(jax.random.key(seed)) for seed in seeds]
+    update = jax.jit(estimator.estimate).lower(*arguments[0]).compile()
     memory = update.memory_analysis().temp_size_in_bytes / 2**20
-    seconds = []
-    for _ in range(TIMES):
-        began = time.perf_counter()
-        _, _, info = jax.block_until_ready(update(theta, state, key))
-        seconds.append(time.perf_counter() - began)
-    return Cost(memory, min(seconds), float(info.loss / info.steps))
+    costs = []
+    for each in arguments:
+        seconds = []
+        for _ in range(TIMES):
+            began = time.perf_counter()
+            _, _, info = jax.block_until_ready(update(*each))
+            seconds.append(time.perf_counter() - began)
+        costs.append(Cost(memory, min(seconds), float(info.loss / info.steps)))
+    return costs
 
 
 def run(settings: Settings, console: Console) -> Result:
@@ -83,7 +90,7 @@ def run(settings: Settings, console: Console) -> Result:
         costs = []
         for horizon in horizons:
             problem = Training(data, task, optimizer, horizon)
-            costs.append([update_cost(method.make(problem), problem, seed) for seed in settings.seeds])
+            costs.append(update_costs(method.make(problem), problem, settings.seeds))
             console.print(
                 f"{method.label}, T = {horizon}: {costs[-1][0].memory:.2f} MiB, {costs[-1][0].seconds:.3g} s",
                 highlight=False,
