@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
+from inner_tasks.problem import bounded
 from inner_tasks.task import Data, Params, Task
 from learned_opt.errors import UserError, choices
 
@@ -61,14 +61,8 @@ def final_loss(task: Task, data: Data, step: TrainingStep, key: jax.Array) -> ja
     can change.
     """
     batch = task.sample(data, key)
-
-    def bounded(params: Params) -> jax.Array:
-        loss = task.loss(params, batch)
-        if task.max_loss is None:
-            return loss
-        return jnp.where(jnp.isfinite(loss), jnp.minimum(loss, task.max_loss), task.max_loss)
-
-    return bounded(step.after) - bounded(step.before)
+    after, before = (bounded(task.loss(params, batch), task.max_loss) for params in (step.after, step.before))
+    return after - before
 
 
 TRAINING_LOSS = Objective(training_loss)

@@ -5,9 +5,17 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 
 Theta = Any  # pytree of float arrays: what is learned
 State = Any  # pytree of arrays: what the system carries from step to step
+
+
+def bounded(loss: jax.Array, max_loss: float | None) -> jax.Array:
+    """A loss clipped at `max_loss`, which a loss that is not finite counts as; None leaves it as it is."""
+    if max_loss is None:
+        return loss
+    return jnp.where(jnp.isfinite(loss), jnp.minimum(loss, max_loss), max_loss)
 
 
 class UnrolledProblem(Protocol):

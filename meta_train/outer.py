@@ -35,6 +35,24 @@ class Update(NamedTuple):
     seconds: float  # what it took
 
 
+def initial_state(
+    population: Population, tx: optax.GradientTransformation, theta: Theta, key: jax.Array
+) -> RunState:
+    """The state before the first update, with the run's key (of which number 0 is for theta)."""
+    particles = population.init(jax.random.fold_in(key, 1), theta)
+    return RunState(theta, tx.init(theta), particles, jax.random.fold_in(key, 2), 0)
+
+
+def gathered(population: Population, state: RunState) -> RunState:
+    """The state with its particles on the host: what a checkpoint holds."""
+    return state._replace(particles=population.gather(state.particles))
+
+
+def scattered(population: Population, state: RunState) -> RunState:
+    """The inverse of ``gathered``, of a state that was restored."""
+    return state._replace(particles=population.scatter(state.particles), skipped=int(state.skipped))
+
+
 def outer_optimizer(config: OuterConfig, updates: int) -> optax.GradientTransformation:
     """Clip by global norm, then Adam with a cosine from the learning rate to a fraction of it.
 

@@ -21,7 +21,7 @@ from learned_opt.errors import choices
 from learned_opt.files import write_whole
 from meta_train.cli import exit_code_of
 from meta_train.experiments import EXPERIMENTS
-from meta_train.experiments.base import Experiment, NoOptions, Result, Settings, write_result
+from meta_train.experiments.base import Experiment, NoOptions, Result, Settings, described, write_result
 from meta_train.experiments.page import write_page
 from meta_train.population import start_devices
 from meta_train.run_folder import new_folder
@@ -91,12 +91,7 @@ def prepare(arguments: Arguments[Any]) -> Path:
     Raises:
       UserError: the folder to go on with is not that of such an experiment, or has its result.
     """
-    settings = {
-        "experiment": arguments.name,
-        "scale": arguments.scale,
-        "seeds": list(arguments.seeds),
-        "options": {name: str(value) for name, value in vars(arguments.options).items()},
-    }
+    settings = described(arguments.name, Settings(arguments.scale, arguments.seeds, arguments.options))
     if arguments.resume is None:
         folder = new_folder(
             arguments.out, RESULTS / arguments.name, what="result folder", advice="name another with --out"

@@ -33,7 +33,15 @@ from meta_train.estimators.base import Estimator, Theta
 from meta_train.evaluation import BASELINES, Contestant, baseline
 from meta_train.interrupt import StopRequest
 from meta_train.mixture import mixture
-from meta_train.outer import RunState, Update, outer_loop, outer_optimizer
+from meta_train.outer import (
+    RunState,
+    Update,
+    gathered,
+    initial_state,
+    outer_loop,
+    outer_optimizer,
+    scattered,
+)
 from meta_train.population import Population, population, start_devices
 from meta_train.progress import ProgressLine, RunsLine
 from meta_train.run_folder import MetricsFile, RunFolder, read_metrics
@@ -218,30 +226,23 @@ def start(config: Config, setup: Setup, theta: Theta | None = None) -> RunState:
     theta = fresh if theta is None else jax.tree.map(jnp.asarray, theta)
     if jax.tree.map(jnp.shape, theta) != jax.tree.map(jnp.shape, fresh):
         raise UserError("--start-from holds hyperparameters for another number of tensors than the task has")
-    particles = setup.population.init(jax.random.fold_in(key, 1), theta)
-    outer = outer_optimizer(config.outer, config.updates).init(theta)
-    return RunState(theta, outer, particles, jax.random.fold_in(key, 2), 0)
+    return initial_state(setup.population, outer_optimizer(config.outer, config.updates), theta, key)
 
 
 def _save(store: CheckpointStore, setup: Setup, state: RunState, update: int, position: int) -> None:
     """Save the state in the background, with the length of the metrics file that belongs to it."""
-    gathered = state._replace(particles=setup.population.gather(state.particles))
-    store.save(update, gathered, {"metrics_position": position})
+    store.save(update, gathered(setup.population, state), {"metrics_position": position})
 
 
 def _restore(
     config: Config, setup: Setup, folder: RunFolder, store: CheckpointStore, console: Console
 ) -> tuple[RunState, int, int]:
     """State to go on from, updates that led to it, and the length of the metrics file that belongs to it."""
-    like = start(config, setup)
-    restored = store.restore(like._replace(particles=setup.population.gather(like.particles)))
+    restored = store.restore(gathered(setup.population, start(config, setup)))
     for sentence in restored.damaged:
         console.print(sentence, style="yellow", highlight=False)
     console.print(f"resumed {folder.path} at update {restored.update}", highlight=False)
-    state = restored.state._replace(
-        particles=setup.population.scatter(restored.state.particles),
-        skipped=int(restored.state.skipped),
-    )
+    state = scattered(setup.population, restored.state)
     return state, restored.update, restored.metadata["metrics_position"]
 
 

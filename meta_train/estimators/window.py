@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from inner_tasks import UnrolledProblem
+from inner_tasks.problem import bounded
 from meta_train.estimators.base import State, Theta
 
 
@@ -60,7 +61,7 @@ def unroll(
         clipped = jnp.zeros((), bool)
         if problem.max_loss is not None:
             clipped = finite & (loss > problem.max_loss)
-            loss = jnp.where(finite, jnp.minimum(loss, problem.max_loss), problem.max_loss)
+            loss = bounded(loss, problem.max_loss)
         real = jnp.ones((), bool)
         if problem.horizon % truncation:
             real = position + index < problem.horizon

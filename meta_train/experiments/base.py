@@ -91,6 +91,16 @@ class Experiment(NamedTuple):
     variants: tuple[Any, ...] = ()
 
 
+def described(name: str, settings: Settings) -> dict[str, Any]:
+    """What was chosen, as JSON values."""
+    return {
+        "experiment": name,
+        "scale": settings.scale,
+        "seeds": list(settings.seeds),
+        "options": {option: str(value) for option, value in vars(settings.options).items()},
+    }
+
+
 def write_result(experiment: Experiment, settings: Settings, result: Result, folder: Path) -> list[Path]:
     """Draw the pictures, and then write ``result.json``: where that is, the result is whole.
 
@@ -99,10 +109,7 @@ def write_result(experiment: Experiment, settings: Settings, result: Result, fol
     """
     pictures = experiment.draw(result, folder)
     values = {
-        "experiment": experiment.name,
-        "scale": settings.scale,
-        "seeds": list(settings.seeds),
-        "options": {name: str(value) for name, value in vars(settings.options).items()},
+        **described(experiment.name, settings),
         "methods": {name: _plain(outcome._asdict()) for name, outcome in result.methods.items()},
         "checks": {
             name: {"measured": _plain(measured), "expected": _plain(expected)}

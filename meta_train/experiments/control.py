@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +31,10 @@ import optax
 from matplotlib.axes import Axes
 from rich.console import Console
 
-from inner_tasks.swimmer import FRAME_SKIP, Swimmer, c_model, swimmer
-from meta_train.estimators import Estimator, full_es, pes, truncated_es
+from inner_tasks.swimmer import ACTIONS, FRAME_SKIP, OBSERVATIONS, Swimmer, c_model, swimmer
+from meta_train.estimators import Estimator, full_es, mean_of, pes, truncated_es
 from meta_train.estimators.base import Info, State
+from meta_train.estimators.window import unroll
 from meta_train.experiments.base import Experiment, Outcome, Result, Settings, Verdict
 from meta_train.experiments.descent import descend
 
@@ -62,30 +63,23 @@ METHODS = {
 }
 
 
-def standardised(estimator: Estimator, pairs: int, scale: float) -> Estimator:
-    """The mean of many pairs, times `scale`, over the standard deviation of the losses of all particles."""
-
-    def init(key: jax.Array, theta: jax.Array, phase: jax.Array | float = 0.0) -> State:
-        return jax.vmap(lambda key: estimator.init(key, theta, phase))(jax.random.split(key, pairs))
+def standardised(estimator: Estimator, scale: float) -> Estimator:
+    """An estimator of many particles, times `scale`, over the standard deviation of their losses."""
 
     def estimate(theta: jax.Array, state: State, key: jax.Array) -> tuple[jax.Array, State, Info]:
-        each = jax.vmap(estimator.estimate, in_axes=(None, 0, 0))
-        gradients, state, info = each(theta, state, jax.random.split(key, pairs))
-        info = jax.tree.map(lambda x: jnp.sum(x, axis=0), info)
+        gradient, state, info = estimator.estimate(theta, state, key)
         variance = info.square_loss / info.members - jnp.square(info.loss / info.members)
-        return scale * gradients.mean(axis=0) / jnp.sqrt(variance), state, info
+        return scale * gradient / jnp.sqrt(variance), state, info
 
-    return Estimator(init, estimate)
+    return Estimator(estimator.init, estimate)
 
 
 def reward(problem: Swimmer, theta: jax.Array, episodes: int = EPISODES) -> jax.Array:
     """Reward of a whole episode, the mean over a few that are the same for every policy."""
 
     def one(key: jax.Array) -> jax.Array:
-        def step(state: Any, _: None) -> Any:
-            return problem.step(theta, state, key)
-
-        return -jnp.sum(jax.lax.scan(step, problem.init(key), length=problem.horizon)[1])
+        start = jnp.zeros((), jnp.int32)
+        return -unroll(problem, theta, problem.init(key), start, key, problem.horizon).loss
 
     return jnp.mean(jax.vmap(one)(jax.random.split(jax.random.key(0), episodes)))
 
@@ -101,9 +95,9 @@ def run(settings: Settings, console: Console) -> Result:
         # What the estimators give is over sigma^2 K, and is multiplied by K once more.
         outcome = descend(
             method.label,
-            standardised(estimator, PAIRS, method.sigma),
+            standardised(mean_of(estimator, PAIRS), method.sigma),
             optax.sgd(method.learning_rate),
-            jnp.zeros((2, 8)),
+            jnp.zeros((ACTIONS, OBSERVATIONS)),
             lambda theta: reward(problem, theta),
             truncation=method.truncation,
             seeds=settings.seeds,
@@ -160,7 +154,7 @@ def draw(result: Result, folder: Path) -> Sequence[Path]:
         axes.legend()
     best = result.methods["pes"]
     with picture(paths[1], figsize=(11, 2.4)) as (figure, axes):
-        _draw_gait(axes, best.theta[best.final_loss.argmax()].reshape(2, 8))
+        _draw_gait(axes, best.theta[best.final_loss.argmax()].reshape(ACTIONS, OBSERVATIONS))
     return paths
 
 

@@ -54,13 +54,18 @@ def styles(methods: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return result
 
 
-def draw_losses(axes: Axes, methods: Mapping[str, Outcome], labels: Mapping[str, str]) -> None:
-    """Meta-loss over updates: the median over seeds, and a band from the least to the greatest."""
+def draw_losses(
+    axes: Axes, methods: Mapping[str, Outcome], labels: Mapping[str, str], x: str = "update", y: str = "loss"
+) -> None:
+    """Meta-loss over updates: the median over seeds, and a band from the least to the greatest.
+
+    With `x` and `y` other parts of the curves.
+    """
     for method, style in styles(methods).items():
         curve = methods[method].curve
-        loss = np.where(np.isfinite(curve["loss"]), curve["loss"], np.nan)
+        loss = np.where(np.isfinite(curve[y]), curve[y], np.nan)
         with np.errstate(all="ignore"):
             middle = np.median(loss, axis=0)
             low, high = loss.min(axis=0), loss.max(axis=0)
-        axes.plot(curve["update"], middle, lw=1.2, label=labels.get(method, method), **style)
-        axes.fill_between(curve["update"], low, high, color=style["color"], alpha=0.15, lw=0)
+        axes.plot(curve[x], middle, lw=1.2, label=labels.get(method, method), **style)
+        axes.fill_between(curve[x], low, high, color=style["color"], alpha=0.15, lw=0)

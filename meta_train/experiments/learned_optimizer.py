@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
-import numpy as np
 from rich.console import Console
 
 import learned_opt
@@ -33,7 +33,6 @@ from meta_train.estimators import Estimator, nres, pes, truncated_es
 from meta_train.experiments.base import Experiment, Outcome, Result, Settings, Verdict
 from meta_train.experiments.learning import learn, mean_losses
 from meta_train.outer import outer_optimizer
-from meta_train.population import population, spread_evenly
 from meta_train.progress import RunsLine
 
 METHODS: Mapping[str, tuple[Callable[..., Estimator], str]] = {
@@ -86,54 +85,35 @@ def run(settings: Settings, console: Console) -> Result:
             chunk=settings.chunk,
             watch=watch,
         )
-    unflatten = jax.flatten_util.ravel_pytree(problem.init_theta(jax.random.key(0)))[1]
+    like = problem.init_theta(jax.random.key(0))
     outcomes = {}
-    for name, (_, label) in METHODS.items():
-        path = _descend(name, protocol, problem, settings, console)
-        thetas = path["theta"]
+    for name, (make, label) in METHODS.items():
+        path = learn(
+            name,
+            label,
+            partial(make, sigma=SIGMA, truncation=protocol.truncation, chunk=settings.chunk),
+            problem,
+            outer_optimizer(OUTER, protocol.updates),
+            problem.init_theta,
+            pairs=protocol.particles // 2,
+            updates=protocol.updates,
+            every=protocol.updates // RECORDS,
+            settings=settings,
+            console=console,
+        )
         losses = mean_losses(
             problem,
-            jax.vmap(unflatten)(thetas.reshape(-1, thetas.shape[-1]).astype(np.float32)),
+            path["theta"],
+            like,
             protocol.runs,
             label=f"path of {label}",
-            kept=settings.folder / "losses" / f"{name}.npy",
-            devices=settings.devices,
-            chunk=settings.chunk,
+            settings=settings,
             console=console,
-        ).reshape(thetas.shape[:2])
+        )
         curve = {"update": path["update"], "steps": path["steps"], "value": losses}
-        outcomes[name] = Outcome(losses[:, -1], thetas[:, -1], curve)
+        outcomes[name] = Outcome(losses[:, -1], path["theta"][:, -1], curve)
     reference = float(adam.runs.mean_loss.mean())
     return Result(outcomes, verdict(outcomes, reference), pictured={"adam": reference})
-
-
-def _descend(
-    name: str, protocol: Protocol, problem: Training, settings: Settings, console: Console
-) -> dict[str, np.ndarray]:
-    """The path of one method, from every initialisation."""
-    make, label = METHODS[name]
-
-    def estimator(problem: Training) -> Estimator:
-        return make(problem, sigma=SIGMA, truncation=protocol.truncation, chunk=settings.chunk)
-
-    pairs = protocol.particles // 2
-    return learn(
-        label,
-        population(
-            estimator,
-            problem,
-            units=pairs,
-            devices=spread_evenly(settings.devices, pairs),
-            chunk=settings.chunk,
-        ),
-        outer_optimizer(OUTER, protocol.updates),
-        problem.init_theta,
-        seeds=settings.seeds,
-        updates=protocol.updates,
-        every=protocol.updates // RECORDS,
-        folder=settings.folder / "paths" / name,
-        console=console,
-    )
 
 
 def verdict(outcomes: Mapping[str, Outcome], adam: float) -> Verdict:

@@ -27,6 +27,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -44,7 +45,6 @@ from learned_opt.tunable import tunable
 from meta_train.estimators import Estimator, nres, pes, truncated_es
 from meta_train.experiments.base import Experiment, Outcome, Result, Settings, Verdict
 from meta_train.experiments.learning import learn, mean_losses
-from meta_train.population import population, spread_evenly
 
 TRUNCATION = 10
 SIGMA = 0.3
@@ -182,68 +182,31 @@ def run(settings: Settings, console: Console) -> Result:
     like = draw_theta(jax.random.key(0), NARROW, version)
 
     def values(thetas: np.ndarray, runs: int, label: str) -> np.ndarray:
-        """Loss summed over an episode, for thetas ``[n, entries]``: ``[n]``."""
-        means = mean_losses(
-            problem,
-            jax.vmap(_unflatten(like))(np.asarray(thetas, np.float32)),
-            runs,
-            label=label,
-            kept=settings.folder / "losses" / f"{label}.npy",
-            devices=settings.devices,
-            chunk=settings.chunk,
-            console=console,
-        )
+        """Loss summed over an episode, for thetas ``[..., entries]``."""
+        means = mean_losses(problem, thetas, like, runs, label=label, settings=settings, console=console)
         return protocol.horizon * means
 
     outcomes = {}
     for name, method in METHODS.items():
-        path = _descend(name, method, protocol, version, problem, settings, console)
-        thetas = path["theta"]
-        flat = thetas.reshape(-1, thetas.shape[-1])
-        value = values(flat, protocol.runs, f"path of {method.label}").reshape(thetas.shape[:2])
-        outcomes[name] = _outcome(path["steps"], value, thetas)
+        per_update = protocol.particles // 2 * method.unrolled * TRUNCATION
+        every = max(1, protocol.steps // per_update // RECORDS)
+        path = learn(
+            name,
+            method.label,
+            partial(method.make, sigma=SIGMA, truncation=TRUNCATION, chunk=settings.chunk),
+            problem,
+            optax.adam(LEARNING_RATE),
+            lambda key: draw_theta(key, NARROW, version),
+            pairs=protocol.particles // 2,
+            updates=every * RECORDS,
+            every=every,
+            settings=settings,
+            console=console,
+        )
+        value = values(path["theta"], protocol.runs, f"path of {method.label}")
+        outcomes[name] = _outcome(path["steps"], value, path["theta"])
     outcomes[RANDOM] = _random_search(protocol, version, settings, values)
     return Result(outcomes, verdict(outcomes), pictured={"version": settings.options.version})
-
-
-def _unflatten(like: Theta) -> Callable[[jax.Array], Theta]:
-    return jax.flatten_util.ravel_pytree(like)[1]
-
-
-def _descend(
-    name: str,
-    method: Method,
-    protocol: Protocol,
-    version: Version,
-    problem: Training,
-    settings: Settings,
-    console: Console,
-) -> dict[str, np.ndarray]:
-    """The path of one method, over all seeds."""
-
-    def estimator(problem: Training) -> Estimator:
-        return method.make(problem, sigma=SIGMA, truncation=TRUNCATION, chunk=settings.chunk)
-
-    pairs = protocol.particles // 2
-    per_update = pairs * method.unrolled * TRUNCATION
-    every = max(1, protocol.steps // per_update // RECORDS)
-    return learn(
-        method.label,
-        population(
-            estimator,
-            problem,
-            units=pairs,
-            devices=spread_evenly(settings.devices, pairs),
-            chunk=settings.chunk,
-        ),
-        optax.adam(LEARNING_RATE),
-        lambda key: draw_theta(key, NARROW, version),
-        seeds=settings.seeds,
-        updates=every * RECORDS,
-        every=every,
-        folder=settings.folder / "paths" / name,
-        console=console,
-    )
 
 
 def _random_search(
@@ -253,18 +216,17 @@ def _random_search(
     box = WIDE if settings.options.box == "wide" else NARROW
     count = protocol.steps // protocol.horizon
 
-    def draw(seed: int) -> np.ndarray:
-        keys = jax.random.split(jax.random.key(seed), count)
-        return np.asarray(
-            jax.vmap(lambda key: jax.flatten_util.ravel_pytree(draw_theta(key, box, version))[0])(keys)
-        )
+    @jax.vmap
+    def draw(key: jax.Array) -> jax.Array:
+        return jax.flatten_util.ravel_pytree(draw_theta(key, box, version))[0]
 
-    thetas = np.stack([draw(seed) for seed in settings.seeds])
-    tried = values(thetas.reshape(-1, thetas.shape[-1]), 1, LABELS[RANDOM]).reshape(thetas.shape[:2])
+    thetas = np.stack([draw(jax.random.split(jax.random.key(seed), count)) for seed in settings.seeds])
+    tried = values(thetas, 1, LABELS[RANDOM])
     best = np.array([[np.argmin(seed[: n + 1]) for n in range(count)] for seed in tried])
+    path = np.take_along_axis(thetas, best[..., None], axis=1)
+    # Of each seed's best so far, each is measured once.
     chosen, inverse = np.unique(best + count * np.arange(len(best))[:, None], return_inverse=True)
     measured = values(thetas.reshape(-1, thetas.shape[-1])[chosen], protocol.runs, "best of random search")
-    path = np.take_along_axis(thetas, best[..., None], axis=1)
     steps = protocol.horizon * np.arange(1, count + 1)
     return _outcome(steps, measured[inverse].reshape(best.shape), path)
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,14 +30,13 @@ import optax
 from matplotlib.axes import Axes
 from rich.console import Console
 
-from inner_tasks import OBJECTIVES, TaskSettings, Training
+from inner_tasks import TaskSettings, Training, find_objective
 from inner_tasks.images import mlp_task
 from learned_opt import LearnedOptimizer
 from learned_opt.tunable import inverse_time_decay, tunable
-from meta_train.estimators import Estimator, pes, truncated_es
+from meta_train.estimators import pes, truncated_es
 from meta_train.experiments.base import Experiment, Outcome, Result, Settings, Verdict
 from meta_train.experiments.learning import learn, mean_losses
-from meta_train.population import population, spread_evenly
 
 TRUNCATIONS = (10, 100)
 SIGMA = 0.1
@@ -107,11 +107,12 @@ def schedule(time_scale: float) -> LearnedOptimizer:
     return tunable(make, START, per_block=False)
 
 
-def tuning(protocol: Protocol, target: Target, data: Any) -> Training:
+def tuning(protocol: Protocol, target: Target, data_dir: Path | None) -> Training:
     """Training with a schedule, as an unrolled problem."""
     settings = TaskSettings(protocol.hidden, BATCH_SIZE, protocol.horizon)
     task = mlp_task("mnist", settings, pool=protocol.pool)
-    return Training(data, task, schedule(protocol.horizon), protocol.horizon, OBJECTIVES[target.objective])
+    objective = find_objective(target.objective, task)
+    return Training(task.load(data_dir), task, schedule(protocol.horizon), protocol.horizon, objective)
 
 
 def grid(points: int) -> np.ndarray:
@@ -123,28 +124,17 @@ def grid(points: int) -> np.ndarray:
 def run(settings: Settings, console: Console) -> Result:
     """Both methods with both truncations, and the surface that they move on."""
     protocol, target = PROTOCOLS[settings.scale], TARGETS[settings.options.target]
-    problem = tuning(protocol, target, None)
-    problem = tuning(protocol, target, problem.task.load(settings.data_dir))
-
+    problem = tuning(protocol, target, settings.data_dir)
     paths = {
         f"{name}-{truncation}": _descend(name, truncation, protocol, problem, settings, console)
         for name in METHODS
         for truncation in TRUNCATIONS
     }
+    like = problem.init_theta(jax.random.key(0))
 
     def shown(thetas: np.ndarray, runs: int, label: str) -> np.ndarray:
-        """Mean loss (or accuracy) over an episode, for thetas ``[n, 2]``: ``[n]``."""
-        kept = settings.folder / "losses" / f"{label}.npy"
-        losses = mean_losses(
-            problem,
-            _as_theta(thetas),
-            runs,
-            label=label,
-            kept=kept,
-            devices=settings.devices,
-            chunk=settings.chunk,
-            console=console,
-        )
+        """Mean loss (or accuracy) over an episode, for thetas ``[..., 2]``."""
+        losses = mean_losses(problem, thetas, like, runs, label=label, settings=settings, console=console)
         return target.sign * losses
 
     every = grid(protocol.grid)
@@ -153,9 +143,8 @@ def run(settings: Settings, console: Console) -> Result:
     best_value = target.sign * np.min(target.sign * shown(best, protocol.runs, "best of the grid"))
     outcomes = {}
     for name, path in paths.items():
-        theta = path["theta"]
-        values = shown(theta.reshape(-1, 2), protocol.runs, f"path of {name}").reshape(theta.shape[:2])
-        outcomes[name] = Outcome(values[:, -1], theta[:, -1], {**path, "value": values})
+        values = shown(path["theta"], protocol.runs, f"path of {name}")
+        outcomes[name] = Outcome(values[:, -1], path["theta"][:, -1], {**path, "value": values})
     return Result(
         outcomes,
         verdict(outcomes, float(best_value), target),
@@ -173,34 +162,20 @@ def _descend(
 ) -> dict[str, np.ndarray]:
     """The path of one method, over all seeds."""
     make, label = METHODS[name]
-
-    def estimator(problem: Training) -> Estimator:
-        return make(problem, sigma=SIGMA, truncation=truncation, chunk=settings.chunk)
-
-    updates, pairs = protocol.updates[truncation], protocol.particles[truncation] // 2
+    updates = protocol.updates[truncation]
     return learn(
+        f"{name}-{truncation}",
         f"{label}, K = {truncation}",
-        population(
-            estimator,
-            problem,
-            units=pairs,
-            devices=spread_evenly(settings.devices, pairs),
-            chunk=settings.chunk,
-        ),
+        partial(make, sigma=SIGMA, truncation=truncation, chunk=settings.chunk),
+        problem,
         optax.adam(protocol.learning_rate),
         problem.init_theta,
-        seeds=settings.seeds,
+        pairs=protocol.particles[truncation] // 2,
         updates=updates,
         every=updates // RECORDS,
-        folder=settings.folder / "paths" / f"{name}-{truncation}",
+        settings=settings,
         console=console,
     )
-
-
-def _as_theta(flat: np.ndarray) -> dict[str, np.ndarray]:
-    """Thetas ``[n, 2]`` as the optimizer has them."""
-    flat = np.asarray(flat, np.float32)
-    return {name: flat[:, [number]] for number, name in enumerate(sorted(START))}
 
 
 def verdict(outcomes: Mapping[str, Outcome], best: float, target: Target) -> Verdict:
@@ -222,7 +197,7 @@ def verdict(outcomes: Mapping[str, Outcome], best: float, target: Target) -> Ver
 
 def draw(result: Result, folder: Path) -> Sequence[Path]:
     """Paths on the surface for each K, and what the schedules on them are worth over inner steps."""
-    from meta_train.experiments.drawing import picture, styles
+    from meta_train.experiments.drawing import draw_losses, picture, styles
 
     target = result.pictured["target"]
     path = folder / "mnist_schedule.png"
@@ -245,12 +220,12 @@ def draw(result: Result, folder: Path) -> Sequence[Path]:
             )
         surfaces[0].legend(loc="lower left", fontsize=8)
         figure.colorbar(image, ax=surfaces, label=target.label)
-        for name, style in styles(result.methods).items():
-            curve = result.methods[name].curve
-            middle, low, high = (f(curve["value"], axis=0) for f in (np.median, np.min, np.max))
-            method, _, truncation = name.rpartition("-")
-            last.plot(curve["steps"], middle, label=f"{METHODS[method][1]}, K = {truncation}", **style)
-            last.fill_between(curve["steps"], low, high, color=style["color"], alpha=0.15, lw=0)
+        labels = {
+            f"{name}-{truncation}": f"{label}, K = {truncation}"
+            for name, (_, label) in METHODS.items()
+            for truncation in TRUNCATIONS
+        }
+        draw_losses(last, result.methods, labels, x="steps", y="value")
         last.axhline(result.pictured["best"], color="black", lw=0.9, ls="--", label="best of the grid")
         last.set(
             xlabel="inner steps of all particles", ylabel=target.label, title="median and range over seeds"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-from meta_train import cli, optimizer_cli
+from meta_train import cli, optimizer_cli, paper_cli
 from meta_train.comparison import Comparison
 from meta_train.run_folder import MetricsFile
 
@@ -71,6 +71,11 @@ def meta_train(*argv: object) -> Outcome:
 def learned_opt(*argv: object) -> Outcome:
     """`learned-opt`, here."""
     return in_process("learned-opt", optimizer_cli.command, *argv)
+
+
+def pes_paper(*argv: object) -> Outcome:
+    """`pes-paper`, here."""
+    return in_process("pes-paper", paper_cli.command, *argv)
 
 
 def without_comparing(comparison: Comparison) -> contextlib.AbstractContextManager[Any]:

@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 
 from inner_tasks import LinearRecurrence, swimmer
-from meta_train.estimators import pes
+from meta_train.estimators import mean_of, pes
 from meta_train.experiments import control
 from meta_train.experiments.base import Outcome
 
 pytest.importorskip("mujoco")
 
-from tests.meta_train.test_tuning import pes_paper  # noqa: E402
+from tests.meta_train.command import pes_paper  # noqa: E402
 
 
 def test_gradient_is_over_the_standard_deviation_of_the_losses():
     """``sum(L u) / (std(L) N)`` over all 2 N' particles, from the losses of each."""
     problem, theta, sigma, truncation, pairs = LinearRecurrence(horizon=6), jnp.float32(0.2), 0.3, 2, 4
     unit = pes(problem, sigma=sigma, truncation=truncation)
-    many = control.standardised(unit, pairs, sigma)
+    many = control.standardised(mean_of(unit, pairs), sigma)
     state = many.init(jax.random.key(0), theta)
     key = jax.random.key(1)
     gradient, after, _ = many.estimate(theta, state, key)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,9 @@ from meta_train.experiments.base import (
 )
 from meta_train.experiments.toy_regression import axis, smoothed, surface
 from tests.meta_train.command import Outcome as Ended
-from tests.meta_train.command import in_process
+from tests.meta_train.command import pes_paper
 
 KEY = jax.random.key(0)
-pes_paper = partial(in_process, "pes-paper", paper_cli.command)
 
 
 def unrolled(problem: Any, theta: Any, steps: int) -> tuple[Any, jax.Array]:

@@ -21,17 +21,12 @@ from meta_train.experiments import (
     many_hyperparameters,
     mnist_schedule,
 )
+from meta_train.experiments.base import Settings
 from meta_train.experiments.many_hyperparameters import NARROW, VERSIONS, WIDE, active, draw_theta
 from tests.inner_tasks.tfds_fixture import random_splits, write_tfds
-from tests.meta_train.command import Outcome, in_process
+from tests.meta_train.command import pes_paper
 
 DIGITS = mlp_task("digits", TaskSettings((6,), 16, 5))
-
-
-def pes_paper(*argv: object) -> Outcome:
-    from meta_train import paper_cli
-
-    return in_process("pes-paper", paper_cli.command, *argv)
 
 
 def test_the_schedule_is_that_of_the_protocol() -> None:
@@ -198,8 +193,11 @@ def test_losses_of_thetas_are_those_of_whole_episodes(tmp_path: Path) -> None:
 
     problem = Training(DIGITS.load(None), DIGITS, mnist_schedule.schedule(5), 5)
     thetas = {"log_learning_rate": np.float32([[-2], [-1], [5]]), "log_power": np.float32([[0], [0], [-9]])}
-    options: dict[str, Any] = {"label": "x", "kept": tmp_path / "x" / "y.npy", "console": Console(quiet=True)}
-    found = mean_losses(problem, thetas, 2, devices=2, chunk=1, **options)
+    flat = np.concatenate([thetas["log_learning_rate"], thetas["log_power"]], axis=1)
+    like = {name: x[0] for name, x in thetas.items()}
+    settings = Settings("small", (0,), folder=tmp_path, devices=2)
+    options: dict[str, Any] = {"label": "x", "console": Console(quiet=True)}
+    found = mean_losses(problem, flat, like, 2, settings=settings, **options)
     for number, value in enumerate(found):
         losses = []
         for run in range(2):
@@ -211,5 +209,5 @@ def test_losses_of_thetas_are_those_of_whole_episodes(tmp_path: Path) -> None:
                 losses.append(min(float(loss), DIGITS.max_loss) if np.isfinite(loss) else DIGITS.max_loss)
         assert value == pytest.approx(np.mean(losses), rel=1e-5)
     assert found[2] > 0.9 * DIGITS.max_loss > found[1]  # it diverges, and is clipped
-    again = mean_losses(problem, thetas, 2, devices=1, chunk=1, **options)  # read, not computed
+    again = mean_losses(problem, flat, like, 2, settings=settings._replace(devices=1), **options)  # read
     np.testing.assert_array_equal(again, found)
