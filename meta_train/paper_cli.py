@@ -45,8 +45,8 @@ class Arguments(Generic[Options]):
     """Of this experiment alone."""
     scale: Literal["small", "paper"] = "small"
     """Small is a quick version; paper is the protocol of the paper."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds; all results are given for each."""
+    seeds: tuple[int, ...] | None = None
+    """Seeds; all results are given for each. By default as many as the experiment asks for: three or more."""
     out: Path | None = None
     """Folder for result.json and the pictures; by default the next free number under results/."""
     resume: Path | None = None
@@ -76,13 +76,20 @@ def check(arguments: Arguments[Any]) -> None:
     """
     if arguments.name not in ("list", ALL, *EXPERIMENTS):
         raise UserError(f"unknown experiment '{arguments.name}'; {choices(arguments.name, EXPERIMENTS)}")
-    for seed in arguments.seeds:
-        if not 0 <= seed < 2**32:
-            raise UserError(f"--seeds has {seed}; a seed must lie between 0 and {2**32 - 1}")
-    if not arguments.seeds or len(set(arguments.seeds)) < len(arguments.seeds):
-        raise UserError(f"--seeds is {arguments.seeds}; give one seed or more, each once")
+    if arguments.seeds is not None:
+        for seed in arguments.seeds:
+            if not 0 <= seed < 2**32:
+                raise UserError(f"--seeds has {seed}; a seed must lie between 0 and {2**32 - 1}")
+        if not arguments.seeds or len(set(arguments.seeds)) < len(arguments.seeds):
+            raise UserError(f"--seeds is {arguments.seeds}; give one seed or more, each once")
     if arguments.out and arguments.resume:
         raise UserError("--out names a new folder, and --resume an old one; give one of them")
+
+
+def chosen_settings(arguments: Arguments[Any]) -> Settings:
+    """What was chosen; of `all`, no seeds stand for each experiment's own."""
+    own = () if arguments.name == ALL else EXPERIMENTS[arguments.name].seeds
+    return Settings(arguments.scale, arguments.seeds or own, arguments.options, data_dir=arguments.data_dir)
 
 
 def prepare(arguments: Arguments[Any]) -> Path:
@@ -91,7 +98,7 @@ def prepare(arguments: Arguments[Any]) -> Path:
     Raises:
       UserError: the folder to go on with is not that of such an experiment, or has its result.
     """
-    settings = described(arguments.name, Settings(arguments.scale, arguments.seeds, arguments.options))
+    settings = described(arguments.name, chosen_settings(arguments))
     if arguments.resume is None:
         folder = new_folder(
             arguments.out, RESULTS / arguments.name, what="result folder", advice="name another with --out"
@@ -129,9 +136,7 @@ def command(argv: Sequence[str]) -> None:
     folder = prepare(arguments)
     # As in a meta-training run: one after another on a CPU, many at once on a GPU.
     chunk = 1 if jax.default_backend() == "cpu" else GPU_CHUNK
-    settings = Settings(
-        arguments.scale, arguments.seeds, arguments.options, folder, devices, chunk, arguments.data_dir
-    )
+    settings = chosen_settings(arguments)._replace(folder=folder, devices=devices, chunk=chunk)
     if arguments.name == ALL:
         failed = _run_all(settings, console)
     else:
@@ -160,7 +165,8 @@ def _run_all(settings: Settings, console: Console) -> list[str]:
             folder = settings.folder / "-".join([experiment.name, *values])
             if not (folder / "result.json").exists():
                 folder.mkdir(exist_ok=True)
-                _run(experiment, settings._replace(options=options, folder=folder), console)
+                seeds = settings.seeds or experiment.seeds
+                _run(experiment, settings._replace(seeds=seeds, options=options, folder=folder), console)
             results[folder] = experiment
             page = write_page(results, settings.folder)
     console.print(f"written: {page}", highlight=False)

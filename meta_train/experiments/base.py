@@ -75,6 +75,7 @@ class Experiment(NamedTuple):
       run: does it, with progress on the console.
       draw: pictures of the result in a folder; their paths.
       protocol: the docstring of its file: the claim in one line, and how it is tested.
+      seeds: those that it is run on where none are given.
       options: a frozen dataclass of what else may be chosen: its flags, each with a default.
       spread: whether its work is spread over all devices; the others are one compiled program on one device.
       variants: the options that it is run with when all experiments are; none stands for the defaults.
@@ -86,6 +87,7 @@ class Experiment(NamedTuple):
     run: Callable[[Settings, Console], Result]
     draw: Callable[[Result, Path], Sequence[Path]]
     protocol: str | None
+    seeds: tuple[int, ...] = (0, 1, 2)
     options: type = NoOptions
     spread: bool = False
     variants: tuple[Any, ...] = ()

@@ -188,5 +188,6 @@ EXPERIMENT = Experiment(
     run=run,
     draw=draw,
     protocol=__doc__,
+    seeds=(0, 1, 2, 3, 4, 5),
     spread=True,
 )

@@ -155,6 +155,7 @@ EXPERIMENT = Experiment(
     run=run,
     draw=draw,
     protocol=__doc__,
+    seeds=(0, 1, 2, 3),
     options=Options,
     spread=True,
 )
