@@ -17,7 +17,7 @@ five hidden layers on Fashion-MNIST, so 12 tensors, and for each hidden layer th
 active (0.2 to 0.8, in the wide box 0.01 to 0.999), 29 in all.
 
 The small scale has images of 14x14 pixels, hidden layers of 32 units, T = 200, N = 12 (six pairs, for two
-cores), and 300,000 inner steps.
+cores), and 288,000 inner steps.
 
 Source: Vicol, Metz, Sohl-Dickstein, ICML 2021, and its published code.
 """
@@ -77,12 +77,12 @@ class Protocol(NamedTuple):
     width: int  # of the hidden layers
     horizon: int
     particles: int
-    steps: int  # inner steps of all particles
+    steps: int  # inner steps of all particles; a hundredth of them is a whole number of updates of each method
     runs: int  # episodes that a theta is measured by
 
 
 PROTOCOLS = {
-    "small": Protocol(2, 32, 200, 12, 300_000, 4),
+    "small": Protocol(2, 32, 200, 12, 288_000, 4),
     "paper": Protocol(1, 100, 1000, 10, 3_000_000, 10),
 }
 
