@@ -77,7 +77,7 @@ class Protocol(NamedTuple):
     width: int  # of the hidden layers
     horizon: int
     particles: int
-    steps: int  # inner steps of all particles; a hundredth of them is a whole number of updates of each method
+    steps: int  # inner steps of all particles; a hundredth of them is a number of whole updates
     runs: int  # episodes that a theta is measured by
 
 
