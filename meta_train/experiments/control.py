@@ -31,7 +31,7 @@ import optax
 from matplotlib.axes import Axes
 from rich.console import Console
 
-from inner_tasks.swimmer import ACTIONS, FRAME_SKIP, OBSERVATIONS, Swimmer, c_model, swimmer
+from inner_tasks.swimmer import ACTIONS, FRAME_SKIP, OBSERVATIONS, RESET_NOISE, Swimmer, c_model, swimmer
 from meta_train.estimators import Estimator, full_es, mean_of, pes, truncated_es
 from meta_train.estimators.base import Info, State
 from meta_train.estimators.window import unroll
@@ -43,7 +43,8 @@ STEPS = {"small": 150_000, "paper": 500_000}
 RECORDS = {"small": 15, "paper": 50}
 EPISODES = 4
 GOAL = 300.0
-FRAMES = 12
+# Of the gait so many pictures are drawn, so many steps apart, once it swims; one so far below the other.
+FRAMES, FRAME_EVERY, WARM_UP, FRAME_GAP = 10, 8, 400, 1.2
 
 
 class Method(NamedTuple):
@@ -153,31 +154,37 @@ def draw(result: Result, folder: Path) -> Sequence[Path]:
         )
         axes.legend()
     best = result.methods["pes"]
-    with picture(paths[1], figsize=(11, 2.4)) as (figure, axes):
+    with picture(paths[1], figsize=(5, 7)) as (figure, axes):
         _draw_gait(axes, best.theta[best.final_loss.argmax()].reshape(ACTIONS, OBSERVATIONS))
     return paths
 
 
 def _draw_gait(axes: Axes, policy: np.ndarray) -> None:
-    """The three links at a few moments of a stroke, in the simulator in C."""
+    """The three links at a few moments, one below the other, in the simulator in C."""
     import mujoco
 
     model = c_model()
     data = mujoco.MjData(model)
-    # Two strokes, once it swims.
-    for step in range(400 + FRAMES * 5):
+    # A start as episodes have: without any motion a linear policy makes none.
+    rng = np.random.default_rng(0)
+    data.qpos[:] += rng.uniform(-RESET_NOISE, RESET_NOISE, model.nq)
+    data.qvel[:] += rng.uniform(-RESET_NOISE, RESET_NOISE, model.nv)
+    seconds = []
+    for step in range(WARM_UP + FRAMES * FRAME_EVERY):
         data.ctrl[:] = policy @ np.concatenate([data.qpos[2:], data.qvel])
-        if step >= 400 and step % 5 == 0:
-            frame = (step - 400) // 5
+        if step >= WARM_UP and (step - WARM_UP) % FRAME_EVERY == 0:
+            mujoco.mj_forward(model, data)
             for geom in range(1, model.ngeom):
                 half = model.geom_size[geom, 1] * data.geom_xmat[geom].reshape(3, 3)[:, 2]
                 ends = np.stack([data.geom_xpos[geom] - half, data.geom_xpos[geom] + half])
-                shade = 0.2 + 0.8 * frame / (FRAMES - 1)
-                axes.plot(ends[:, 0], ends[:, 1], lw=7, alpha=shade, color=f"C{geom}", solid_capstyle="round")
+                below = len(seconds) * FRAME_GAP
+                axes.plot(ends[:, 0], ends[:, 1] - below, lw=6, color=f"C{geom}", solid_capstyle="round")
+            seconds.append(data.time)
         for _ in range(FRAME_SKIP):
             mujoco.mj_step(model, data)
+    axes.set_yticks(-FRAME_GAP * np.arange(FRAMES), [f"{second - seconds[0]:.1f}" for second in seconds])
     axes.set(
-        aspect="equal", xlabel="x", ylabel="y", title=f"every fifth step, {FRAMES} of them, the last darkest"
+        aspect="equal", xlabel="x", ylabel="seconds", title="gait of the best policy"
     )
 
 
