@@ -5,11 +5,18 @@ Imported only when a store is made: importing Orbax takes a noticeable part of a
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
 import logging
+import multiprocessing
+import signal
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -19,17 +26,56 @@ UNFINISHED = ".orbax-checkpoint-tmp"
 
 def write(folder: Path, arrays: dict[str, np.ndarray], index: dict[str, Any]) -> None:
     """Writes `folder`, which appears whole or not at all; raises whatever Orbax raises."""
+    if jax.process_count() == 1:
+        _write(folder, arrays, index)
+        return
+    writer = _writer()
+    writer.send((folder, arrays, index))
+    error = writer.recv()
+    if error:
+        raise error
+
+
+@functools.cache
+def _writer() -> Connection:
+    """A process apart from the many of a run: of these, Orbax lets only the first write host arrays."""
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    spawn.Process(target=_write_for, args=(there,)).start()
+    there.close()
+    atexit.register(here.close)  # which ends it
+    return here
+
+
+def _write_for(parent: Connection) -> None:
+    """Writes what the other end sends, until that is closed."""
+    jax.config.update("jax_platforms", "cpu")
+    # A signal to all processes of a job leaves the last checkpoint to be written.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(EOFError):
+        while True:
+            folder, arrays, index = parent.recv()
+            try:
+                _write(folder, arrays, index)
+            except Exception as error:  # it is raised at the other end
+                parent.send(error)
+            else:
+                parent.send(None)
+
+
+def _write(folder: Path, arrays: dict[str, np.ndarray], index: dict[str, Any]) -> None:
     items = {"index": ocp.args.JsonSave(index)}
     stored = {path: array for path, array in arrays.items() if array.size}  # Orbax refuses empty
     if stored:
         items["arrays"] = ocp.args.StandardSave(stored)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    with _checkpointer() as checkpointer:
         checkpointer.save(folder.absolute(), ocp.args.Composite(**items))
 
 
 def read_index(folder: Path) -> dict[str, Any]:
     """The index that was given to `write`; raises whatever Orbax raises on a damaged folder."""
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    with _checkpointer() as checkpointer:
         args = ocp.args.Composite(index=ocp.args.JsonRestore())
         return checkpointer.restore(folder.absolute(), args).index
 
@@ -39,9 +85,23 @@ def read_arrays(folder: Path, like: dict[str, np.ndarray]) -> dict[str, np.ndarr
     stored = {path: array for path, array in like.items() if array.size}
     if not stored:
         return like
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    with _checkpointer() as checkpointer:
         args = ocp.args.Composite(arrays=ocp.args.StandardRestore(stored))
         return like | checkpointer.restore(folder.absolute(), args).arrays
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    """One that waits for no other process: each writes and reads folders of its own."""
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process-{index}"
+    )
+    handler = ocp.CompositeCheckpointHandler(
+        index=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+        arrays=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+    )
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _keep_off_the_terminal() -> None:

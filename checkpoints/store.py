@@ -90,10 +90,11 @@ class CheckpointStore:
         frozen_metadata = json.dumps(metadata)
         self._pending = self._writer.submit(self._write, update, arrays, frozen_metadata)
 
-    def restore(self, like: PyTree) -> Restored:
+    def restore(self, like: PyTree, newest: int | None = None) -> Restored:
         """Reads the newest checkpoint that is whole.
 
         Args:
+          newest: pass over those of later updates, without a word.
           like: a pytree of arrays, scalars or `jax.ShapeDtypeStruct` with the structure, shapes
             and dtypes of the state that was saved. Values and shardings do not matter.
 
@@ -110,6 +111,8 @@ class CheckpointStore:
         expected = describe(like)
         damaged: list[str] = []
         for update in reversed(self.updates()):
+            if newest is not None and update > newest:
+                continue
             try:
                 index = self._read_index(update)
                 difference = first_difference(expected, index["arrays"])

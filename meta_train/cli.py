@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +17,7 @@ import tyro
 from rich.console import Console
 
 from learned_opt import LearnedOptError, UserError
+from meta_train import processes
 from meta_train.config import Config, check_resume, config_flags, default_config, validate
 from meta_train.run_folder import RunFolder
 
@@ -33,6 +36,12 @@ class Arguments:
     """Folder of a run to go on with, from its newest checkpoint."""
     config: Path | None = None
     """YAML file with settings, such as the config.yaml of a run; flags override it."""
+    coordinator: str | None = None
+    """For a run of many processes: HOST:PORT of process 0, or auto where JAX knows the cluster."""
+    processes: int | None = None
+    """Number of processes of the run."""
+    process_id: int | None = None
+    """Number of this process, from 0."""
     debug: bool = False
     """Show the traceback of a failure."""
 
@@ -68,6 +77,7 @@ def command(argv: Sequence[str]) -> None:
     arguments = parse(argv)
     config = arguments.settings
     validate(config)
+    many = _processes(arguments)
     console = Console(stderr=True, soft_wrap=True)
     if arguments.resume:
         if arguments.run_dir:
@@ -86,11 +96,12 @@ def command(argv: Sequence[str]) -> None:
     from meta_train.run import meta_train, origin, prepare
 
     start_from = None if arguments.resume else origin(config)
+    if many:
+        processes.join(many)
     setup = prepare(config)
+    console.quiet = not processes.leads()
     if not arguments.resume:
-        folder = RunFolder.create(arguments.run_dir, config.task.name)
-    if start_from:
-        shutil.copyfile(start_from, folder.origin)
+        folder = RunFolder(Path(processes.told(_new_folder(arguments, start_from))))
     estimator = config.estimator
     settings = [
         name.replace("_", " ") + ("" if value is True else f" {value}")
@@ -105,7 +116,29 @@ def command(argv: Sequence[str]) -> None:
         f"{setup.devices} devices",
         highlight=False,
     )
-    meta_train(config, setup, folder, console, resume=arguments.resume is not None)
+    with processes.losses_said():
+        meta_train(config, setup, folder, console, resume=arguments.resume is not None)
+
+
+def _new_folder(arguments: Arguments, start_from: Path | None) -> str:
+    """Make the folder of a new run; of many processes, the first does."""
+    if not processes.leads():
+        return ""
+    folder = RunFolder.create(arguments.run_dir, arguments.settings.task.name)
+    if start_from:
+        shutil.copyfile(start_from, folder.origin)
+    return str(folder.path)
+
+
+def _processes(arguments: Arguments) -> processes.Processes | None:
+    """Where the processes of the run meet, if there are many."""
+    if arguments.coordinator is None:
+        if (arguments.processes, arguments.process_id) != (None, None):
+            raise UserError("--processes and --process-id need --coordinator HOST:PORT, that of process 0")
+        return None
+    many = processes.Processes(arguments.coordinator, arguments.processes, arguments.process_id)
+    processes.check(many)
+    return many
 
 
 def exit_code_of(program: str, command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
@@ -146,4 +179,9 @@ def main() -> None:
     """Entry point of `meta-train`."""
     # A console script does not look for modules where it is run; `--task module:name` should.
     sys.path.insert(0, "")
-    sys.exit(exit_code_of("meta-train", command, sys.argv[1:]))
+    argv = sys.argv[1:]
+    run = partial(exit_code_of, "meta-train", command, argv)
+    if processes.WATCHED in os.environ:
+        sys.exit(processes.watched(run))
+    many = any(word.partition("=")[0] == "--coordinator" for word in argv)
+    sys.exit(processes.watch("meta-train", argv) if many else run())

@@ -27,6 +27,7 @@ from inner_tasks.datasets.cache import cache_folder
 from learned_opt import UserError
 from meta_train.estimators.base import Estimator, Info, State, Theta
 from meta_train.estimators.window import chunked_map
+from meta_train.processes import concatenated
 
 # Up to here every pair hands over its own term; larger populations hand over this many sums at most.
 MAX_BLOCKS = 256
@@ -55,7 +56,8 @@ class Population(NamedTuple):
     Attributes:
       init: ``(key, theta) -> state``.
       estimate: ``(theta, state, key) -> (gradient, state, info)``. The state is donated.
-      gather: ``state -> pytree of NumPy arrays [units, ...]``, in particle order.
+      gather: ``state -> pytree of NumPy arrays [units, ...]``, in particle order; of many processes, each
+        has the units of its own.
       scatter: the inverse of gather, onto the devices of this population.
     """
 
@@ -89,7 +91,7 @@ def population(
     """
     per_block = units // blocks(units)
     problem = replicate(problem, devices)
-    numbers = np.arange(units).reshape(devices, -1)
+    numbers = _own_rows(np.arange(units).reshape(devices, -1))
 
     def init(shared: tuple[UnrolledProblem, Theta, jax.Array], numbers: jax.Array) -> State:
         problem, theta, key = shared
@@ -117,7 +119,7 @@ def population(
         sums = jax.lax.map(_ordered_sum, each)
         return jax.lax.all_gather(sums, "devices", tiled=True), state
 
-    pmap = partial(jax.pmap, axis_name="devices", devices=jax.devices()[:devices])
+    pmap = partial(jax.pmap, axis_name="devices", devices=_first_devices(devices))
     init_on_devices = pmap(init, in_axes=(SHARED, 0))
     terms_on_devices = pmap(terms, in_axes=(SHARED, 0, 0), donate_argnums=2)
 
@@ -129,11 +131,11 @@ def population(
         return gradient, state, info
 
     def gather(state: State) -> Any:
-        return jax.tree.map(lambda x: np.array(x).reshape(units, *x.shape[2:]), state)
+        return jax.tree.map(lambda x: np.array(x).reshape(numbers.size, *x.shape[2:]), state)
 
     def scatter(state: Any) -> State:
         # An identity under pmap lays the arrays out as its outputs are: so nothing is compiled twice.
-        split = jax.tree.map(lambda x: np.reshape(x, (devices, -1, *np.shape(x)[1:])), state)
+        split = jax.tree.map(lambda x: np.reshape(x, (*numbers.shape, *np.shape(x)[1:])), state)
         return pmap(lambda x: x)(split)
 
     return Population(
@@ -151,7 +153,26 @@ def blocks(units: int) -> int:
 
 def spread_evenly(available: int, units: int) -> int:
     """The most devices, of those available, that a population of this many pairs can be spread over."""
-    return max(n for n in range(1, available + 1) if blocks(units) % n == 0)
+    return _even_numbers(available, units)[-1]
+
+
+def _even_numbers(available: int, units: int | None) -> list[int]:
+    """Numbers of devices that a population can be spread over: as many of each process, ascending."""
+    processes = jax.process_count()
+    numbers = range(processes, available + 1, processes)
+    return [n for n in numbers if units is None or blocks(units) % n == 0]
+
+
+def _first_devices(count: int) -> list[jax.Device]:
+    """So many devices, as many of each process, in the order of the processes."""
+    processes = range(jax.process_count())
+    own = count // len(processes)
+    return [device for index in processes for device in jax.local_devices(process_index=index)[:own]]
+
+
+def _own_rows(x: np.ndarray) -> np.ndarray:
+    """Of an array with a row for each device, the rows of this process's."""
+    return np.split(x, jax.process_count())[jax.process_index()]
 
 
 def _ordered_sum(xs: Any) -> Any:
@@ -205,7 +226,7 @@ def over_devices(
     mapped = jax.pmap(
         lambda shared, xs: chunked_map(partial(f, *shared), xs, chunk),
         in_axes=((None,), 0),
-        devices=jax.devices()[:devices],
+        devices=_first_devices(devices),
     )
 
     def call(xs: Any) -> Any:
@@ -214,8 +235,9 @@ def over_devices(
             # The last element fills up the last group, so that all groups are one program; what it gives
             # again is cut off.
             order = np.minimum(np.arange(first, first + group), n - 1).reshape(devices, chunk)
-            out = mapped(shared, jax.tree.map(partial(_take, order), xs))
-            parts.append(jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), out))
+            out = mapped(shared, jax.tree.map(partial(_take, _own_rows(order)), xs))
+            own = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), out)
+            parts.append(concatenated(own))
             advance(min(group, n - first))
         return jax.tree.map(lambda *x: np.concatenate(x)[:n], *parts)
 
@@ -227,13 +249,14 @@ def _take(order: np.ndarray, x: Any) -> np.ndarray:
 
 
 def replicate(tree: Any, devices: int) -> Any:
-    """A pytree whose arrays lie on each of the first `devices` devices."""
-    mesh = jax.sharding.Mesh(jax.devices()[:devices], "devices")
+    """A pytree whose arrays lie on each of those of the first `devices` devices that are this process's."""
+    own = jax.local_devices()[: devices // jax.process_count()]
+    mesh = jax.sharding.Mesh(own, "devices")
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
 def start_devices(requested: int | None, units: int | None = None) -> int:
-    """Choose how many devices to use, before JAX starts its backends.
+    """Choose how many devices to use, those of all processes together, before JAX starts its backends.
 
     On a CPU this makes one XLA device per core: only then does a run use every core. Compiled programs
     are kept in the user's cache folder, unless JAX was told of another: a run that is resumed, or another
@@ -259,14 +282,19 @@ def start_devices(requested: int | None, units: int | None = None) -> int:
     with contextlib.suppress(RuntimeError):  # JAX has started already, with what it has
         jax.config.update("jax_num_cpu_devices", requested or cores)
     available = jax.device_count()
+    evenly = _even_numbers(available, units)
+    if not evenly:
+        raise UserError(
+            f"a population of {units} (antithetic pairs, or single particles) cannot be spread evenly over "
+            f"{jax.process_count()} processes; start a number of them that divides it"
+        )
     if requested is None:
-        return available if units is None else spread_evenly(available, units)
+        return evenly[-1]
     if requested > available:
         raise UserError(
             f"--devices is {requested}, but JAX has {available} ({jax.devices()[0].platform}); "
             f"choose at most {available}, or 'auto'"
         )
-    evenly = [n for n in range(1, available + 1) if units is None or blocks(units) % n == 0]
     if requested not in evenly:
         raise UserError(
             f"a population of {units} (antithetic pairs, or single particles) cannot be spread evenly over "

@@ -19,6 +19,7 @@ from checkpoints import CheckpointStore
 from inner_tasks import TaskDistribution, Training, find_objective, find_task
 from learned_opt import LearnedOptError, UserError
 from learned_opt.shelf import find_optimizer
+from meta_train import processes, saving
 from meta_train.comparison import (
     Comparison,
     card,
@@ -31,17 +32,9 @@ from meta_train.comparison import (
 from meta_train.config import Config, save_config, to_dict
 from meta_train.estimators.base import Estimator, Theta
 from meta_train.evaluation import BASELINES, Contestant, baseline
-from meta_train.interrupt import StopRequest
+from meta_train.interrupt import Interrupted, StopRequest
 from meta_train.mixture import mixture
-from meta_train.outer import (
-    RunState,
-    Update,
-    gathered,
-    initial_state,
-    outer_loop,
-    outer_optimizer,
-    scattered,
-)
+from meta_train.outer import RunState, Update, initial_state, outer_loop, outer_optimizer
 from meta_train.population import Population, population, start_devices
 from meta_train.progress import ProgressLine, RunsLine
 from meta_train.run_folder import MetricsFile, RunFolder, read_metrics
@@ -133,30 +126,39 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
       LearnedOptError: the meta-gradient stayed non-finite, or the disk failed.
     """
     advice = f"go on with: meta-train --resume {folder.path}"
-    with CheckpointStore(folder.checkpoints) as store:
+    with saving.open_store(folder.checkpoints) as store:
         if resume:
-            state, done, position = _restore(config, setup, folder, store, console)
+            restored = saving.restore(folder.checkpoints, store, setup.population, start(config, setup))
+            for sentence in restored.damaged:
+                console.print(sentence, style="yellow", highlight=False)
+            console.print(f"resumed {folder.path} at update {restored.update}", highlight=False)
+            state, done = restored.state, restored.update
+            position = restored.metadata["metrics_position"]
         else:
             # From its first moment a run can be resumed.
             theta = learned_opt.read(folder.origin).theta if folder.origin.exists() else None
             state, done, position = start(config, setup, theta), 0, 0
-            _save(store, setup, state, done, position)
+            saving.save(store, setup.population, state, done, position)
             store.wait()
-        save_config(config, folder.config)
-        tracker = start_tracking(config.wandb, folder.path, to_dict(config))
+        if processes.leads():
+            save_config(config, folder.config)
+        mode = config.wandb if processes.leads() else "disabled"
+        tracker = start_tracking(mode, folder.path, to_dict(config))
         if config.wandb != "disabled":
             console.print(tracker.status, highlight=False)
         exit_code = 1
         try:
             with StopRequest() as stop:
-                with MetricsFile(folder.metrics, position) as metrics:
+                with MetricsFile(folder.metrics if processes.leads() else None, position) as metrics:
                     outputs = Outputs(console, store, metrics, tracker)
                     theta = _learn(config, setup, state, done, outputs, stop, advice)
-                _export(config, folder, theta)
+                if processes.leads():
+                    _export(config, folder, theta)
                 console.print(f"optimizer: {folder.optimizer}", highlight=False)
 
                 def check() -> None:
-                    stop.check(f"stopped during the comparison; {advice}")
+                    if asked := _signal(stop):
+                        raise Interrupted(f"stopped during the comparison; {advice}", asked)
 
                 learned = Contestant(setup.training.optimizer, theta)
                 # Optimizers are compared by the training loss, whatever was meta-trained for.
@@ -173,10 +175,11 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
                     chunk=setup.chunk,
                     watch=partial(RunsLine, console, check),
                 )
-                # The file as it was is whole already; now it gets its card.
-                _export(config, folder, theta, [card(comparison, "learned")])
-                tracker.artifact(folder.optimizer, {"config": to_dict(config)})
-                _report(config, folder, comparison, tracker)
+                if processes.leads():
+                    # The file as it was is whole already; now it gets its card.
+                    _export(config, folder, theta, [card(comparison, "learned")])
+                    tracker.artifact(folder.optimizer, {"config": to_dict(config)})
+                    _report(config, folder, comparison, tracker)
                 print_comparison(comparison, console)
                 console.print(f"report: {folder.report}", highlight=False)
                 exit_code = 0
@@ -185,6 +188,13 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
             raise
         finally:
             tracker.finish(exit_code)
+    # None leaves before the report is written: the others would take it for dead.
+    processes.greatest(0)
+
+
+def _signal(stop: StopRequest) -> int:
+    """The signal that any process was sent, 0 if none was: all of them stop together."""
+    return processes.greatest(stop.signal or 0)
 
 
 def origin(config: Config) -> Path | None:
@@ -229,23 +239,6 @@ def start(config: Config, setup: Setup, theta: Theta | None = None) -> RunState:
     return initial_state(setup.population, outer_optimizer(config.outer, config.updates), theta, key)
 
 
-def _save(store: CheckpointStore, setup: Setup, state: RunState, update: int, position: int) -> None:
-    """Save the state in the background, with the length of the metrics file that belongs to it."""
-    store.save(update, gathered(setup.population, state), {"metrics_position": position})
-
-
-def _restore(
-    config: Config, setup: Setup, folder: RunFolder, store: CheckpointStore, console: Console
-) -> tuple[RunState, int, int]:
-    """State to go on from, updates that led to it, and the length of the metrics file that belongs to it."""
-    restored = store.restore(gathered(setup.population, start(config, setup)))
-    for sentence in restored.damaged:
-        console.print(sentence, style="yellow", highlight=False)
-    console.print(f"resumed {folder.path} at update {restored.update}", highlight=False)
-    state = scattered(setup.population, restored.state)
-    return state, restored.update, restored.metadata["metrics_position"]
-
-
 def _learn(
     config: Config,
     setup: Setup,
@@ -264,12 +257,14 @@ def _learn(
             outputs.metrics.write(record)
             outputs.tracker.log(number, {k: v for k, v in record.items() if v is not None and k != "update"})
             progress.advance(number, float(update.info.loss), float(update.info.steps), update.seconds)
-            asked = stop.signal is not None
+            asked = _signal(stop)
             if number % config.checkpoint_every == 0 or number == config.updates or asked:
-                _save(outputs.store, setup, state, number, outputs.metrics.position)
+                saving.save(outputs.store, setup.population, state, number, outputs.metrics.position)
             if asked:
                 outputs.store.wait()
-                stop.check(f"stopped at update {number} of {config.updates}, and saved; {advice}")
+                raise Interrupted(
+                    f"stopped at update {number} of {config.updates}, and saved; {advice}", asked
+                )
             if state.skipped >= MAX_SKIPPED:
                 raise LearnedOptError(
                     f"the meta-gradient was not finite {MAX_SKIPPED} updates in a row, up to update "

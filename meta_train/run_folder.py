@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from learned_opt import UserError
 from learned_opt.artifact import FILE_NAME
@@ -127,14 +128,17 @@ class MetricsFile:
     """JSON lines, one per update; a context manager.
 
     Args:
-      path: the file.
+      path: the file; None for a process that writes none.
       position: bytes of it to keep: what a run that is resumed had written at its checkpoint.
 
     Raises:
       UserError: the file has lost some of these bytes.
     """
 
-    def __init__(self, path: Path, position: int = 0) -> None:
+    def __init__(self, path: Path | None, position: int = 0) -> None:
+        if path is None:
+            self._file: IO[bytes] = io.BytesIO()
+            return
         size = path.stat().st_size if path.exists() else 0
         if size < position:
             raise UserError(

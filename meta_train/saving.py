@@ -1,0 +1,74 @@
+"""The checkpoints of a run: each process saves a part, and any number of them goes on from these."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from checkpoints import CheckpointStore, Restored, part_folder, remove_parts, saved_parts
+from meta_train import processes
+from meta_train.outer import RunState, gathered, scattered
+from meta_train.population import Population
+
+
+def open_store(folder: Path) -> CheckpointStore:
+    """The checkpoints of this process's part.
+
+    Args:
+      folder: where those of the run are.
+    """
+    return CheckpointStore(part_folder(folder, jax.process_index(), jax.process_count()))
+
+
+def save(store: CheckpointStore, population: Population, state: RunState, update: int, position: int) -> None:
+    """Save the state in the background, with the length of the metrics file that belongs to it."""
+    store.save(update, gathered(population, state), {"metrics_position": position})
+
+
+def restore(folder: Path, store: CheckpointStore, population: Population, like: RunState) -> Restored:
+    """The state after the newest update that every part has, on the devices of the population.
+
+    Where another number of processes saved it, each takes its share of all parts, and saves that.
+
+    Args:
+      folder: where the checkpoints of the run are.
+      store: those of this process's part.
+      population: whose particles they are.
+      like: a state of this run; its values do not matter.
+
+    Raises:
+      UserError: there is no whole checkpoint of such a state.
+    """
+    like = gathered(population, like)
+    index, count, saved = jax.process_index(), jax.process_count(), saved_parts(folder)
+    rows = len(jax.tree.leaves(like.particles)[0])
+    part_like = like._replace(
+        particles=jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((rows * count // saved, *x.shape[1:]), x.dtype), like.particles
+        )
+    )
+    stores = (
+        [store] if saved == count else [CheckpointStore(part_folder(folder, i, saved)) for i in range(saved)]
+    )
+    newest = None
+    while True:
+        parts = [each.restore(part_like, newest) for each in stores]
+        oldest = processes.least(min(part.update for part in parts))
+        if processes.least(all(part.update == oldest for part in parts)):
+            break
+        # A process that was killed has saved less than the others.
+        newest = oldest
+    state = parts[0].state
+    if saved != count:
+        own = slice(index * rows, (index + 1) * rows)
+        split = [part.state.particles for part in parts]
+        state = state._replace(particles=jax.tree.map(lambda *x: np.concatenate(x)[own], *split))
+        store.save(oldest, state, parts[0].metadata)
+        store.wait()
+        processes.least(1)  # all have saved
+        if processes.leads():
+            remove_parts(folder, saved)
+    damaged = [sentence for part in parts for sentence in part.damaged]
+    return Restored(oldest, scattered(population, state), parts[0].metadata, damaged)
