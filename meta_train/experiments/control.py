@@ -183,9 +183,7 @@ def _draw_gait(axes: Axes, policy: np.ndarray) -> None:
         for _ in range(FRAME_SKIP):
             mujoco.mj_step(model, data)
     axes.set_yticks(-FRAME_GAP * np.arange(FRAMES), [f"{second - seconds[0]:.1f}" for second in seconds])
-    axes.set(
-        aspect="equal", xlabel="x", ylabel="seconds", title="gait of the best policy"
-    )
+    axes.set(aspect="equal", xlabel="x", ylabel="seconds", title="gait of the best policy")
 
 
 EXPERIMENT = Experiment(

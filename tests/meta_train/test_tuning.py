@@ -111,7 +111,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(many_hyperparameters, "RECORDS", 4)
     many = many_hyperparameters.Protocol(4, 4, 10, 4, 1200, 2)
     monkeypatch.setitem(many_hyperparameters.PROTOCOLS, "small", many)
-    optimizer = learned_optimizer.Protocol(8, TaskSettings((4,), 8, 10), 5, 4, 20, 2)
+    optimizer = learned_optimizer.Protocol(8, TaskSettings((4,), 8, 10), 5, 4, 20, 1e-2, 2)
     monkeypatch.setitem(learned_optimizer.PROTOCOLS, "small", optimizer)
 
 
