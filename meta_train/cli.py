@@ -36,6 +36,8 @@ class Arguments:
     """Folder of a run to go on with, from its newest checkpoint."""
     config: Path | None = None
     """YAML file with settings, such as the config.yaml of a run; flags override it."""
+    estimate: bool = False
+    """Print the memory and the time that the run would need, and do not start it."""
     coordinator: str | None = None
     """For a run of many processes: HOST:PORT of process 0, or auto where JAX knows the cluster."""
     processes: int | None = None
@@ -93,6 +95,7 @@ def command(argv: Sequence[str]) -> None:
             )
             return
     # Imported late: parsing and its errors need no JAX program.
+    from meta_train.estimate import estimate, memory, print_estimate, size
     from meta_train.run import meta_train, origin, prepare
 
     start_from = None if arguments.resume else origin(config)
@@ -100,6 +103,10 @@ def command(argv: Sequence[str]) -> None:
         processes.join(many)
     setup = prepare(config)
     console.quiet = not processes.leads()
+    if arguments.estimate:
+        print_estimate(estimate(config, setup), config, setup.devices, console)
+        return
+    needed = memory(setup)
     if not arguments.resume:
         folder = RunFolder(Path(processes.told(_new_folder(arguments, start_from))))
     estimator = config.estimator
@@ -113,7 +120,7 @@ def command(argv: Sequence[str]) -> None:
     console.print(
         f"{folder.path}: {config.task.name} (T {config.task.horizon}), "
         f"{estimator.name} ({', '.join(settings) or 'whole episodes'}), {estimator.particles} particles on "
-        f"{setup.devices} devices",
+        f"{setup.devices} devices, {size(sum(needed))} each",
         highlight=False,
     )
     with processes.losses_said():

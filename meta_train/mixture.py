@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from meta_train.estimators.base import State, Theta
-from meta_train.population import Population, PopulationInfo
+from meta_train.population import Memory, Population, PopulationInfo
 
 
 def mixture(populations: Sequence[Population], clip_norm: float) -> Population:
@@ -37,11 +37,16 @@ def mixture(populations: Sequence[Population], clip_norm: float) -> Population:
         gradient, info = _combine(gradients, infos, clip_norm)
         return gradient, states, info
 
+    def memory(theta: Theta) -> Memory:
+        each = [population.memory(theta) for population in populations]
+        return Memory(sum(own.held for own in each), max(own.working for own in each))
+
     return Population(
         init=init,
         estimate=estimate,
         gather=lambda state: tuple(p.gather(own) for p, own in zip(populations, state, strict=True)),
         scatter=lambda state: tuple(p.scatter(own) for p, own in zip(populations, state, strict=True)),
+        memory=memory,
     )
 
 

@@ -50,6 +50,13 @@ class PopulationInfo(NamedTuple):
     steps: jax.Array  # particle-steps: real inner steps of all particles
 
 
+class Memory(NamedTuple):
+    """What each device needs, in bytes, as the compiler plans it."""
+
+    held: int  # all the time: data, and the states of its particles
+    working: int  # during an update, beside that
+
+
 class Population(NamedTuple):
     """An estimator (``init``, ``estimate``) made of many, and its state as plain host arrays.
 
@@ -59,12 +66,14 @@ class Population(NamedTuple):
       gather: ``state -> pytree of NumPy arrays [units, ...]``, in particle order; of many processes, each
         has the units of its own.
       scatter: the inverse of gather, onto the devices of this population.
+      memory: ``theta -> Memory``; nothing is run, and shapes suffice for theta.
     """
 
     init: Callable[[jax.Array, Theta], State]
     estimate: Callable[[Theta, State, jax.Array], tuple[Theta, State, PopulationInfo]]
     gather: Callable[[State], Any]
     scatter: Callable[[Any], State]
+    memory: Callable[[Theta], Memory]
 
 
 def population(
@@ -138,11 +147,19 @@ def population(
         split = jax.tree.map(lambda x: np.reshape(x, (*numbers.shape, *np.shape(x)[1:])), state)
         return pmap(lambda x: x)(split)
 
+    def memory(theta: Theta) -> Memory:
+        shared = (problem, theta, jax.random.key(0))
+        state = jax.eval_shape(init_on_devices, shared, numbers)
+        plan = terms_on_devices.lower(shared, numbers, state).compile().memory_analysis()
+        beside = plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+        return Memory(plan.argument_size_in_bytes, beside)
+
     return Population(
         init=lambda key, theta: init_on_devices((problem, theta, key), numbers),
         estimate=estimate,
         gather=gather,
         scatter=scatter,
+        memory=memory,
     )
 
 

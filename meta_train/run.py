@@ -58,9 +58,11 @@ class Setup(NamedTuple):
 
     members: tuple[str, ...]  # names of the tasks that are learned from
     training: Training  # the first of them, which the report is about
-    population: Population
+    populate: Callable[[int], Population]  # of so many units (antithetic pairs, or single particles)
+    population: Population  # of as many as configured
     devices: int
-    chunk: int
+    chunk: int  # particles that a device works on at once
+    pairs_at_once: int  # units, likewise
 
 
 def prepare(config: Config) -> Setup:
@@ -88,18 +90,15 @@ def prepare(config: Config) -> Setup:
     for training in trainings:
         _check_estimator(estimator, training)
     trainings = [dataclasses.replace(each, data=each.task.load(config.data_dir)) for each in trainings]
-    populations = [
-        population(
-            estimator,
-            training,
-            units=config.estimator.units,
-            devices=devices,
-            chunk=max(1, chunk // method.particles),
-        )
-        for training in trainings
-    ]
-    together = mixture(populations, config.outer.clip_norm) if len(members) > 1 else populations[0]
-    return Setup(tuple(members), trainings[0], together, devices, chunk)
+    at_once = max(1, chunk // method.particles)
+
+    def populate(units: int) -> Population:
+        each = [population(estimator, own, units=units, devices=devices, chunk=at_once) for own in trainings]
+        return mixture(each, config.outer.clip_norm) if len(members) > 1 else each[0]
+
+    return Setup(
+        tuple(members), trainings[0], populate, populate(config.estimator.units), devices, chunk, at_once
+    )
 
 
 def _check_estimator(make: Callable[[Training], Estimator], training: Training) -> None:

@@ -1,0 +1,109 @@
+"""What a run will need, before it is started: memory as the compiler plans it, time from a few updates."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from typing import NamedTuple
+
+import jax
+from rich.console import Console
+
+from learned_opt import UserError
+from meta_train.config import Config
+from meta_train.outer import initial_state, outer_loop, outer_optimizer
+from meta_train.population import Memory, Population
+from meta_train.run import Setup
+
+# Rounds (as many particles as all devices work on at once) of the two small populations that are timed.
+FEW, MORE = 1, 3
+WARM_UP, TIMED = 2, 5
+
+
+class Estimate(NamedTuple):
+    """What a run will need."""
+
+    memory: Memory  # of each device
+    seconds: float  # an update
+
+
+def memory(setup: Setup) -> Memory:
+    """What each device will need during meta-training.
+
+    Raises:
+      UserError: it is more than there is.
+    """
+    needed = setup.population.memory(jax.eval_shape(setup.training.init_theta, jax.random.key(0)))
+    total = sum(needed)
+    there_is = _memory_of_device()
+    if there_is is not None and total > there_is:
+        raise UserError(
+            f"the run would need {size(total)} on each device, and there are {size(there_is)}; try a smaller "
+            f"--chunk (it is {setup.chunk}), fewer --estimator.particles, or more devices"
+        )
+    return needed
+
+
+def estimate(config: Config, setup: Setup) -> Estimate:
+    """Memory and time of a run; a few updates of small populations are made, and nothing is kept.
+
+    The particles of a device are unrolled in rounds, so the time of an update is a line in their number.
+
+    Args:
+      config: the settings.
+      setup: what they stand for.
+
+    Raises:
+      UserError: there is too little memory.
+    """
+    needed = memory(setup)
+    per_round = setup.devices * setup.pairs_at_once
+    rounds = -(-config.estimator.units // per_round)
+    if rounds <= MORE:
+        return Estimate(needed, _seconds(config, setup, setup.population))
+    few, more = (_seconds(config, setup, setup.populate(n * per_round)) for n in (FEW, MORE))
+    return Estimate(needed, few + (more - few) / (MORE - FEW) * (rounds - FEW))
+
+
+def print_estimate(estimate: Estimate, config: Config, devices: int, console: Console) -> None:
+    """Memory, time of an update, and of all."""
+    held, working = estimate.memory
+    seconds = estimate.seconds * config.updates
+    hours, minutes = divmod(round(seconds / 60), 60)
+    total = f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes > 1 else f"{seconds:.0f} s"
+    console.print(
+        f"memory: {size(held + working)} on each of {devices} devices ({size(held)} held, {size(working)} "
+        f"during an update)\n"
+        f"time: {estimate.seconds:.3g} s an update, {total} for {config.updates} updates, without compiling "
+        "and the comparison at the end",
+        highlight=False,
+    )
+
+
+def size(count: int) -> str:
+    """A number of bytes in words."""
+    value = float(count)
+    for unit in ("KiB", "MiB"):
+        value /= 1024
+        if value < 1024:
+            return f"{value:.3g} {unit}"
+    return f"{value / 1024:.3g} GiB"
+
+
+def _seconds(config: Config, setup: Setup, population: Population) -> float:
+    """Of an update, the median of a few."""
+    key = jax.random.key(config.seed)
+    tx = outer_optimizer(config.outer, config.updates)
+    state = initial_state(population, tx, setup.training.init_theta(key), key)
+    taken = [update.seconds for update in outer_loop(population, tx, state, 0, WARM_UP + TIMED)]
+    return statistics.median(taken[WARM_UP:])
+
+
+def _memory_of_device() -> int | None:
+    """Bytes that a device has, None where nobody says; the devices of a CPU share its memory."""
+    device = jax.local_devices()[0]
+    if stats := device.memory_stats():
+        return stats.get("bytes_limit")
+    if device.platform == "cpu" and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
+    return None

@@ -1,0 +1,66 @@
+"""What a run needs: the memory as it should grow, the message that refuses, the lines that are printed."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import jax
+import pytest
+
+from inner_tasks import Training, find_task
+from learned_opt import get_optimizer
+from meta_train.estimate import size
+from meta_train.estimators import pes
+from meta_train.population import Memory, population
+from tests.meta_train.command import TINY, meta_train
+
+
+def needed(pairs: int = 2, truncation: int = 4, horizon: int = 20) -> Memory:
+    """Of PES on a small digits task, on one device."""
+    registration = find_task("digits-mlp")
+    task = registration.build(registration.settings._replace(hidden=(8,), horizon=horizon))
+    problem = Training(task.load(None), task, get_optimizer("sgdm"), horizon)
+    make = partial(pes, sigma=0.1, truncation=truncation)
+    theta = jax.eval_shape(problem.init_theta, jax.random.key(0))
+    return population(make, problem, units=pairs, devices=1).memory(theta)
+
+
+def test_memory_is_flat_in_horizon_and_truncation_and_linear_in_pairs() -> None:
+    two = needed()
+    assert sum(needed(horizon=2000)) == pytest.approx(sum(two), rel=0.02)
+    assert sum(needed(truncation=20)) == pytest.approx(sum(two), rel=0.02)
+    # An MLP 64-8-10 of 610 parameters with one momentum, twice; xi of theta's 2 numbers; a position; a key.
+    pair = 4 * (2 * 2 * 610)
+    assert needed(pairs=10).held - two.held == pytest.approx(8 * pair, rel=0.02)
+
+
+def test_the_estimate_is_printed_and_nothing_is_made(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    outcome = meta_train(
+        TINY, "--updates 1000 --estimator.particles 16 --devices 1 --estimate --run-dir", run
+    )
+    assert outcome.code == 0, outcome.err
+    assert re.search(r"memory: [\d.]+ KiB on each of 1 devices \([\d.]+ KiB held, [\d.]+ KiB", outcome.err)
+    found = re.search(r"time: ([\d.e-]+) s an update, ([\d.]+) (s|min) for 1000 updates", outcome.err)
+    assert found and float(found[1]) * 1000 == pytest.approx(
+        float(found[2]) * {"s": 1, "min": 60}[found[3]], rel=0.3
+    )
+    assert not run.exists()
+
+
+def test_a_run_that_needs_too_much_is_refused_before_its_folder_is_made(tmp_path: Path) -> None:
+    with mock.patch("meta_train.estimate._memory_of_device", lambda: 10_000):
+        outcome = meta_train(TINY, "--run-dir", tmp_path / "run")
+    assert outcome.code == 2
+    assert "on each device, and there are 9.77 KiB; try a smaller --chunk (it is 1), fewer" in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(512, "0.5 KiB"), (3 * 2**20, "3 MiB"), (5 * 2**30, "5 GiB"), (2**42, "4.1e+03 GiB")]
+)
+def test_sizes(count: int, words: str) -> None:
+    assert size(count) == words
