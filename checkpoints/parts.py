@@ -7,7 +7,6 @@ lie in ``part-1-of-4``, ``part-2-of-4``, ... of the folder; of a single process 
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 _NAME = re.compile(r"part-(\d+)-of-(\d+)")
@@ -28,17 +27,6 @@ def saved_parts(folder: Path) -> int:
         updates = [_updates(part_folder(folder, index, count)) for index in range(count)]
         newest[count] = max(set.intersection(*updates), default=-1)
     return max(newest, key=lambda count: newest[count])
-
-
-def remove_parts(folder: Path, count: int) -> None:
-    """Remove the checkpoints that are in so many parts."""
-    for index in range(count):
-        part = part_folder(folder, index, count)
-        if count > 1:
-            shutil.rmtree(part, ignore_errors=True)
-        else:
-            for update in _updates(part):
-                shutil.rmtree(part / str(update), ignore_errors=True)
 
 
 def _updates(part: Path) -> set[int]:

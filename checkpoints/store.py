@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -135,6 +136,14 @@ class CheckpointStore:
     def updates(self) -> list[int]:
         """The update numbers of the checkpoints on disk, ascending; damaged ones are included."""
         return sorted(int(path.name) for path in self._folder.glob("*") if path.name.isdecimal())
+
+    def clear(self) -> None:
+        """Removes all checkpoints, the newest last, and the folder if nothing else is in it."""
+        self.wait()
+        for update in self.updates():
+            self._remove(update)
+        with contextlib.suppress(OSError):
+            self._folder.rmdir()
 
     def wait(self) -> None:
         """Returns when the background save, if any, is on disk.

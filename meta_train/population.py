@@ -148,8 +148,12 @@ def population(
         return pmap(lambda x: x)(split)
 
     def memory(theta: Theta) -> Memory:
+        many = jax.process_count() > 1
+        if many:  # pmap takes no shapes for arrays then
+            theta = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), theta)
         shared = (problem, theta, jax.random.key(0))
-        state = jax.eval_shape(init_on_devices, shared, numbers)
+        start = init_on_devices if many else partial(jax.eval_shape, init_on_devices)
+        state = start(shared, numbers)
         plan = terms_on_devices.lower(shared, numbers, state).compile().memory_analysis()
         beside = plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
         return Memory(plan.argument_size_in_bytes, beside)

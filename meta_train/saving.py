@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from checkpoints import CheckpointStore, Restored, part_folder, remove_parts, saved_parts
+from checkpoints import CheckpointStore, Restored, part_folder, saved_parts
 from meta_train import processes
 from meta_train.outer import RunState, gathered, scattered
 from meta_train.population import Population
@@ -69,6 +69,7 @@ def restore(folder: Path, store: CheckpointStore, population: Population, like: 
         store.wait()
         processes.least(1)  # all have saved
         if processes.leads():
-            remove_parts(folder, saved)
+            for each in stores:
+                each.clear()
     damaged = [sentence for part in parts for sentence in part.damaged]
     return Restored(oldest, scattered(population, state), parts[0].metadata, damaged)
