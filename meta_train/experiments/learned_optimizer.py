@@ -141,8 +141,11 @@ def draw(result: Result, folder: Path) -> Sequence[Path]:
             curve = result.methods[name].curve
             panel.plot(curve["update"], curve["value"].T, lw=1.3, **style)
             panel.axhline(result.pictured["adam"], color="black", lw=0.9, ls="--", label="Adam, best rate")
-            panel.set(xlabel="outer update", yscale="log", title=METHODS[name][1])
-        axes[0].set_ylabel("mean training loss over an episode")
+            panel.set(xlabel="outer update", title=METHODS[name][1])
+        # Where the lines start is of no interest.
+        lowest = min(outcome.curve["value"].min() for outcome in result.methods.values())
+        axes[0].set(ylabel="mean training loss over an episode")
+        axes[0].set_ylim(0.99 * lowest, 1.1 * result.pictured["adam"])
         axes[0].legend()
         figure.suptitle("unperturbed theta on unseen seeds; a line for each initialisation of theta")
     return [path]
