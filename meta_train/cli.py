@@ -36,7 +36,7 @@ class Arguments:
     """Folder of a run to go on with, from its newest checkpoint."""
     config: Path | None = None
     """YAML file with settings, such as the config.yaml of a run; flags override it."""
-    estimate: bool = False
+    estimate: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the memory and the time that the run would need, and do not start it."""
     coordinator: str | None = None
     """For a run of many processes: HOST:PORT of process 0, or auto where JAX knows the cluster."""
