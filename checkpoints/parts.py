@@ -19,15 +19,16 @@ def part_folder(folder: Path, index: int, count: int) -> Path:
 
 def saved_parts(folder: Path) -> int:
     """The number of parts that the newest checkpoints of a run are in; 1 if there are none."""
-    newest = {}
-    for count in {
-        1,
-        *(int(found[2]) for path in folder.glob("part-*") if (found := _NAME.fullmatch(path.name))),
-    }:
-        updates = [_updates(part_folder(folder, index, count)) for index in range(count)]
-        newest[count] = max(set.intersection(*updates), default=-1)
-    return max(newest, key=lambda count: newest[count])
+    found = (_NAME.fullmatch(path.name) for path in folder.glob("part-*"))
+    counts = {1, *(int(name[2]) for name in found if name)}
+
+    def newest(count: int) -> int:
+        updates = [updates_in(part_folder(folder, index, count)) for index in range(count)]
+        return max(set.intersection(*updates), default=-1)
+
+    return max(counts, key=newest)
 
 
-def _updates(part: Path) -> set[int]:
+def updates_in(part: Path) -> set[int]:
+    """The update numbers of the checkpoints in the folder of a part."""
     return {int(path.name) for path in part.glob("*") if path.name.isdecimal()}

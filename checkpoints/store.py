@@ -23,6 +23,7 @@ from checkpoints.host_arrays import (
     first_difference,
     unflatten,
 )
+from checkpoints.parts import updates_in
 from learned_opt.errors import LearnedOptError, UserError
 
 
@@ -95,9 +96,9 @@ class CheckpointStore:
         """Reads the newest checkpoint that is whole.
 
         Args:
-          newest: pass over those of later updates, without a word.
           like: a pytree of arrays, scalars or `jax.ShapeDtypeStruct` with the structure, shapes
             and dtypes of the state that was saved. Values and shardings do not matter.
+          newest: checkpoints of later updates are passed over without a word.
 
         Returns:
           The state as NumPy arrays (typed keys as such, scalars as arrays of shape ()), and what
@@ -135,7 +136,7 @@ class CheckpointStore:
 
     def updates(self) -> list[int]:
         """The update numbers of the checkpoints on disk, ascending; damaged ones are included."""
-        return sorted(int(path.name) for path in self._folder.glob("*") if path.name.isdecimal())
+        return sorted(updates_in(self._folder))
 
     def clear(self) -> None:
         """Removes all checkpoints, the newest last, and the folder if nothing else is in it."""
