@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import jax
-
 from learned_opt.base import LearnedOptimizer
-from learned_opt.mlp import momentum_network
+from learned_opt.momentum_network import momentum_network
 
 HIDDEN = (32,)
 MOMENTUM_DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)
@@ -27,8 +25,9 @@ def metz2019() -> LearnedOptimizer:
     Metz et al., "Understanding and correcting pathologies in the training of learned optimizers", ICML
     2019; google-research, ``task_specific_learned_opt/fast_rolling_mlp.py``.
     """
-    return momentum_network(HIDDEN, MOMENTUM_DECAYS, TIME_SCALES, _features)
-
-
-def _features(gradient: jax.Array, param: jax.Array, momenta: jax.Array) -> list[jax.Array]:
-    return [gradient[None], BLIND_INVERSE_ROOT * momenta, param[None], momenta]
+    return momentum_network(
+        HIDDEN,
+        MOMENTUM_DECAYS,
+        TIME_SCALES,
+        [("gradient", 1), ("momenta", BLIND_INVERSE_ROOT), ("param", 1), ("momenta", 1)],
+    )

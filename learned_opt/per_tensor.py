@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -59,6 +59,7 @@ def per_tensor(
     init_theta: Callable[[jax.Array], Theta],
     init_tensor: Callable[[jax.Array], Accumulators],
     update_tensor: TensorRule,
+    kernel: Callable[..., list[tuple[jax.Array, Accumulators]]] | None = None,
 ) -> LearnedOptimizer:
     """An optimizer that applies a rule to each tensor.
 
@@ -69,6 +70,8 @@ def per_tensor(
       init_theta: ``key -> theta``, the same weights for any number of tensors.
       init_tensor: ``param -> accumulators`` before the first step.
       update_tensor: the rule.
+      kernel: the rule for all tensors at once, for a GPU and in float32: ``(theta, gradients, params,
+        accumulators, count) -> [(update, accumulators), ...]``. Where it is differentiated, the rule is used.
     """
 
     def init(params: Params) -> PerTensorState:
@@ -78,32 +81,43 @@ def per_tensor(
     def update(
         theta: Theta, gradients: Params, state: PerTensorState, params: Params
     ) -> tuple[Params, PerTensorState]:
-        def one(
-            gradient: jax.Array, param: jax.Array, accumulators: Accumulators, spread: bool
-        ) -> tuple[jax.Array, Accumulators]:
-            if param.size == 0:
-                return jnp.zeros_like(param), accumulators
-            dtype = ft.state_dtype(param)
-            cast = jax.tree.map(lambda w: w.astype(dtype), theta)
-            step, accumulators = update_tensor(
-                cast,
-                gradient.astype(dtype),
-                param.astype(dtype),
-                accumulators,
-                state.count,
-                partial(apply_network, spread=spread),
-            )
-            return step.astype(param.dtype), accumulators
-
         leaves, tree = jax.tree.flatten(params)
-        gradients, accumulators = map(tree.flatten_up_to, (gradients, state.accumulators))
-        each = zip(gradients, leaves, accumulators, state.spread, strict=True)
-        outcomes = [one(*inputs) for inputs in each]
-        updates = tree.unflatten([update for update, _ in outcomes])
+        dtypes = [ft.state_dtype(param) for param in leaves]
+
+        def plain(theta: Theta, gradients: Any, params: Any, accumulators: Any, count: jax.Array) -> Any:
+            def one(
+                gradient: jax.Array, param: jax.Array, accumulators: Accumulators, spread: bool
+            ) -> tuple[jax.Array, Accumulators]:
+                if param.size == 0:
+                    return param, accumulators
+                cast = jax.tree.map(lambda w: w.astype(param.dtype), theta)
+                network = partial(apply_network, spread=spread)
+                return update_tensor(cast, gradient, param, accumulators, count, network)
+
+            return list(map(one, gradients, params, accumulators, state.spread))
+
+        run = plain
+        if kernel and _fits_kernel(dtypes, state.spread):
+            run = jax.custom_jvp(partial(jax.lax.platform_dependent, cuda=kernel, default=plain))
+            run.defjvp(partial(jax.jvp, plain))
+        gradients, params = (
+            [x.astype(dtype) for x, dtype in zip(tree.flatten_up_to(xs), dtypes, strict=True)]
+            for xs in (gradients, params)
+        )
+        # A GPU's own default for float32 is tf32: less only where JAX was told so.
+        with jax.default_matmul_precision(jax.config.jax_default_matmul_precision or "float32"):
+            outcomes = run(theta, gradients, params, tree.flatten_up_to(state.accumulators), state.count)
+        updates = [update.astype(leaf.dtype) for (update, _), leaf in zip(outcomes, leaves, strict=True)]
         accumulators = tree.unflatten([accumulated for _, accumulated in outcomes])
-        return updates, PerTensorState(optax.safe_increment(state.count), accumulators, state.spread)
+        count = optax.safe_increment(state.count)
+        return tree.unflatten(updates), PerTensorState(count, accumulators, state.spread)
 
     return LearnedOptimizer(init_theta=lambda key, blocks: init_theta(key), init=init, update=update)
+
+
+def _fits_kernel(dtypes: Sequence[jnp.dtype], spread: Sequence[bool]) -> bool:
+    """Whether there is a GPU, and all tensors are whole and float32."""
+    return jax.default_backend() == "gpu" and not any(spread) and all(d == jnp.float32 for d in dtypes)
 
 
 def _is_spread(param: jax.Array) -> bool:

@@ -1,0 +1,72 @@
+"""Per-parameter networks that see the gradient, the value, and momenta: what ``mlp`` and ``metz2019`` are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
+
+import jax
+
+from learned_opt import features as ft
+from learned_opt.base import LearnedOptimizer, Theta
+from learned_opt.per_parameter import init_network, small_step
+from learned_opt.per_tensor import per_tensor
+
+EPSILON = 1e-5
+
+Feature = tuple[Literal["gradient", "param", "momenta"], float]  # what it is a multiple of, and the factor
+
+
+def momentum_network(
+    hidden: Sequence[int],
+    momentum_decays: Sequence[float],
+    time_scales: Sequence[float],
+    features: Sequence[Feature],
+) -> LearnedOptimizer:
+    """A per-parameter network that sees momenta and the step number, and moves by ``small_step``.
+
+    On a GPU it runs as one kernel (``momentum_kernel.py``).
+
+    Args:
+      hidden: widths of its hidden layers.
+      momentum_decays: decays of the momenta, k of them.
+      time_scales: those of the features of the step number.
+      features: what the network sees of a parameter, in this order; momenta count as k features.
+    """
+
+    def init_theta(key: jax.Array) -> Theta:
+        inputs = sum(len(momentum_decays) if source == "momenta" else 1 for source, _ in features)
+        return init_network(key, inputs + len(time_scales), hidden, outputs=2)
+
+    def init_tensor(param: jax.Array) -> jax.Array:
+        return ft.accumulator(param, len(momentum_decays))
+
+    def update_tensor(
+        theta: Theta,
+        gradient: jax.Array,
+        param: jax.Array,
+        momenta: jax.Array,
+        count: jax.Array,
+        network: Callable[..., jax.Array],
+    ) -> tuple[jax.Array, jax.Array]:
+        momenta = ft.averaged(momenta, gradient, momentum_decays)
+        sources = {"gradient": gradient[None], "param": param[None], "momenta": momenta}
+        seen = [factor * sources[source] for source, factor in features]
+        time = ft.time_features(count, time_scales)
+        return network(theta, seen, time, small_step, epsilon=EPSILON), momenta
+
+    def kernel(
+        theta: Theta,
+        gradients: Sequence[jax.Array],
+        params: Sequence[jax.Array],
+        momenta: Sequence[jax.Array],
+        count: jax.Array,
+    ) -> list[tuple[jax.Array, jax.Array]]:
+        from learned_opt.momentum_kernel import momentum_kernel
+
+        time = ft.time_features(count, time_scales)
+        run = partial(momentum_kernel, features=features, decays=momentum_decays, epsilon=EPSILON)
+        return run(theta, gradients, params, momenta, time)
+
+    return per_tensor(init_theta, init_tensor, update_tensor, kernel)
