@@ -1,0 +1,90 @@
+"""Time of an update against the block size of the per-parameter networks, on a CPU.
+
+    python benchmarks/blocks.py
+
+The sizes take their turns in one run, for every architecture with a network and on tensors of each size, one
+tensor on every core as in meta-training. The package uses one size for all (`BLOCK_SIZE` in
+`learned_opt/per_parameter.py`): this is the table that it was read off.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import tyro
+from common import interleaved
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+import learned_opt
+from learned_opt import per_parameter
+from meta_train.population import start_devices
+
+NETWORKS = ("mlp", "metz2019", "small-fc", "celo2-style", "relative-mlp")
+WORK = 2**20  # parameters times steps, of a turn
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Nanoseconds per parameter of an update, for several block sizes."""
+
+    optimizers: tuple[str, ...] = NETWORKS
+    """Architectures."""
+    parameters: tuple[int, ...] = (25_000, 400_000)
+    """Sizes of the tensor."""
+    sizes: tuple[int, ...] = (128, 256, 512, 1_024, 2_048, 4_096, 1_000_000)
+    """Block sizes; one larger than the tensor is no blocks at all."""
+    rounds: int = 7
+    """How often everything is timed."""
+
+
+def main() -> None:
+    """Print the table."""
+    arguments = tyro.cli(Arguments)
+    devices = start_devices(None)
+    table = Table(title=f"ns per parameter of an update on each of {devices} devices", box=SIMPLE_HEAD)
+    for column in ("optimizer", "parameters", *(f"{size:,}" for size in arguments.sizes)):
+        table.add_column(column, justify="left" if column == "optimizer" else "right")
+    for name in arguments.optimizers:
+        for count in arguments.parameters:
+            turns = {str(size): _updates(name, count, size, devices) for size in arguments.sizes}
+            title = f"{name}, {count:,} parameters"
+            seconds = interleaved(turns, arguments.rounds, Console(stderr=True), title)
+            medians = [statistics.median(x) / _steps(count) / count * 1e9 for x in seconds.values()]
+            best = min(medians)
+            cells = [f"[bold]{x:.1f}[/bold]" if x < 1.02 * best else f"{x:.1f}" for x in medians]
+            table.add_row(name, f"{count:,}", *cells)
+    Console(width=140).print(table)
+
+
+def _steps(count: int) -> int:
+    return max(1, WORK // count)
+
+
+def _updates(name: str, count: int, size: int, devices: int) -> Callable[[], object]:
+    """A function that makes some updates of a tensor on each device, in blocks of this size."""
+    optimizer = learned_opt.get_optimizer(name)
+    theta = optimizer.init_theta(jax.random.key(0), 1)
+    params = jax.random.normal(jax.random.key(1), (devices, count // 100, 100))
+
+    def run(theta: Any, params: jax.Array) -> jax.Array:
+        per_parameter.BLOCK_SIZE = size  # read when the program is traced, once
+
+        def step(_: int, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+            params, state = carry
+            updates, state = optimizer.update(theta, params, state, params)
+            return params + updates, state
+
+        return jax.lax.fori_loop(0, _steps(count), step, (params, optimizer.init(params)))[0]
+
+    mapped = jax.pmap(run, in_axes=(None, 0))
+    return lambda: jax.block_until_ready(mapped(theta, params))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The kernel for GPUs against the formulation that every other device runs; no GPU is needed."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from learned_opt import get_optimizer, momentum_kernel, per_tensor
+from learned_opt.momentum_kernel import BLOCK_SIZE, SMALL
+from tests.learned_opt.test_architectures import random_theta, relative_error
+
+NAMES = ("mlp", "metz2019")
+SHAPES = {
+    "large": (SMALL // 64 + 1, 64),
+    "small": (3, BLOCK_SIZE + 1),
+    "vector": (7,),
+    "number": (),
+    "empty": (0, 2),
+}
+
+
+@pytest.fixture
+def kernel_here(monkeypatch):
+    """Optimizers take the kernel, interpreted."""
+    interpreted = partial(momentum_kernel.momentum_kernel, interpret=True)
+    monkeypatch.setattr(momentum_kernel, "momentum_kernel", interpreted)
+    monkeypatch.setattr(per_tensor, "_fits_kernel", lambda *_: True)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cuda, default: cuda(*args))
+
+
+@pytest.fixture
+def gpu_is_there(monkeypatch):
+    """A machine with a GPU, as far as the choice of the kernel goes."""
+    monkeypatch.setattr(per_tensor, "_fits_kernel", lambda *_: True)
+
+
+def network(shapes=SHAPES):
+    keys = jax.random.split(jax.random.key(4), 2 * len(shapes))
+    params = {name: 0.3 * jax.random.normal(k, s) for k, (name, s) in zip(keys, shapes.items(), strict=False)}
+    gradients = {
+        name: jax.random.normal(k, s) + 0.5
+        for k, (name, s) in zip(keys[len(shapes) :], shapes.items(), strict=True)
+    }
+    return params, gradients
+
+
+def two_steps(name, theta, params, gradients):
+    """Update and state of the second step: by then the momenta are not multiples of the gradient."""
+    optimizer = get_optimizer(name)
+    other = jax.tree.map(lambda g, p: 0.2 * g + p, gradients, params)
+    _, state = optimizer.update(theta, other, optimizer.init(params), params)
+    return optimizer.update(theta, gradients, state, params)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return {name: jax.jit(partial(two_steps, name))(random_theta(name, 7), *network()) for name in NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kernel_equals_plain_formulation(name, plain, kernel_here):
+    found = jax.jit(partial(two_steps, name))(random_theta(name, 7), *network())
+    assert jax.tree.structure(found) == jax.tree.structure(plain[name])
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(plain[name]), strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        if b.size:
+            assert relative_error(a, np.asarray(b, np.float64)) < 1e-5
+
+
+def test_every_particle_has_its_own_theta(kernel_here):
+    shapes = {"small": SHAPES["small"], "vector": SHAPES["vector"]}
+    thetas = [random_theta("mlp", seed) for seed in range(3)]
+    params, gradients = network(shapes)
+    scaled = [jax.tree.map(lambda g, c=c: c * g, gradients) for c in (1.0, -2.0, 30.0)]
+    stacked = [jax.tree.map(lambda *x: jnp.stack(x), *xs) for xs in (thetas, scaled)]
+    found = jax.jit(jax.vmap(lambda t, g: two_steps("mlp", t, params, g)))(*stacked)
+    for i, (theta, gradient) in enumerate(zip(thetas, scaled, strict=True)):
+        alone = two_steps("mlp", theta, params, gradient)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_derivative_is_that_of_the_plain_formulation(name, kernel_here, monkeypatch):
+    """Truncated backpropagation goes through the optimizer."""
+    shapes = {"small": SHAPES["small"], "vector": SHAPES["vector"]}
+    theta, (params, gradients) = random_theta(name, 7), network(shapes)
+
+    def total(theta):
+        updates, _ = two_steps(name, theta, params, gradients)
+        return sum(jnp.sum(u**2) for u in jax.tree.leaves(updates))
+
+    found = jax.grad(total)(theta)
+    monkeypatch.setattr(per_tensor, "_fits_kernel", lambda *_: False)
+    expected = jax.grad(total)(theta)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert relative_error(a, np.asarray(b, np.float64)) < 1e-4
+
+
+@pytest.mark.parametrize("vmapped", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled_for_a_gpu_it_is_a_triton_kernel(name, vmapped, gpu_is_there):
+    """All the way to what is handed to the GPU's compiler; on a CPU the same program runs the plain one."""
+    params, gradients = network()
+    optimizer, theta = get_optimizer(name), random_theta(name, 7)
+    state = optimizer.init(params)
+
+    def update(theta):
+        return optimizer.update(theta, gradients, state, params)
+
+    function = jax.vmap(update) if vmapped else update
+    argument = jax.tree.map(lambda x: x[None], theta) if vmapped else theta
+    traced = jax.jit(function).trace(argument)
+    # One call for the large tensor, one for the small ones together.
+    assert traced.lower(lowering_platforms=("cuda",)).as_text().count("__gpu$xla.gpu.triton") == 2
+    assert "triton" not in traced.lower(lowering_platforms=("cpu",)).as_text()
+
+
+@pytest.mark.parametrize("asked", [None, "tensorfloat32"])
+@pytest.mark.parametrize("name", ["mlp", "metz2019", "small-fc", "celo2-style", "relative-mlp"])
+def test_precision_of_every_product_is_stated(name, asked, gpu_is_there):
+    """A GPU's own default is tf32: that, only where JAX was told so."""
+    params, gradients = network()
+    optimizer, theta = get_optimizer(name), random_theta(name, 7)
+    state = optimizer.init(params)
+    with jax.default_matmul_precision(asked):
+        jaxpr = jax.make_jaxpr(lambda t: optimizer.update(t, gradients, state, params))(theta)
+    expected = jax.lax.Precision.HIGH if asked else jax.lax.Precision.HIGHEST
+    dots = [eqn for eqn in _equations(jaxpr.jaxpr) if eqn.primitive.name == "dot_general"]
+    assert {eqn.params["precision"] for eqn in dots} == {(expected, expected)}
+
+
+def _equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for sub in jaxprs_in_params(eqn.params):
+            yield from _equations(sub)
