@@ -1,0 +1,114 @@
+"""What ``meta-train --estimate`` says of a run, beside what the run then takes.
+
+    python benchmarks/estimates.py
+
+Estimate and run are processes of their own. The memory of the run is what the process grows by when the data
+is loaded, and what it has most afterwards while it learns; the compiler, which is no part of the estimate, is
+done by then. It needs Linux, which keeps account of the most memory that a process has had.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import tyro
+from common import configured
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from meta_train.config import Config
+from meta_train.estimate import estimate, size
+from meta_train.outer import initial_state, outer_loop, outer_optimizer
+from meta_train.run import prepare
+
+RUNS = {
+    "digits-mlp, 2,048 hidden units, 64 particles": dict(task="digits-mlp", hidden=(2_048,), particles=64),
+    "mnist-mlp, 512 particles": dict(task="mnist-mlp", particles=512, truncation=10),
+    "cifar10-mlp, 64 particles": dict(task="cifar10-mlp", particles=64, truncation=5),
+}
+FIRST = 1  # updates that are not timed
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Estimated and measured memory and time of three runs."""
+
+    seconds: float = 60
+    """About how long each run is measured."""
+    run: str | None = None
+    """(internal) the run that this process is."""
+    measured: bool = False
+    """(internal) measure it."""
+
+
+def main() -> None:
+    """Print the table."""
+    arguments = tyro.cli(Arguments)
+    if arguments.run:
+        config = configured(**RUNS[arguments.run])
+        found = _measure(config, arguments.seconds) if arguments.measured else _estimate(config)
+        print(json.dumps(found))
+        return
+    table = Table(title="estimated and measured", box=SIMPLE_HEAD)
+    for column in ("run", "memory", "measured", "ratio", "s an update", "measured", "ratio"):
+        table.add_column(column, justify="left" if column == "run" else "right")
+    for name in track(RUNS, console=Console(stderr=True)):
+        estimated, measured = (_child(name, arguments.seconds, flags) for flags in ([], ["--measured"]))
+        table.add_row(
+            name,
+            size(estimated["bytes"]),
+            size(measured["bytes"]),
+            f"{estimated['bytes'] / measured['bytes']:.2f}",
+            f"{estimated['seconds']:.3g}",
+            f"{measured['seconds']:.3g}",
+            f"{estimated['seconds'] / measured['seconds']:.2f}",
+        )
+    Console().print(table)
+
+
+def _child(name: str, seconds: float, flags: list[str]) -> dict[str, float]:
+    command = [sys.executable, __file__, "--run", name, "--seconds", str(seconds), *flags]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def _estimate(config: Config) -> dict[str, float]:
+    setup = prepare(config)
+    found = estimate(config, setup)
+    return {"bytes": setup.devices * sum(found.memory), "seconds": found.seconds}
+
+
+def _measure(config: Config, seconds: float) -> dict[str, float]:
+    jax.block_until_ready(jax.jit(lambda: jax.random.normal(jax.random.key(0)))())  # JAX has started
+    before = _memory("VmRSS")
+    setup = prepare(config)
+    data = _memory("VmRSS") - before
+    key, tx = jax.random.key(0), outer_optimizer(config.outer, config.updates)
+    setup.population.memory(jax.eval_shape(setup.training.init_theta, key))  # compiles
+    Path("/proc/self/clear_refs").write_text("5")  # the most memory so far is what there is now
+    before = _memory("VmRSS")
+    state = initial_state(setup.population, tx, setup.training.init_theta(key), key)
+    taken, began = [], time.monotonic()
+    for update in outer_loop(setup.population, tx, state, 0, config.updates):
+        taken.append(update.seconds)
+        if time.monotonic() - began > seconds and len(taken) > FIRST:
+            break
+    timed = taken[FIRST:]
+    return {"bytes": data + _memory("VmHWM") - before, "seconds": sum(timed) / len(timed)}
+
+
+def _memory(name: str) -> int:
+    """Of this process, in bytes: VmRSS, what it has now, or VmHWM, the most that it has had."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+if __name__ == "__main__":
+    main()
