@@ -1,0 +1,43 @@
+"""The benchmarks run, in miniature: what they find is not looked at."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+QUICK = {
+    "blocks": "--optimizers celo2-style --parameters 2000 --sizes 512 --rounds 1",
+    "gpu": "--particles 2",
+    "optimizers": "--parameters 1000 --optimizers sgdm",
+}
+SLOW = {
+    "estimators": "--estimators pes --seeds 0 --steps 640 --evaluation-seeds 1",
+    "startup": "--tasks digits-mlp --rounds 1",
+    "scaling": "--rounds 1",
+    "throughput": "--tasks digits-mlp --rounds 1",
+}
+# Minutes, gigabytes and real data: by hand alone.
+BY_HAND = {"estimates"}
+NO_SCRIPT = {"common", "peer"}
+
+
+def test_every_benchmark_is_known():
+    assert {p.stem for p in FOLDER.glob("*.py")} == {*QUICK, *SLOW, *BY_HAND, *NO_SCRIPT}
+
+
+@pytest.mark.parametrize(
+    "name, arguments",
+    [*QUICK.items(), *(pytest.param(*item, marks=pytest.mark.slow) for item in SLOW.items())],
+)
+def test_runs(name, arguments):
+    command = [sys.executable, FOLDER / f"{name}.py", *arguments.split()]
+    environment = os.environ | {"PYTHONPATH": str(FOLDER.parent)}
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout
