@@ -31,11 +31,13 @@ from rich.console import Console
 from rich.table import Table
 
 from inner_tasks.training import InnerState
+from meta_train.population import replicate
 from meta_train.run import Setup, prepare
 
 # Floating-point operations: of the optimizer per parameter, of the gradient per parameter and example.
 OPTIMIZER_OPERATIONS, GRADIENT_OPERATIONS = 2_688, 6
 WIDTH = 2_048  # of the matrices of the products
+LOOP = 2_000_000  # parameters times steps, of the loops that time a part
 TURN_SECONDS = 0.5
 
 
@@ -122,9 +124,10 @@ def measure(name: str, arguments: Arguments, progress: Console) -> dict[str, Any
     theta = setup.training.init_theta(jax.random.key(0))
     count = sum(x.size for x in jax.tree.leaves(jax.eval_shape(setup.training.task.init, jax.random.key(0))))
     steps = 2 * work.pairs * work.truncation
+    length = max(work.truncation, LOOP // count)
 
     turns = (
-        {"population": updating(setup)} | _parts(setup, theta, work.truncation) | {"products": _products()}
+        {"population": updating(setup)} | _parts(setup, theta, length) | {"products": _products()}
     )
     peers = {}
     if peer.is_installed():
@@ -150,9 +153,8 @@ def measure(name: str, arguments: Arguments, progress: Console) -> dict[str, Any
     flops = [r * operations / 1e9 for r in rate]
     limit = [setup.devices * 2 * WIDTH**3 / s / 1e9 for s in once["products"]]
 
-    # A loop takes K steps of one particle on each device.
     per_step = {
-        part: statistics.median(once[part]) / work.truncation / count * 1e9
+        part: statistics.median(once[part]) / length / count * 1e9
         for part in ("update", "gradient", "minibatch")
     }
     everything = statistics.median(once["population"]) * setup.devices / steps / count * 1e9
@@ -188,7 +190,8 @@ def _repeats(turn: Callable[[], object]) -> int:
 
 def _parts(setup: Setup, theta: Any, length: int) -> dict[str, Callable[[], object]]:
     """So many steps of one particle on each device: of its training, or of a part of that."""
-    data, task, optimizer = setup.training.data, setup.training.task, setup.training.optimizer
+    task, optimizer = setup.training.task, setup.training.optimizer
+    data = replicate(setup.training.data, setup.devices)
 
     def minibatch(data: Any, theta: Any, state: InnerState, key: jax.Array) -> tuple[InnerState, Any]:
         return state, jax.tree.map(lambda x: x.reshape(-1)[0], task.sample(data, key))
