@@ -3,13 +3,16 @@
     python benchmarks/estimates.py
 
 Estimate and run are processes of their own. The memory of the run is what the process grows by when the data
-is loaded, and what it has most afterwards while it learns; the compiler, which is no part of the estimate, is
-done by then. It needs Linux, which keeps account of the most memory that a process has had.
+is loaded, and at most when it learns, once everything is compiled: the compiler is no part of the estimate.
+It needs Linux with glibc, which keeps account of the most memory that a process has had.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -27,7 +30,8 @@ from rich.table import Table
 from meta_train.config import Config
 from meta_train.estimate import estimate, size
 from meta_train.outer import initial_state, outer_loop, outer_optimizer
-from meta_train.run import prepare
+from meta_train.population import start_devices
+from meta_train.run import Setup, prepare
 
 RUNS = {
     "digits-mlp, 2,048 hidden units, 64 particles": dict(task="digits-mlp", hidden=(2_048,), particles=64),
@@ -86,22 +90,31 @@ def _estimate(config: Config) -> dict[str, float]:
 
 
 def _measure(config: Config, seconds: float) -> dict[str, float]:
+    start_devices(None)
     jax.block_until_ready(jax.jit(lambda: jax.random.normal(jax.random.key(0)))())  # JAX has started
     before = _memory("VmRSS")
     setup = prepare(config)
     data = _memory("VmRSS") - before
-    key, tx = jax.random.key(0), outer_optimizer(config.outer, config.updates)
-    setup.population.memory(jax.eval_shape(setup.training.init_theta, key))  # compiles
-    Path("/proc/self/clear_refs").write_text("5")  # the most memory so far is what there is now
+    _learn(config, setup, 0)  # everything is compiled
     before = _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # from here on the most memory is counted
+    taken = _learn(config, setup, seconds)[FIRST:]
+    return {"bytes": data + _memory("VmHWM") - before, "seconds": statistics.mean(taken)}
+
+
+def _learn(config: Config, setup: Setup, seconds: float) -> list[float]:
+    """Updates for so long, but a few at least; what each took. All that they needed is given back."""
+    key, tx = jax.random.key(0), outer_optimizer(config.outer, config.updates)
     state = initial_state(setup.population, tx, setup.training.init_theta(key), key)
     taken, began = [], time.monotonic()
     for update in outer_loop(setup.population, tx, state, 0, config.updates):
         taken.append(update.seconds)
         if time.monotonic() - began > seconds and len(taken) > FIRST:
             break
-    timed = taken[FIRST:]
-    return {"bytes": data + _memory("VmHWM") - before, "seconds": sum(timed) / len(timed)}
+    del state, update
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return taken
 
 
 def _memory(name: str) -> int:

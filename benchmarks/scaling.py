@@ -28,6 +28,7 @@ from meta_train.estimate import size
 from meta_train.figures import STYLE
 from meta_train.run import prepare
 
+NAMES = {"horizon": "horizon T", "truncation": "truncation length K", "hidden": "parameters"}
 BASE = {"horizon": 200, "truncation": 20, "particles": 16, "hidden": (32,)}
 
 
@@ -63,7 +64,7 @@ def main() -> None:
         first = points[0]
         for point in points:
             table.add_row(
-                axis,
+                NAMES.get(axis, axis),
                 f"{point['value']:,}",
                 f"{point['seconds'] * 1e3:.1f}",
                 f"{point['seconds'] / first['seconds']:.2f}",
@@ -98,14 +99,13 @@ def _along(arguments: Arguments, axis: str, values: Sequence[Any]) -> list[dict[
 
 def _draw(found: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     """Time above, memory below, a column for each setting."""
-    names = {"horizon": "horizon T", "truncation": "truncation length K", "hidden": "parameters"}
     with plt.rc_context(STYLE):
         figure, rows = plt.subplots(2, len(found), figsize=(3 * len(found), 5), sharey="row")
         for (axis, points), time, memory in zip(found.items(), *rows, strict=True):
             values = [point["value"] for point in points]
             time.plot(values, [1e3 * point["seconds"] for point in points], "o-")
             memory.plot(values, [point["bytes"] / 2**20 for point in points], "o-")
-            memory.set_xlabel(names.get(axis, axis))
+            memory.set_xlabel(NAMES.get(axis, axis))
             for each in (time, memory):
                 each.set_xscale("log")
                 each.set_yscale("log")

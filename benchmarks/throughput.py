@@ -126,9 +126,7 @@ def measure(name: str, arguments: Arguments, progress: Console) -> dict[str, Any
     steps = 2 * work.pairs * work.truncation
     length = max(work.truncation, LOOP // count)
 
-    turns = (
-        {"population": updating(setup)} | _parts(setup, theta, length) | {"products": _products()}
-    )
+    turns = {"population": updating(setup)} | _parts(setup, theta, length) | {"products": _products()}
     peers = {}
     if peer.is_installed():
         own = dict(pairs=work.pairs, truncation=work.truncation)

@@ -120,7 +120,7 @@ class Config:
     ] = "mlp"
     start_from: str | None = None
     """Weights to start from: an optimizer file, the folder of a run, or a name of a pretrained optimizer."""
-    updates: int = 1600
+    updates: int = 1400
     """Outer updates; a resumed run may be given more, and the longer cosine then sets its learning rate."""
     seed: int = 0
     """Seed of the whole run."""
