@@ -20,6 +20,7 @@ import jax
 import matplotlib.pyplot as plt
 import tyro
 from common import configured, interleaved, updating
+from matplotlib.ticker import LogLocator, NullFormatter
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -109,6 +110,11 @@ def _draw(found: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
             for each in (time, memory):
                 each.set_xscale("log")
                 each.set_yscale("log")
+                each.set_xticks(values, [f"{value:,}" for value in values])
+                each.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+                each.yaxis.set_major_formatter("{x:g}")
+                each.yaxis.set_minor_formatter(NullFormatter())
+                each.xaxis.minorticks_off()
         rows[0][0].set_ylabel("ms an update")
         rows[1][0].set_ylabel("MiB of a device")
         figure.tight_layout()
