@@ -104,7 +104,7 @@ def per_tensor(
             [x.astype(dtype) for x, dtype in zip(tree.flatten_up_to(xs), dtypes, strict=True)]
             for xs in (gradients, params)
         )
-        # A GPU's own default for float32 is tf32: less only where JAX was told so.
+        # Left to itself a GPU would take tf32 for float32: only where JAX was told to.
         with jax.default_matmul_precision(jax.config.jax_default_matmul_precision or "float32"):
             outcomes = run(theta, gradients, params, tree.flatten_up_to(state.accumulators), state.count)
         updates = [update.astype(leaf.dtype) for (update, _), leaf in zip(outcomes, leaves, strict=True)]
