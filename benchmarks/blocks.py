@@ -23,6 +23,7 @@ from rich.table import Table
 
 import learned_opt
 from learned_opt import per_parameter
+from meta_train.costs import repeated_updates
 from meta_train.population import start_devices
 
 NETWORKS = ("mlp", "metz2019", "small-fc", "celo2-style", "relative-mlp")
@@ -74,13 +75,7 @@ def _updates(name: str, count: int, size: int, devices: int) -> Callable[[], obj
 
     def run(theta: Any, params: jax.Array) -> jax.Array:
         per_parameter.BLOCK_SIZE = size  # read when the program is traced, once
-
-        def step(_: int, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
-            params, state = carry
-            updates, state = optimizer.update(theta, params, state, params)
-            return params + updates, state
-
-        return jax.lax.fori_loop(0, _steps(count), step, (params, optimizer.init(params)))[0]
+        return repeated_updates(optimizer, theta, params, optimizer.init(params), _steps(count))
 
     mapped = jax.pmap(run, in_axes=(None, 0))
     return lambda: jax.block_until_ready(mapped(theta, params))

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 import tyro
 from common import configured, interleaved, spread, updating
 from rich.box import SIMPLE_HEAD
@@ -27,6 +26,7 @@ from rich.table import Table
 import learned_opt
 from inner_tasks import find_task
 from learned_opt import per_tensor
+from meta_train.costs import repeated_updates
 from meta_train.run import prepare
 
 BYTES, OPERATIONS = 60, 2_688
@@ -118,18 +118,13 @@ def _updates(arguments: Arguments, kernel: bool, precision: str) -> tuple[Callab
     optimizer = learned_opt.get_optimizer("mlp")
     theta = jax.vmap(optimizer.init_theta, in_axes=(0, None))(keys, 1)
 
-    def run(theta: Any, params: Any, state: Any) -> tuple[Any, Any]:
-        def step(_: int, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-            params, state = carry
-            updates, state = jax.vmap(optimizer.update)(theta, params, state, params)
-            return optax.apply_updates(params, updates), state
-
-        return jax.lax.fori_loop(0, STEPS, step, (params, state))
+    def run(theta: Any, params: Any, state: Any) -> Any:
+        return repeated_updates(optimizer, theta, params, state, STEPS)
 
     _choose(kernel)
     with jax.default_matmul_precision(precision):
         state = jax.vmap(optimizer.init)(params)
-        compiled = jax.jit(run).lower(theta, params, state).compile()
+        compiled = jax.jit(jax.vmap(run)).lower(theta, params, state).compile()
     count = sum(x.size for x in jax.tree.leaves(params)) // arguments.particles
     return lambda: jax.block_until_ready(compiled(theta, params, state)), count
 

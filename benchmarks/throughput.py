@@ -136,15 +136,11 @@ def measure(name: str, arguments: Arguments, progress: Console) -> dict[str, Any
             )
     repeats = {key: _repeats(turn) for key, turn in (turns | peers).items()}
 
-    def repeated(turn: Callable[[], object], times: int) -> Callable[[], None]:
-        return lambda: [turn() for _ in range(times)] and None
+    def repeated(turn: Callable[[], object], times: int) -> Callable[[], object]:
+        return lambda: [turn() for _ in range(times)]
 
-    taken = interleaved(
-        {key: repeated(turn, repeats[key]) for key, turn in (turns | peers).items()},
-        arguments.rounds,
-        progress,
-        name,
-    )
+    longer = {key: repeated(turn, repeats[key]) for key, turn in (turns | peers).items()}
+    taken = interleaved(longer, arguments.rounds, progress, name)
     once = {key: [s / repeats[key] for s in seconds] for key, seconds in taken.items()}
     rate = [steps / s for s in once["population"]]
     operations = count * (OPTIMIZER_OPERATIONS + GRADIENT_OPERATIONS * work.batch_size)

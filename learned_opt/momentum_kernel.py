@@ -23,7 +23,7 @@ from jax.experimental.pallas import triton
 
 from learned_opt import features as ft
 from learned_opt.base import Theta
-from learned_opt.per_parameter import small_step
+from learned_opt.per_parameter import layers, small_step
 
 # Parameters of a program; one for each of its 128 threads.
 BLOCK_SIZE = 128
@@ -62,29 +62,21 @@ def momentum_kernel(
         (g.reshape(-1), p.reshape(-1), m.reshape(m.shape[0], -1))
         for g, p, m in zip(gradients, params, momenta, strict=True)
     ]
-    layers = [(theta[f"Dense_{i}"]["kernel"].T, theta[f"Dense_{i}"]["bias"]) for i in range(len(theta))]
-    (kernel, bias), *deeper = layers
-    seen = kernel.shape[1] - constants.shape[0]
-    bias = bias + kernel[:, seen:] @ constants
-    firsts = [_first_layer(kernel[:, :seen], *tensor, features, decays, epsilon) for tensor in flat]
-    run = partial(_call, decays=tuple(decays), interpret=interpret)
-
-    outcomes: list[Any] = [None] * len(flat)
+    (kernel, bias), *deeper = layers(theta, constants)
+    large = [[i] for i, (g, _, _) in enumerate(flat) if g.size >= SMALL]
     small = [i for i, (g, _, _) in enumerate(flat) if 0 < g.size < SMALL]
-    for i, (g, p, m) in enumerate(flat):
-        if g.size == 0:
-            outcomes[i] = (g, m)
-        elif i not in small:
-            outcomes[i] = run(
-                g, p, m, np.zeros(-(-g.size // BLOCK_SIZE), np.int32), firsts[i][None], bias, deeper
-            )
-    if small:
-        blocks = [-(-flat[i][0].size // BLOCK_SIZE) for i in small]
-        padded = [[_padded(x) for x in flat[i]] for i in small]
-        g, p, m = (jnp.concatenate(parts, axis=-1) for parts in zip(*padded, strict=True))
-        owner = np.repeat(np.arange(len(small), dtype=np.int32), blocks)
-        step, m = run(g, p, m, owner, jnp.stack([firsts[i] for i in small]), bias, deeper)
-        for i, end, count in zip(small, np.cumsum(blocks), blocks, strict=True):
+
+    outcomes = [(g, m) for g, _, m in flat]  # of tensors without entries
+    for group in [*large, small] if small else large:
+        blocks = [-(-flat[i][0].size // BLOCK_SIZE) for i in group]
+        # A tensor alone need not fill its last block.
+        each = [[_padded(x) for x in flat[i]] if len(group) > 1 else flat[i] for i in group]
+        g, p, m = (jnp.concatenate(parts, axis=-1) for parts in zip(*each, strict=True))
+        owner = np.repeat(np.arange(len(group), dtype=np.int32), blocks)
+        firsts = jnp.stack([_first_layer(kernel, *flat[i], features, decays, epsilon) for i in group])
+        weights = (firsts, bias, *(x for layer in deeper for x in layer))
+        step, m = _call(g, p, m, owner, weights, decays=decays, interpret=interpret)
+        for i, end, count in zip(group, np.cumsum(blocks), blocks, strict=True):
             start, size = (end - count) * BLOCK_SIZE, flat[i][0].size
             outcomes[i] = (step[start : start + size], m[:, start : start + size])
     return [
@@ -126,15 +118,12 @@ def _call(
     param: jax.Array,
     momenta: jax.Array,
     owner: np.ndarray,
-    first: jax.Array,
-    bias: jax.Array,
-    deeper: Sequence[tuple[jax.Array, jax.Array]],
+    weights: Sequence[jax.Array],
     *,
-    decays: tuple[float, ...],
+    decays: Sequence[float],
     interpret: bool,
 ) -> tuple[jax.Array, jax.Array]:
     """The kernel over flat tensors; `owner` says of each block of them which first layer is its own."""
-    weights = (first, bias, *(x for layer in deeper for x in layer))
     return pl.pallas_call(
         partial(_block, decays=decays),
         grid=owner.shape,
@@ -154,7 +143,7 @@ def _block(
     first_ref: Any,
     bias_ref: Any,
     *refs: Any,
-    decays: tuple[float, ...],
+    decays: Sequence[float],
 ) -> None:
     """Of one block of parameters: rows in, layers, step and momenta out."""
     *deeper, step_ref, new_momenta_ref = refs

@@ -84,12 +84,20 @@ def apply_network(
     if not spread:
         features = [x.reshape(x.shape[0], -1) for x in features]
     scale = jnp.concatenate([ft.rms_scale(x, epsilon) for x in features])
-    layers = [(theta[f"Dense_{i}"]["kernel"].T, theta[f"Dense_{i}"]["bias"]) for i in range(len(theta))]
-    (kernel, bias), *deeper = layers
-    k = scale.shape[0]
-    first = (kernel[:, :k] * scale, bias + kernel[:, k:] @ constants)
+    (kernel, bias), *deeper = layers(theta, constants)
     run = _unflattened if spread else _blocked
-    return run([first, *deeper], features, finish).reshape(shape)
+    return run([(kernel * scale, bias), *deeper], features, finish).reshape(shape)
+
+
+def layers(theta: Theta, constants: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+    """Weights ``[outputs, inputs]`` and bias of each layer, for parameters that share their last inputs.
+
+    What the shared `constants` ``[c]`` contribute is in the first layer's bias; its weights are for the rest.
+    """
+    each = [(theta[f"Dense_{i}"]["kernel"].T, theta[f"Dense_{i}"]["bias"]) for i in range(len(theta))]
+    (kernel, bias), *deeper = each
+    k = kernel.shape[1] - constants.shape[0]
+    return [(kernel[:, :k], bias + kernel[:, k:] @ constants), *deeper]
 
 
 def small_step(outputs: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from learned_opt.base import Params
+from learned_opt.base import LearnedOptimizer, Params
 from meta_train.evaluation import Contestant
 
 ROUNDS = 7
@@ -54,20 +55,25 @@ def state_bytes(params: Params, contestant: Contestant) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
 
 
+def repeated_updates(
+    optimizer: LearnedOptimizer, theta: Any, params: Params, state: Any, steps: jax.Array | int
+) -> Params:
+    """The parameters after so many updates, with the parameters themselves for gradients."""
+
+    def step(_: jax.Array, carry: tuple[Params, Any]) -> tuple[Params, Any]:
+        params, state = carry
+        updates, state = optimizer.update(theta, params, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return jax.lax.fori_loop(0, steps, step, (params, state))[0]
+
+
 def _turn(params: Params, contestant: Contestant) -> Any:
     """A function that makes so many steps, and gives the seconds that they took."""
     optimizer = contestant.optimizer
     theta = jnp.float32(1e-3) if contestant.theta is None else contestant.theta
 
-    @jax.jit
-    def run(theta: Any, params: Params, state: Any, steps: jax.Array) -> Params:
-        def step(_: jax.Array, carry: tuple[Params, Any]) -> tuple[Params, Any]:
-            params, state = carry
-            updates, state = optimizer.update(theta, params, state, params)
-            return optax.apply_updates(params, updates), state
-
-        return jax.lax.fori_loop(0, steps, step, (params, state))[0]
-
+    run = jax.jit(partial(repeated_updates, optimizer))
     state = optimizer.init(params)
 
     def turn(steps: int) -> float:
