@@ -1,141 +1,177 @@
-"""The fused update on a GPU against its bounds and the unfused formulation, and meta-training with either.
+"""All that is to be known of this package on a GPU, from one command of some eight minutes.
 
-    python benchmarks/gpu.py
-    python benchmarks/gpu.py --particles 256 --bandwidth 3.35 --flops 67
+    python benchmarks/gpu.py --out gpu-results
+    python benchmarks/gpu.py --steps machine kernel --out gpu-results
+    python benchmarks/gpu.py --miniature --out gpu-results     # each step on a CPU, in under two minutes
 
-The bounds, per parameter and step, are 60 bytes and 2,688 floating-point operations in float32, at the rates
-of the card: those of an H200 (SXM) unless others are given. On a machine without a GPU it says so and ends.
+Each step is a process with a time limit. It prints its results line by line, and each line is added to
+``gpu-results/gpu.jsonl`` at once: an interruption loses what was running and nothing else. What the steps
+themselves print goes to ``gpu-results/log.txt``.
+
+A machine without a network needs the repository and a folder that this makes beforehand:
+
+    python benchmarks/gpu.py --pack gpu-pack
+    pip install --no-index --no-deps --target gpu-site gpu-pack/*.whl
+    PYTHONPATH=.:gpu-site TFDS_DATA_DIR=gpu-pack python benchmarks/gpu.py --out gpu-results
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import importlib
 import json
-import statistics
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
-import tyro
-from common import configured, interleaved, spread, updating
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
-import learned_opt
-from inner_tasks import find_task
-from learned_opt import per_tensor
-from meta_train.costs import repeated_updates
-from meta_train.run import prepare
-
-BYTES, OPERATIONS = 60, 2_688
-STEPS = 50
-TRUNCATION = 20
+ROOT = Path(__file__).parents[1]
+# Between the request to end, which lets a run save, and the end.
+GRACE_SECONDS = 15
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """The update of the mlp optimizer on a GPU."""
+class Step(NamedTuple):
+    """A part of the whole, `benchmarks/gpu_steps/<name>.py`."""
 
-    task: str = "cifar10-mlp"
-    """Inner task."""
-    particles: int = 64
-    """Particles that are updated at once."""
-    bandwidth: float = 4.8
-    """Of the card's memory, TB/s."""
-    flops: float = 67.0
-    """Of the card in plain float32, TFLOP/s."""
-    rounds: int = 11
-    """How often everything is timed."""
-    out: Path | None = None
-    """JSON file for the figures."""
+    name: str
+    seconds: int  # its limit
+    beside: bool = False  # runs beside the step before it: neither of the two is a timing
 
 
-def main() -> None:
-    """Print both tables."""
-    arguments = tyro.cli(Arguments)
-    console = Console()
-    if jax.default_backend() != "gpu":
-        console.print(f"there is no GPU here: JAX runs on {jax.default_backend()}")
-        return
-    progress = Console(stderr=True)
-    bytes_bound, flops_bound = BYTES / arguments.bandwidth, OPERATIONS / arguments.flops
-    updates = {
-        f"{kind}, {precision}": _updates(arguments, kind == "kernel", precision)
-        for kind in ("kernel", "unfused")
-        for precision in ("float32", "tensorfloat32")
-    }
-    seconds = interleaved(
-        {name: turn for name, (turn, _) in updates.items()}, arguments.rounds, progress, "update"
+# In order of worth.
+STEPS = (
+    Step("machine", 60),
+    Step("kernel", 90),
+    Step("updates", 120),
+    Step("throughput", 150),
+    Step("bits", 150),
+    Step("runs", 330, beside=True),
+    Step("resumed", 120),
+)
+
+
+def main() -> int:
+    """Run the steps, or one of them as a child, or pack what they need."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder of the results")
+    parser.add_argument("--steps", nargs="+", choices=[s.name for s in STEPS], help="only these steps")
+    parser.add_argument("--seconds", type=int, default=480, help="no step goes on for longer than this")
+    parser.add_argument("--miniature", action="store_true", help="every step, small, on a CPU")
+    parser.add_argument("--resume", type=Path, help="folder of a run that the last step goes on with")
+    parser.add_argument("--pack", type=Path, help="make this folder of packages and data, and end")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.pack:
+        from gpu_steps.pack import pack
+
+        pack(arguments.pack)
+        return 0
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.child:
+        _child(arguments.child, arguments)
+        return 0
+    return _parent(arguments)
+
+
+def _child(name: str, arguments: argparse.Namespace) -> None:
+    """One step; its results are JSON lines on standard output, all else is on standard error."""
+    results = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def emit(**result: Any) -> None:
+        print(json.dumps(result), file=results)
+
+    importlib.import_module(f"gpu_steps.{name}").run(emit, arguments)
+
+
+def _parent(arguments: argparse.Namespace) -> int:
+    """Go through the steps; the exit status says whether all of them ended well."""
+    deadline = time.monotonic() + arguments.seconds
+    lock, failed, running = threading.Lock(), [], []
+    with (arguments.out / "gpu.jsonl").open("a") as file, (arguments.out / "log.txt").open("a") as log:
+
+        def record(step: str, **result: Any) -> None:
+            with lock:
+                file.write(json.dumps({"step": step, **result}) + "\n")
+                file.flush()
+                words = " ".join(f"{name}={_short(value)}" for name, value in result.items())
+                print(f"{step}: {words}", flush=True)
+
+        def go(step: Step) -> None:
+            if not _run(step, arguments, deadline, record, log):
+                failed.append(step.name)
+
+        for step in STEPS:
+            if arguments.steps and step.name not in arguments.steps:
+                continue
+            if not step.beside:
+                for thread in running:
+                    thread.join()
+                running = []
+            thread = threading.Thread(target=go, args=(step,))
+            thread.start()
+            running.append(thread)
+        for thread in running:
+            thread.join()
+    print(f"failed: {', '.join(failed)}" if failed else "all steps ended well")
+    return 1 if failed else 0
+
+
+def _run(step: Step, arguments: argparse.Namespace, deadline: float, record: Any, log: Any) -> bool:
+    """One step in a process of its own; whether it ended well."""
+    limit = min(step.seconds, deadline - time.monotonic())
+    if limit <= GRACE_SECONDS:
+        record(step.name, ended="left out: no time")
+        return False
+    own = [flag for flag in sys.argv[1:] if flag not in ("--steps", *(s.name for s in STEPS))]
+    platform = {"JAX_PLATFORMS": "cpu"} if arguments.miniature else {}
+    began = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, __file__, *own, "--child", step.name],
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        start_new_session=True,
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+        | platform,
     )
-    found: dict[str, Any] = {"device": jax.devices()[0].device_kind, "update": {}, "rate": {}}
-    table = Table(
-        title=f"an update of {arguments.particles} particles of {arguments.task}, {found['device']}",
-        box=SIMPLE_HEAD,
-    )
-    for column in ("", "ps per parameter", "share of its bound", "GB/s", "TFLOP/s"):
-        table.add_column(column, justify="right" if column else "left")
-    for name, (_, count) in updates.items():
-        picoseconds = [s / STEPS / arguments.particles / count * 1e12 for s in seconds[name]]
-        found["update"][name] = picoseconds
-        # In tf32 the products take less than the bytes.
-        bound = max(bytes_bound, flops_bound) if name.endswith(" float32") else bytes_bound
-        middle = statistics.median(picoseconds)
-        table.add_row(
-            name,
-            spread(picoseconds, ".1f"),
-            f"{bound / middle:.0%} of {bound:.1f}",
-            f"{1e3 * BYTES / middle:,.0f}",
-            f"{OPERATIONS / middle:.1f}",
-        )
-    console.print(table)
-
-    turns = {kind: _meta_training(arguments, kind == "kernel") for kind in ("kernel", "unfused")}
-    seconds = interleaved(turns, arguments.rounds, progress, "meta-training")
-    table = Table(title=f"meta-training, {arguments.particles} particles, K = {TRUNCATION}", box=SIMPLE_HEAD)
-    for column in ("", "particle-steps/s"):
-        table.add_column(column, justify="right" if column else "left")
-    for kind, taken in seconds.items():
-        found["rate"][kind] = [arguments.particles * TRUNCATION / s for s in taken]
-        table.add_row(kind, spread(found["rate"][kind]))
-    console.print(table)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(found, indent=2) + "\n")
+    ends = [
+        threading.Timer(seconds, _end, (process, number))
+        for seconds, number in ((limit - GRACE_SECONDS, signal.SIGTERM), (limit, signal.SIGKILL))
+    ]
+    for timer in ends:
+        timer.start()
+    assert process.stdout is not None
+    for line in process.stdout:
+        record(step.name, **json.loads(line))
+    status = process.wait()
+    for timer in ends:
+        timer.cancel()
+    taken = time.monotonic() - began
+    record(step.name, ended="well" if status == 0 else f"with {status}", seconds=round(taken, 1))
+    return status == 0
 
 
-def _choose(kernel: bool) -> None:
-    """Let all that is traced from now on run the kernel, or not."""
-    per_tensor._fits_kernel = lambda *_: kernel
-    jax.clear_caches()
+def _end(process: subprocess.Popen[str], number: int) -> None:
+    """Send a signal to a step and all that it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
 
 
-def _updates(arguments: Arguments, kernel: bool, precision: str) -> tuple[Callable[[], object], int]:
-    """A function that makes some updates of all particles, and the number of parameters of one."""
-    task = find_task(arguments.task)
-    keys = jax.random.split(jax.random.key(0), arguments.particles)
-    params = jax.vmap(task.build(task.settings).init)(keys)
-    optimizer = learned_opt.get_optimizer("mlp")
-    theta = jax.vmap(optimizer.init_theta, in_axes=(0, None))(keys, 1)
-
-    def run(theta: Any, params: Any, state: Any) -> Any:
-        return repeated_updates(optimizer, theta, params, state, STEPS)
-
-    _choose(kernel)
-    with jax.default_matmul_precision(precision):
-        state = jax.vmap(optimizer.init)(params)
-        compiled = jax.jit(jax.vmap(run)).lower(theta, params, state).compile()
-    count = sum(x.size for x in jax.tree.leaves(params)) // arguments.particles
-    return lambda: jax.block_until_ready(compiled(theta, params, state)), count
-
-
-def _meta_training(arguments: Arguments, kernel: bool) -> Callable[[], None]:
-    """A function that makes one update of meta-training."""
-    _choose(kernel)
-    turn = updating(prepare(configured(arguments.task, particles=arguments.particles, truncation=TRUNCATION)))
-    turn()  # compiles, as chosen
-    return turn
+def _short(value: Any) -> str:
+    """A value for the eye."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {_short(v)}" for k, v in value.items()) + "}"
+    return str(value)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

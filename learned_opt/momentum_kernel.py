@@ -1,9 +1,12 @@
-"""One step of a ``momentum_network`` as a single kernel for GPUs, in Pallas.
+"""One step of a ``momentum_network`` as a single kernel for NVIDIA GPUs, in Pallas (its Mosaic GPU backend).
 
 Written out, the hidden layers alone move eight times the bytes that the step has to move. Here the features,
-the layers, the step and the new momenta of a block of parameters are one program, whose layers stay in
+the layers, the step and the new momenta of a block of parameters are one program whose layers stay in
 registers: a parameter costs 60 bytes and 2,700 operations with the network of ``mlp``. Before it comes one
 pass over the tensor for the mean squares that its features are divided by (32 bytes).
+
+The layers are written out as multiply-adds of a weight and a row of parameters: each thread computes the
+whole network for a few parameters, and no two threads exchange anything.
 
 Large tensors have a call each; the small ones are packed and share one. Under ``vmap`` particles, each with a
 theta of its own, are one more dimension of the grid.
@@ -11,7 +14,7 @@ theta of its own, are one more dimension of the grid.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,14 +22,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from learned_opt import features as ft
 from learned_opt.base import Theta
 from learned_opt.per_parameter import layers, small_step
 
-# Parameters of a program; one for each of its 128 threads.
-BLOCK_SIZE = 128
+# Parameters of a program, a multiple of its 128 threads. What a thread reads of the weights serves all of its
+# parameters, and to read them is the bottleneck: so there are as many as the registers hold. Packed tensors
+# are padded to whole blocks, so theirs are smaller.
+LARGE_BLOCK, SMALL_BLOCK = 768, 256
 # Tensors with fewer entries are packed: to launch a kernel takes about as long as this many parameters.
 SMALL = 2**16
 
@@ -46,7 +51,7 @@ def momentum_kernel(
     """Steps and next momenta of all tensors of a network.
 
     Args:
-      theta: weights of the per-parameter network, whose hidden widths are powers of 2, 16 at least.
+      theta: weights of the per-parameter network.
       gradients, params: float32 tensors.
       momenta: ``[k, *shape]`` of each.
       constants: ``[c]``, inputs of the network that all parameters share.
@@ -68,16 +73,18 @@ def momentum_kernel(
 
     outcomes = [(g, m) for g, _, m in flat]  # of tensors without entries
     for group in [*large, small] if small else large:
-        blocks = [-(-flat[i][0].size // BLOCK_SIZE) for i in group]
-        # A tensor alone need not fill its last block.
-        each = [[_padded(x) for x in flat[i]] if len(group) > 1 else flat[i] for i in group]
+        block_size = SMALL_BLOCK if group is small else LARGE_BLOCK
+        blocks = [-(-flat[i][0].size // block_size) for i in group]
+        # A large tensor need not fill its last block, which then starts early enough to be a whole one.
+        each = [[_padded(x, block_size) for x in flat[i]] if group is small else flat[i] for i in group]
         g, p, m = (jnp.concatenate(parts, axis=-1) for parts in zip(*each, strict=True))
         owner = np.repeat(np.arange(len(group), dtype=np.int32), blocks)
         firsts = jnp.stack([_first_layer(kernel, *flat[i], features, decays, epsilon) for i in group])
         weights = (firsts, bias, *(x for layer in deeper for x in layer))
-        step, m = _call(g, p, m, owner, weights, decays=decays, interpret=interpret)
+        options = {"decays": tuple(decays), "block_size": block_size, "interpret": interpret}
+        step, m = _call(g, p, m, jnp.asarray(owner), *weights, **options)
         for i, end, count in zip(group, np.cumsum(blocks), blocks, strict=True):
-            start, size = (end - count) * BLOCK_SIZE, flat[i][0].size
+            start, size = (end - count) * block_size, flat[i][0].size
             outcomes[i] = (step[start : start + size], m[:, start : start + size])
     return [
         (step.reshape(g.shape), m.reshape(m.shape[0], *g.shape))
@@ -108,65 +115,125 @@ def _first_layer(
     return jnp.zeros((squares.shape[0], kernel.shape[0])).at[sources].add((kernel * scales).T)
 
 
-def _padded(x: jax.Array) -> jax.Array:
+def _padded(x: jax.Array, block_size: int) -> jax.Array:
     """Zeros behind it, up to whole blocks."""
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % BLOCK_SIZE)])
-
-
-def _call(
-    gradient: jax.Array,
-    param: jax.Array,
-    momenta: jax.Array,
-    owner: np.ndarray,
-    weights: Sequence[jax.Array],
-    *,
-    decays: Sequence[float],
-    interpret: bool,
-) -> tuple[jax.Array, jax.Array]:
-    """The kernel over flat tensors; `owner` says of each block of them which first layer is its own."""
-    return pl.pallas_call(
-        partial(_block, decays=decays),
-        grid=owner.shape,
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (gradient, momenta)],
-        input_output_aliases={2: 1},
-        interpret=interpret,
-        compiler_params=triton.CompilerParams(num_warps=BLOCK_SIZE // 32),
-        name="momentum_network",
-    )(gradient, param, momenta, jnp.asarray(owner), *weights)
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % block_size)])
 
 
 def _block(
+    number: jax.Array,
     gradient_ref: Any,
     param_ref: Any,
     momenta_ref: Any,
     owner_ref: Any,
-    first_ref: Any,
+    firsts_ref: Any,
     bias_ref: Any,
     *refs: Any,
     decays: Sequence[float],
+    block_size: int,
 ) -> None:
-    """Of one block of parameters: rows in, layers, step and momenta out."""
+    """Of one block of parameters: rows in, layers, step and momenta out.
+
+    `owner_ref` says of each block which of the first layers is that of its tensor.
+    """
     *deeper, step_ref, new_momenta_ref = refs
-    number = pl.program_id(0)
-    places = number * BLOCK_SIZE + jnp.arange(BLOCK_SIZE)
-    inside = places < gradient_ref.shape[0]
-
-    def read(ref: Any) -> jax.Array:
-        return triton.load(ref, mask=inside, other=0.0)
-
-    gradient = read(gradient_ref.at[places])
-    rows = [gradient, read(param_ref.at[places])]
+    block = pl.ds(jnp.minimum(number * block_size, gradient_ref.shape[0] - block_size), block_size)
+    gradient = gradient_ref[block]
+    rows = [gradient, param_ref[block]]
     for k, decay in enumerate(np.float32(decays)):
-        momentum = decay * read(momenta_ref.at[k, places]) + (1 - decay) * gradient
-        triton.store(new_momenta_ref.at[k, places], momentum, mask=inside)
+        momentum = decay * momenta_ref[k, block] + (1 - decay) * gradient
+        new_momenta_ref[k, block] = momentum
         rows.append(momentum)
-    # Eight products of numbers, not one of matrices: the rows never lie side by side.
+
+    def unit(bias: jax.Array, weights: Sequence[jax.Array], inputs: Sequence[jax.Array]) -> jax.Array:
+        total = jnp.broadcast_to(bias, (block_size,))
+        for weight, x in zip(weights, inputs, strict=True):
+            total = total + weight * x
+        return total
+
+    def layer(weights: Callable[[int, int], jax.Array], bias_ref: Any, inputs: Sequence[jax.Array]) -> Any:
+        """The units of a layer, one at a time: of the last hidden layer none is kept."""
+        for h in range(bias_ref.shape[0]):
+            yield unit(bias_ref[h], [weights(h, i) for i in range(len(inputs))], inputs)
+
     owner = owner_ref[number]
-    x = bias_ref[...][:, None]
-    for i, row in enumerate(rows):
-        x = x + first_ref[owner, i, :][:, None] * row[None, :]
-    for weights_ref, hidden_bias_ref in zip(deeper[:-2:2], deeper[1:-2:2], strict=True):
-        x = jnp.dot(weights_ref[...], jax.nn.relu(x)) + hidden_bias_ref[...][:, None]
-    x, (weights_ref, last_bias_ref) = jax.nn.relu(x), deeper[-2:]
-    outputs = [jnp.sum(weights_ref[i, :][:, None] * x, axis=0) + last_bias_ref[i] for i in range(2)]
-    triton.store(step_ref.at[places], small_step(outputs), mask=inside)
+    units = layer(lambda h, i: firsts_ref[owner, i, h], bias_ref, rows)
+    *hidden, last_ref, last_bias_ref = deeper
+    for weights_ref, layer_bias_ref in zip(hidden[::2], hidden[1::2], strict=True):
+        inputs = [jnp.maximum(x, 0) for x in units]
+        units = layer(lambda h, i, ref=weights_ref: ref[h, i], layer_bias_ref, inputs)
+    outputs = [jnp.broadcast_to(last_bias_ref[o], (block_size,)) for o in range(2)]
+    for h, x in enumerate(units):
+        x = jnp.maximum(x, 0)
+        outputs = [total + last_ref[o, h] * x for o, total in enumerate(outputs)]
+    step_ref[block] = small_step(outputs)
+
+
+# Compiled by itself, so that tensors of equal shape share one program.
+@partial(jax.jit, static_argnames=("decays", "block_size", "interpret"))
+def _call(
+    gradient: jax.Array,
+    param: jax.Array,
+    momenta: jax.Array,
+    owner: jax.Array,
+    *weights: jax.Array,
+    decays: Sequence[float],
+    block_size: int,
+    interpret: bool,
+) -> list[jax.Array]:
+    """The kernel over flat tensors: step and new momenta."""
+    body = partial(_block, decays=decays, block_size=block_size)
+    arguments = (gradient, param, momenta, owner, *weights)
+    if interpret:
+        return _interpreted(body, len(owner), (gradient, momenta), arguments)
+
+    def program(*refs: Any) -> None:
+        body(jax.lax.axis_index("block"), *refs)
+
+    return plgpu.kernel(
+        program,
+        out_type=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (gradient, momenta)],
+        grid=owner.shape,
+        grid_names=("block",),
+        compiler_params=plgpu.CompilerParams(
+            # The threads exchange nothing, and none reads what another has written.
+            unsafe_no_auto_barriers=True,
+            lowering_semantics=plgpu.LoweringSemantics.Lane,
+        ),
+        kernel_name="momentum_network",
+    )(*arguments)
+
+
+def _interpreted(
+    body: Callable[..., None], blocks: int, like: Sequence[jax.Array], arguments: Sequence[jax.Array]
+) -> list[jax.Array]:
+    """What the kernel computes, as plain JAX operations on one block after another."""
+
+    def step(number: jax.Array, results: list[jax.Array]) -> list[jax.Array]:
+        refs = [_ArrayRef(x) for x in (*arguments, *results)]
+        body(number, *refs)
+        return [ref.value for ref in refs[len(arguments) :]]
+
+    # A result that no block writes stays NaN.
+    return jax.lax.fori_loop(0, blocks, step, [jnp.full_like(x, jnp.nan) for x in like])
+
+
+class _ArrayRef:
+    """What a kernel takes for a piece of memory, on an array."""
+
+    def __init__(self, value: jax.Array) -> None:
+        self.value = value
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.value.shape
+
+    def __getitem__(self, index: Any) -> jax.Array:
+        return self.value[self._places(index)]
+
+    def __setitem__(self, index: Any, new: jax.Array) -> None:
+        self.value = self.value.at[self._places(index)].set(new)
+
+    def _places(self, index: Any) -> tuple[Any, ...]:
+        each = index if isinstance(index, tuple) else (index,)
+        return tuple(i.start + jnp.arange(i.size) if isinstance(i, pl.Slice) else i for i in each)

@@ -16,6 +16,7 @@ A tensor that is spread over devices keeps its shape instead: to flatten it woul
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -26,6 +27,8 @@ from learned_opt.base import Theta
 
 # Both hidden layers of a block (2 x 32 x 1024 floats) fit the L2 cache of one core.
 BLOCK_SIZE = 1024
+# A GPU wants all of a tensor at once; only its memory sets a limit.
+GPU_BLOCK_SIZE = 2**22
 # A fresh network should take steps of a size that trains; so its outputs are scaled down.
 STEP_SCALE = 1e-3
 MAGNITUDE_SCALE = 1e-3
@@ -143,11 +146,21 @@ def _blocked(
         return finish(weights @ x + bias[:, None])
 
     n = features[0].shape[1]
-    if n <= BLOCK_SIZE:
-        return block(0, n)
-    count = -(-n // BLOCK_SIZE)
-    # The last block starts early enough to be a whole one; what it computes again is cut off.
-    starts = jnp.minimum(jnp.arange(count) * BLOCK_SIZE, n - BLOCK_SIZE)
-    out = jax.lax.map(lambda start: block(start, BLOCK_SIZE), starts)
-    rest = n - (count - 1) * BLOCK_SIZE
-    return jnp.concatenate([out[:-1].reshape(-1), out[-1, -rest:]])
+
+    def blocks_of(size: int) -> jax.Array:
+        if n <= size:
+            return block(0, n)
+        count = -(-n // size)
+        # The last block starts early enough to be a whole one; what it computes again is cut off.
+        starts = jnp.minimum(jnp.arange(count) * size, n - size)
+        out = jax.lax.map(lambda start: block(start, size), starts)
+        rest = n - (count - 1) * size
+        return jnp.concatenate([out[:-1].reshape(-1), out[-1, -rest:]])
+
+    if n > BLOCK_SIZE and jax.default_backend() == "gpu":
+        # The device that the program is compiled for decides.
+        sizes = {"cuda": GPU_BLOCK_SIZE, "rocm": GPU_BLOCK_SIZE, "default": BLOCK_SIZE}
+        return jax.lax.platform_dependent(
+            **{platform: partial(blocks_of, size) for platform, size in sizes.items()}
+        )
+    return blocks_of(BLOCK_SIZE)

@@ -16,6 +16,8 @@ from learned_opt.base import LearnedOptimizer, Params, Theta
 from learned_opt.per_parameter import apply_network
 
 Accumulators = Any  # pytree of arrays: what a rule carries from step to step for one tensor
+# Compute capability of the Hopper generation, the first that JAX's Mosaic GPU compiles kernels for.
+KERNEL_CAPABILITY = 9.0
 
 
 @jax.tree_util.register_dataclass
@@ -116,8 +118,16 @@ def per_tensor(
 
 
 def _fits_kernel(dtypes: Sequence[jnp.dtype], spread: Sequence[bool]) -> bool:
-    """Whether there is a GPU, and all tensors are whole and float32."""
-    return jax.default_backend() == "gpu" and not any(spread) and all(d == jnp.float32 for d in dtypes)
+    """Whether there is a GPU that runs the kernel, and all tensors are whole and float32."""
+    return _has_kernel_gpu() and not any(spread) and all(d == jnp.float32 for d in dtypes)
+
+
+def _has_kernel_gpu() -> bool:
+    """Whether the default device is an NVIDIA GPU that Mosaic GPU compiles for."""
+    if jax.default_backend() != "gpu":
+        return False
+    capability = getattr(jax.local_devices()[0], "compute_capability", "")
+    return capability.replace(".", "").isdigit() and float(capability) >= KERNEL_CAPABILITY
 
 
 def _is_spread(param: jax.Array) -> bool:

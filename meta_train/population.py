@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -31,6 +32,9 @@ from meta_train.processes import concatenated
 
 # Up to here every pair hands over its own term; larger populations hand over this many sums at most.
 MAX_BLOCKS = 256
+
+# Summands that are added in one operation.
+ADDITIONS = 32
 
 # `in_axes` of what all devices share. It must not be a plain None: where there are as many arrays as
 # arguments, pmap (JAX 0.10) pairs them off one to one, and a problem without arrays shifts the rest.
@@ -125,7 +129,7 @@ def population(
 
         each, state = chunked_map(one, (numbers, state), chunk)
         each = jax.tree.map(lambda x: x.reshape(-1, per_block, *x.shape[1:]), each)
-        sums = jax.lax.map(_ordered_sum, each)
+        sums = jax.vmap(_ordered_sum)(each)
         return jax.lax.all_gather(sums, "devices", tiled=True), state
 
     pmap = partial(jax.pmap, axis_name="devices", devices=_first_devices(devices))
@@ -134,9 +138,8 @@ def population(
 
     def estimate(theta: Theta, state: State, key: jax.Array) -> tuple[Theta, State, PopulationInfo]:
         sums, state = terms_on_devices((problem, theta, key), numbers, state)
-        # Every device holds all the terms; the first one's copy is taken to the host.
-        gathered = jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], sums)
-        gradient, info = _combine(gathered)
+        # Every device holds all the terms; they are combined on the first.
+        gradient, info = _combine(jax.tree.map(lambda x: x.addressable_shards[0].data, sums))
         return gradient, state, info
 
     def gather(state: State) -> Any:
@@ -197,15 +200,21 @@ def _own_rows(x: np.ndarray) -> np.ndarray:
 
 
 def _ordered_sum(xs: Any) -> Any:
-    """Sum over the leading axis, one after another."""
-    first, rest = jax.tree.map(lambda x: x[0], xs), jax.tree.map(lambda x: x[1:], xs)
-    return jax.lax.scan(lambda total, x: (optax.tree.add(total, x), None), first, rest)[0]
+    """Sum over the leading axis, one after another.
+
+    All arrays of a summand are one vector meanwhile, and a few additions are one operation: on a GPU each
+    operation costs a launch.
+    """
+    flat, unflatten = jax.flatten_util.ravel_pytree(jax.tree.map(lambda x: x[0], xs))
+    rows = jax.vmap(lambda x: jax.flatten_util.ravel_pytree(x)[0])(xs)
+    total, _ = jax.lax.scan(lambda total, x: (total + x, None), flat, rows[1:], unroll=ADDITIONS)
+    return unflatten(total)
 
 
 @jax.jit
 def _combine(terms: tuple[Theta, jax.Array, Info]) -> tuple[Theta, PopulationInfo]:
-    """Mean gradient and diagnostics from the sums over each block."""
-    gradient, square_norm, info = _ordered_sum(terms)
+    """Mean gradient and diagnostics from the sums over each block, ``[1, blocks, ...]``."""
+    gradient, square_norm, info = _ordered_sum(jax.tree.map(lambda x: x[0], terms))
     gradient = optax.tree.scale(1 / info.units, gradient)
     norm = optax.tree.norm(gradient)
     # The pairs' scatter around their mean, as the variance of that mean.

@@ -11,13 +11,13 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from learned_opt import get_optimizer, momentum_kernel, per_tensor
-from learned_opt.momentum_kernel import BLOCK_SIZE, SMALL
+from learned_opt.momentum_kernel import SMALL, SMALL_BLOCK
 from tests.learned_opt.test_architectures import random_theta, relative_error
 
 NAMES = ("mlp", "metz2019")
 SHAPES = {
     "large": (SMALL // 64 + 1, 64),
-    "small": (3, BLOCK_SIZE + 1),
+    "small": (3, SMALL_BLOCK + 1),
     "vector": (7,),
     "number": (),
     "empty": (0, 2),

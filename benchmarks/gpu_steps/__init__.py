@@ -1,0 +1,1 @@
+"""The steps of ``benchmarks/gpu.py``: each a module with ``run(emit, arguments)``."""

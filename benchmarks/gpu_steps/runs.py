@@ -1,0 +1,63 @@
+"""The main command with no flag, and a run of many particles on MNIST, each to its report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gpu_steps.commands import BRIEF, meta_train
+
+PARTICLES, TRUNCATION = 1024, 20
+SECONDS = 150  # for which MNIST is learned on
+UPDATES = 1000  # where its speed has not been measured
+
+
+def run(emit: Callable[..., None], arguments: argparse.Namespace) -> None:
+    """Both runs; their folders are kept as one archive."""
+    folder = arguments.out / "runs"
+    default, mnist = folder / "default", folder / "mnist-mlp"
+    outcome = meta_train("--run-dir", default, *(["--updates", 3, *BRIEF] if arguments.miniature else []))
+    emit(run="no flag", **outcome, **_summary(default))
+    if not arguments.miniature:
+        settings = {
+            "--task": "mnist-mlp",
+            "--estimator.particles": PARTICLES,
+            "--estimator.truncation": TRUNCATION,
+            "--estimator.sigma": 0.05,
+            "--outer.learning-rate": 1e-2,
+            "--checkpoint-every": 10_000,  # one holds all particles
+            "--updates": _updates(arguments.out / "gpu.jsonl"),
+        }
+        words = [word for pair in settings.items() for word in pair]
+        outcome = meta_train("--run-dir", mnist, *words)
+        emit(run=" ".join(map(str, words)), **outcome, **_summary(mnist))
+    for checkpoints in folder.glob("*/checkpoints"):
+        shutil.rmtree(checkpoints)  # hundreds of megabytes
+    shutil.make_archive(str(folder), "gztar", folder)
+    shutil.rmtree(folder)
+
+
+def _updates(results: Path) -> int:
+    """As many updates as the time is enough for, by the throughput that was measured."""
+    for line in results.read_text().splitlines() if results.exists() else []:
+        found = json.loads(line)
+        is_it = found.get("task") == "random-mnist-mlp" and found.get("particles") == PARTICLES
+        if is_it and "seconds_an_update" in found:
+            return max(10, round(SECONDS / found["seconds_an_update"]))
+    return UPDATES
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    """What the report says of the optimizers."""
+    path = folder / "report" / "summary.json"
+    if not path.exists():
+        return {"report": "missing"}
+    summary = json.loads(path.read_text())
+    shown = ("mean_loss", "final_loss", "validation_loss")
+    return {"report": "written"} | {
+        name: {key: row[key] for key in shown} for name, row in summary["optimizers"].items()
+    }
