@@ -11,7 +11,9 @@ import jax
 
 def compiled(effort: int) -> Callable[..., Any]:
     """``jax.jit`` with XLA's optimization level `effort`."""
-    options = {"xla_backend_optimization_level": effort, "xla_cpu_use_fusion_emitters": False}
+    options: dict[str, int | bool] = {"xla_backend_optimization_level": effort}
+    if jax.__version_info__ < (0, 11):  # the option is gone since
+        options["xla_cpu_use_fusion_emitters"] = False
     return partial(jax.jit, compiler_options=options)
 
 

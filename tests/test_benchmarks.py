@@ -13,10 +13,11 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 QUICK = {
     "blocks": "--optimizers celo2-style --parameters 2000 --sizes 512 --rounds 1",
-    "gpu": "--particles 2",
+    "gpu": "--miniature --steps machine kernel",
     "optimizers": "--parameters 1000 --optimizers sgdm",
 }
 SLOW = {
+    "gpu": "--miniature",
     "estimators": "--estimators pes --seeds 0 --steps 640 --evaluation-seeds 1",
     "startup": "--tasks digits-mlp --rounds 1",
     "scaling": "--rounds 1",
@@ -35,9 +36,9 @@ def test_every_benchmark_is_known():
     "name, arguments",
     [*QUICK.items(), *(pytest.param(*item, marks=pytest.mark.slow) for item in SLOW.items())],
 )
-def test_runs(name, arguments):
+def test_runs(name, arguments, tmp_path):
     command = [sys.executable, FOLDER / f"{name}.py", *arguments.split()]
     environment = os.environ | {"PYTHONPATH": str(FOLDER.parent)}
-    finished = subprocess.run(command, capture_output=True, text=True, env=environment)
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout

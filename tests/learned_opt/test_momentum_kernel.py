@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from learned_opt import get_optimizer, momentum_kernel, per_tensor
 from learned_opt.momentum_kernel import SMALL, SMALL_BLOCK
@@ -104,7 +106,7 @@ def test_derivative_is_that_of_the_plain_formulation(name, kernel_here, monkeypa
 
 @pytest.mark.parametrize("vmapped", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_compiled_for_a_gpu_it_is_a_triton_kernel(name, vmapped, gpu_is_there):
+def test_compiled_for_a_gpu_it_is_the_kernel(name, vmapped, gpu_is_there):
     """All the way to what is handed to the GPU's compiler; on a CPU the same program runs the plain one."""
     params, gradients = network()
     optimizer, theta = get_optimizer(name), random_theta(name, 7)
@@ -115,10 +117,27 @@ def test_compiled_for_a_gpu_it_is_a_triton_kernel(name, vmapped, gpu_is_there):
 
     function = jax.vmap(update) if vmapped else update
     argument = jax.tree.map(lambda x: x[None], theta) if vmapped else theta
-    traced = jax.jit(function).trace(argument)
-    # One call for the large tensor, one for the small ones together.
-    assert traced.lower(lowering_platforms=("cuda",)).as_text().count("__gpu$xla.gpu.triton") == 2
-    assert "triton" not in traced.lower(lowering_platforms=("cpu",)).as_text()
+    h100 = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=h100)):
+        traced = jax.jit(function).trace(argument)
+        for_gpu = traced.lower(lowering_platforms=("cuda",)).as_text()
+    # One kernel for the large tensor, one for the small ones together.
+    assert for_gpu.count("stablehlo.custom_call @mosaic_gpu") == 2
+    assert "mosaic" not in traced.lower(lowering_platforms=("cpu",)).as_text()
+
+
+@pytest.mark.parametrize(
+    "backend, capability, expected",
+    [("gpu", "9.0", True), ("gpu", "10.0", True), ("gpu", "8.6", False), ("gpu", "gfx942", False)]
+    + [("cpu", None, False)],
+)
+def test_kernel_is_for_hopper_and_later(backend, capability, expected, monkeypatch):
+    device = SimpleNamespace(compute_capability=capability) if capability else SimpleNamespace()
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert per_tensor._fits_kernel([jnp.dtype("float32")], [False]) is expected
+    assert not per_tensor._fits_kernel([jnp.dtype("float64")], [False])
+    assert not per_tensor._fits_kernel([jnp.dtype("float32")], [True])
 
 
 @pytest.mark.parametrize("asked", [None, "tensorfloat32"])
