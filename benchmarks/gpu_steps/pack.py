@@ -35,7 +35,6 @@ TFDS_WHEELS = (
     "termcolor",
     "toml",
     "tqdm",
-    "pyarrow",
     "six",
 )
 SOURCES = ("promise",)  # published without a wheel
