@@ -45,12 +45,12 @@ class Step(NamedTuple):
 
 # In order of worth.
 STEPS = (
-    Step("machine", 60),
+    Step("machine", 40),
     Step("kernel", 90),
-    Step("updates", 120),
-    Step("throughput", 150),
+    Step("updates", 90),
+    Step("throughput", 100),
     Step("bits", 150),
-    Step("runs", 330, beside=True),
+    Step("runs", 300, beside=True),
     Step("resumed", 120),
 )
 

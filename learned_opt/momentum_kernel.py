@@ -6,7 +6,7 @@ registers: a parameter costs 60 bytes and 2,700 operations with the network of `
 pass over the tensor for the mean squares that its features are divided by (32 bytes).
 
 The layers are written out as multiply-adds of a weight and a row of parameters: each thread computes the
-whole network for a few parameters, and no two threads exchange anything.
+whole network for a few parameters, with weights that lie in the shared memory of its block.
 
 Large tensors have a call each; the small ones are packed and share one. Under ``vmap`` particles, each with a
 theta of its own, are one more dimension of the grid.
@@ -14,7 +14,7 @@ theta of its own, are one more dimension of the grid.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,9 +28,10 @@ from learned_opt import features as ft
 from learned_opt.base import Theta
 from learned_opt.per_parameter import layers, small_step
 
-# Parameters of a program, a multiple of its 128 threads. What a thread reads of the weights serves all of its
-# parameters, and to read them is the bottleneck: so there are as many as the registers hold. Packed tensors
-# are padded to whole blocks, so theirs are smaller.
+THREADS = 128  # of a program
+# Parameters of a program, a multiple of its threads. A weight that a thread reads serves all parameters that it
+# computes, so they are as many as its registers hold. Packed tensors are padded to whole blocks, so theirs are
+# smaller.
 LARGE_BLOCK, SMALL_BLOCK = 768, 256
 # Tensors with fewer entries are packed: to launch a kernel takes about as long as this many parameters.
 SMALL = 2**16
@@ -80,9 +81,19 @@ def momentum_kernel(
         g, p, m = (jnp.concatenate(parts, axis=-1) for parts in zip(*each, strict=True))
         owner = np.repeat(np.arange(len(group), dtype=np.int32), blocks)
         firsts = jnp.stack([_first_layer(kernel, *flat[i], features, decays, epsilon) for i in group])
-        weights = (firsts, bias, *(x for layer in deeper for x in layer))
-        options = {"decays": tuple(decays), "block_size": block_size, "interpret": interpret}
-        step, m = _call(g, p, m, jnp.asarray(owner), *weights, **options)
+        shared = [bias, *(x for layer in deeper for x in layer)]
+        step, m = _call(
+            g,
+            p,
+            m,
+            jnp.asarray(owner),
+            _chunked(firsts.reshape(len(group), -1)),
+            _chunked(jnp.concatenate([x.reshape(-1) for x in shared])),
+            decays=tuple(decays),
+            widths=tuple(x.shape[0] for x in shared[::2]),
+            block_size=block_size,
+            interpret=interpret,
+        )
         for i, end, count in zip(group, np.cumsum(blocks), blocks, strict=True):
             start, size = (end - count) * block_size, flat[i][0].size
             outcomes[i] = (step[start : start + size], m[:, start : start + size])
@@ -101,7 +112,7 @@ def _first_layer(
     decays: Sequence[float],
     epsilon: float,
 ) -> jax.Array:
-    """Weights for the rows that the kernel reads, normalisation and factors included: ``[2 + k, hidden]``.
+    """Weights for the rows that the kernel reads, normalisation and factors included: ``[hidden, 2 + k]``.
 
     The rows are gradient, parameter and k new momenta, and every feature is a multiple of one of them.
     """
@@ -112,12 +123,17 @@ def _first_layer(
     sources = np.concatenate([rows[source] for source, _ in features])
     factors = np.concatenate([np.full(len(rows[source]), factor, np.float32) for source, factor in features])
     scales = factors * jax.lax.rsqrt(epsilon + factors**2 * squares[sources])
-    return jnp.zeros((squares.shape[0], kernel.shape[0])).at[sources].add((kernel * scales).T)
+    return jnp.zeros((kernel.shape[0], squares.shape[0])).at[:, sources].add(kernel * scales)
 
 
 def _padded(x: jax.Array, block_size: int) -> jax.Array:
     """Zeros behind it, up to whole blocks."""
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % block_size)])
+
+
+def _chunked(weights: jax.Array) -> jax.Array:
+    """Zeros behind it, so that each thread copies as many as the others."""
+    return jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, -weights.shape[-1] % THREADS)])
 
 
 def _block(
@@ -127,16 +143,24 @@ def _block(
     momenta_ref: Any,
     owner_ref: Any,
     firsts_ref: Any,
-    bias_ref: Any,
-    *refs: Any,
+    shared_ref: Any,
+    step_ref: Any,
+    new_momenta_ref: Any,
+    weights_ref: Any,
+    *,
     decays: Sequence[float],
+    widths: Sequence[int],
     block_size: int,
 ) -> None:
     """Of one block of parameters: rows in, layers, step and momenta out.
 
-    `owner_ref` says of each block which of the first layers is that of its tensor.
+    `owner_ref` says of each block which of the first layers is that of its tensor. `weights_ref` is memory of
+    the block's own, for all weights.
     """
-    *deeper, step_ref, new_momenta_ref = refs
+    first = firsts_ref.shape[1]
+    weights_ref[pl.ds(0, first)] = firsts_ref[owner_ref[number], pl.ds(0, first)]
+    weights_ref[pl.ds(first, shared_ref.shape[0])] = shared_ref[pl.ds(0, shared_ref.shape[0])]
+
     block = pl.ds(jnp.minimum(number * block_size, gradient_ref.shape[0] - block_size), block_size)
     gradient = gradient_ref[block]
     rows = [gradient, param_ref[block]]
@@ -145,74 +169,80 @@ def _block(
         new_momenta_ref[k, block] = momentum
         rows.append(momentum)
 
-    def unit(bias: jax.Array, weights: Sequence[jax.Array], inputs: Sequence[jax.Array]) -> jax.Array:
-        total = jnp.broadcast_to(bias, (block_size,))
-        for weight, x in zip(weights, inputs, strict=True):
-            total = total + weight * x
+    def unit(bias: int, weights: int, inputs: Sequence[jax.Array]) -> jax.Array:
+        """One unit, from the places of its bias and of its first weight."""
+        total = jnp.broadcast_to(weights_ref[bias], (block_size,))
+        for i, x in enumerate(inputs):
+            total = total + weights_ref[weights + i] * x
         return total
 
-    def layer(weights: Callable[[int, int], jax.Array], bias_ref: Any, inputs: Sequence[jax.Array]) -> Any:
-        """The units of a layer, one at a time: of the last hidden layer none is kept."""
-        for h in range(bias_ref.shape[0]):
-            yield unit(bias_ref[h], [weights(h, i) for i in range(len(inputs))], inputs)
+    def layer(bias: int, weights: int, width: int, inputs: Sequence[jax.Array]) -> Iterator[jax.Array]:
+        """The units of a layer, one at a time: those of the last hidden layer are not kept."""
+        return (unit(bias + h, weights + h * len(inputs), inputs) for h in range(width))
 
-    owner = owner_ref[number]
-    units = layer(lambda h, i: firsts_ref[owner, i, h], bias_ref, rows)
-    *hidden, last_ref, last_bias_ref = deeper
-    for weights_ref, layer_bias_ref in zip(hidden[::2], hidden[1::2], strict=True):
+    hidden, *later, last = widths
+    units, place = layer(first, 0, hidden, rows), first + hidden
+    for width in later:
         inputs = [jnp.maximum(x, 0) for x in units]
-        units = layer(lambda h, i, ref=weights_ref: ref[h, i], layer_bias_ref, inputs)
-    outputs = [jnp.broadcast_to(last_bias_ref[o], (block_size,)) for o in range(2)]
+        weights, bias = place, place + width * len(inputs)
+        units, place = layer(bias, weights, width, inputs), bias + width
+    inner = widths[-2]
+    outputs = [jnp.broadcast_to(weights_ref[place + last * inner + o], (block_size,)) for o in range(last)]
     for h, x in enumerate(units):
         x = jnp.maximum(x, 0)
-        outputs = [total + last_ref[o, h] * x for o, total in enumerate(outputs)]
+        outputs = [total + weights_ref[place + o * inner + h] * x for o, total in enumerate(outputs)]
     step_ref[block] = small_step(outputs)
 
 
 # Compiled by itself, so that tensors of equal shape share one program.
-@partial(jax.jit, static_argnames=("decays", "block_size", "interpret"))
+@partial(jax.jit, static_argnames=("decays", "widths", "block_size", "interpret"))
 def _call(
     gradient: jax.Array,
     param: jax.Array,
     momenta: jax.Array,
     owner: jax.Array,
-    *weights: jax.Array,
+    firsts: jax.Array,
+    shared: jax.Array,
+    *,
     decays: Sequence[float],
+    widths: Sequence[int],
     block_size: int,
     interpret: bool,
 ) -> list[jax.Array]:
     """The kernel over flat tensors: step and new momenta."""
-    body = partial(_block, decays=decays, block_size=block_size)
-    arguments = (gradient, param, momenta, owner, *weights)
+    body = partial(_block, decays=decays, widths=widths, block_size=block_size)
+    arguments = (gradient, param, momenta, owner, firsts, shared)
+    places = firsts.shape[-1] + shared.shape[-1]
     if interpret:
-        return _interpreted(body, len(owner), (gradient, momenta), arguments)
+        return _interpreted(body, len(owner), (gradient, momenta), arguments, places)
 
-    def program(*refs: Any) -> None:
-        body(jax.lax.axis_index("block"), *refs)
+    def program(*refs: Any, weights_ref: Any) -> None:
+        body(jax.lax.axis_index("block"), *refs, weights_ref)
 
     return plgpu.kernel(
         program,
         out_type=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (gradient, momenta)],
+        scratch_types={"weights_ref": plgpu.SMEM((places,), jnp.float32)},
         grid=owner.shape,
         grid_names=("block",),
-        compiler_params=plgpu.CompilerParams(
-            # The threads exchange nothing, and none reads what another has written.
-            unsafe_no_auto_barriers=True,
-            lowering_semantics=plgpu.LoweringSemantics.Lane,
-        ),
+        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
         kernel_name="momentum_network",
     )(*arguments)
 
 
 def _interpreted(
-    body: Callable[..., None], blocks: int, like: Sequence[jax.Array], arguments: Sequence[jax.Array]
+    body: Callable[..., None],
+    blocks: int,
+    like: Sequence[jax.Array],
+    arguments: Sequence[jax.Array],
+    places: int,
 ) -> list[jax.Array]:
     """What the kernel computes, as plain JAX operations on one block after another."""
 
     def step(number: jax.Array, results: list[jax.Array]) -> list[jax.Array]:
-        refs = [_ArrayRef(x) for x in (*arguments, *results)]
+        refs = [_ArrayRef(x) for x in (*arguments, *results, jnp.full(places, jnp.nan))]
         body(number, *refs)
-        return [ref.value for ref in refs[len(arguments) :]]
+        return [ref.value for ref in refs[len(arguments) : -1]]
 
     # A result that no block writes stays NaN.
     return jax.lax.fori_loop(0, blocks, step, [jnp.full_like(x, jnp.nan) for x in like])
