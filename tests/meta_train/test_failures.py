@@ -411,10 +411,10 @@ def test_a_full_disk_at_a_file(file: str, tiny_run: Run, no_comparing: None) -> 
 
 WITHIN_4_KIB = """
 import resource
-from meta_train.cli import main
+from meta_train.commands import meta_train
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
-main()
+meta_train()
 """
 
 
