@@ -34,7 +34,7 @@ def exit_code_of(program: str, command: Callable[[Sequence[str]], None], argv: S
         elif isinstance(error, ModuleNotFoundError):
             code, message = (
                 2,
-                f"the package '{error.name}' is not installed; the commands need the extra 'train': "
+                f"a package is missing ({error}); the commands need the extra 'train': "
                 "pip install -e '.[train]'",
             )
         elif isinstance(error, OSError):

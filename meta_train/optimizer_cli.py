@@ -66,8 +66,6 @@ class Evaluate:
 def inspect(arguments: Inspect) -> None:
     """Carry out `learned-opt inspect`."""
     console = Console()
-    for name in arguments.architectures:
-        learned_opt.get_optimizer(name)  # known from now on, to all that reads a file
     file = find_optimizer(arguments.optimizer) or Path(arguments.optimizer)
     for name, value in learned_opt.describe(learned_opt.read(file)).items():
         console.print(f"[bold]{escape(name):>18}[/]  {escape(value)}", highlight=False, soft_wrap=True)
@@ -82,8 +80,6 @@ def evaluate(arguments: Evaluate) -> None:
     }.items():
         if min(numbers, default=1) < 1:
             raise UserError(f"--{flag} is {min(numbers)}; it must be at least 1")
-    for name in arguments.architectures:
-        learned_opt.get_optimizer(name)  # known from now on, to all that reads a file
     contestants, files = _contestants(arguments.optimizers)
     if arguments.record and not files:
         raise UserError("--record writes into optimizer files, and none is among the optimizers")
@@ -179,4 +175,6 @@ def command(argv: Sequence[str]) -> None:
         prog="learned-opt",
         args=argv,
     )
+    for name in arguments.architectures:
+        learned_opt.get_optimizer(name)  # known from now on, also where a file names it
     inspect(arguments) if isinstance(arguments, Inspect) else evaluate(arguments)
