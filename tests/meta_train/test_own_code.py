@@ -6,6 +6,7 @@ And the commands beside the user's files, whatever these are called.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -183,20 +184,22 @@ OTHERS = ["sklearn", "yaml", "tyro", "numpy", "wandb", "tensorflow"]
 TRAP = 'open({executed!r}, "a").write(f"{{__name__}} ")\nraise SystemExit(9)\n'
 
 
-def installed(*argv: object, blocking: str = "", **options: object) -> subprocess.CompletedProcess[str]:
+def installed(
+    *argv: object, cwd: Path, blocking: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
     """A command, as it is installed; packages of the names in `blocking` cannot be imported."""
     name, *arguments = words(*argv)
     script = Path(sysconfig.get_path("scripts")) / name
     program = BLOCKED.format(names=blocking.split()) + AS_PROGRAM
     line = [sys.executable, "-c", program, script, *arguments]
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    outer = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     return subprocess.run(
         line if blocking else [script, *arguments],
-        env=environment,
+        env=outer | environment,
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=300,
-        **options,
     )
 
 
@@ -240,18 +243,30 @@ def test_the_traps_work(traps: Path) -> None:
     assert done.returncode == 9 and executed(traps) == "__main__ "
 
 
-def test_commands_beside_files_of_any_name(tiny_run: Run, traps: Path) -> None:
-    """The run is that of `tiny_run`, whose programs are compiled already."""
-    for argv, code in (
-        ((f"meta-train {TINY} --updates 3 --devices 2"), 0),
-        (("learned-opt inspect runs/digits-mlp-1"), 0),
-        (("pes-paper list"), 0),
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        ("meta-train --updates 0", 2),
+        ("learned-opt inspect adam-small-tasks", 0),
+        ("pes-paper list", 0),
         # By way of a process that is watched.
-        (("meta-train --updates 0 --coordinator 127.0.0.1:1 --processes 1 --process-id 0"), 2),
-    ):
-        done = installed(argv, cwd=traps)
-        assert (done.returncode, executed(traps)) == (code, ""), done.stderr
-    assert "--updates is 0" in done.stderr
+        ("meta-train --updates 0 --coordinator 127.0.0.1:1 --processes 1 --process-id 0", 2),
+    ],
+)
+def test_commands_beside_files_of_any_name(argv: str, code: int, traps: Path) -> None:
+    done = installed(argv, cwd=traps)
+    assert (done.returncode, executed(traps)) == (code, ""), done.stderr
+    assert ("--updates is 0; it must be at least 1" in done.stderr) == (code == 2)
+
+
+@pytest.mark.slow
+def test_a_run_beside_files_of_any_name(traps: Path) -> None:
+    """And on digits, without W&B, it imports no package that only other runs need."""
+    done = installed("meta-train --optimizer sgdm", SMALL, cwd=traps, PYTHONPROFILEIMPORTTIME="1")
+    assert (done.returncode, executed(traps)) == (0, ""), done.stderr
+    imported = set(re.findall(r"^import time:.*\| +(\w+)$", done.stderr, re.MULTILINE))
+    assert {"orbax", "sklearn", "matplotlib"} < imported
+    assert not imported & {"wandb", "tensorflow_datasets", "array_record", "requests", "mujoco"}
 
 
 def test_python_m_beside_files_of_any_name(traps: Path) -> None:
@@ -264,7 +279,7 @@ def test_python_m_beside_files_of_any_name(traps: Path) -> None:
 
 
 def test_the_folder_of_ones_own_code_is_searched_last(traps: Path) -> None:
-    """It is searched now, and so are plugins in it; packages that are installed come before its files."""
+    """Packages that are installed come before its files."""
     (traps / "my_code.py").write_text(MY_CODE)
     (traps / "my_data.py").write_text("target = 3.0\n")
     for absent in ("tensorflow.py", "jax_plugins/trap/__init__.py"):
@@ -273,14 +288,22 @@ def test_the_folder_of_ones_own_code_is_searched_last(traps: Path) -> None:
     assert (done.returncode, executed(traps)) == (0, ""), done.stderr
 
 
-def test_a_run_imports_only_what_it_needs(tiny_run: Run, tmp_path: Path) -> None:
-    """Digits without W&B need neither it nor TFDS; a mistake and a file need no Orbax either."""
+def test_a_run_imports_only_what_it_needs(folder: Path) -> None:
+    """Without W&B and on a task without a download, it needs neither W&B nor TFDS."""
     absent = "wandb tensorflow_datasets array_record mujoco requests"
-    done = installed(f"meta-train {TINY} --updates 3 --devices 2", blocking=absent, cwd=tmp_path)
+    done = installed("meta-train", ALL_OWN, SMALL, cwd=folder, blocking=absent)
     assert done.returncode == 0, done.stderr
-    for argv, code in (("meta-train --updates 0", 2), ("learned-opt inspect runs/digits-mlp-1", 0)):
-        done = installed(argv, blocking=f"{absent} orbax tensorstore sklearn matplotlib", cwd=tmp_path)
-        assert done.returncode == code, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"), [("meta-train --updates 0", 2), ("learned-opt inspect weights", 0)]
+)
+def test_what_is_quick_imports_nothing_heavy(argv: str, code: int, tmp_path: Path) -> None:
+    theta = learned_opt.get_optimizer("sgdm").init_theta(jax.random.key(0), 1)
+    learned_opt.save(tmp_path / "weights", "sgdm", theta, {})
+    heavy = "orbax tensorstore sklearn matplotlib wandb tensorflow_datasets array_record requests PIL"
+    done = installed(argv, blocking=heavy, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
 
 
 @pytest.mark.parametrize(
