@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from learned_opt.errors import UserError, choices
+from learned_opt.modules import import_module_of
 
 Params = Any  # pytree of float arrays
 Data = Any  # pytree of arrays, put on the device once
@@ -105,18 +105,15 @@ def find_task(name: str) -> Registration:
     """The task registered under a name.
 
     Args:
-      name: a registered name, or ``module:name``, which imports the module first: so a task that
-        lives in a user's own file is found when that file is importable.
+      name: a registered name, or ``module:name``, which imports the module first: so a task in a file of
+        the user's own is found.
 
     Raises:
       UserError: no task has this name, or the module cannot be imported.
     """
-    module, _, short = name.rpartition(":")
-    if module:
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # whatever is wrong with it, it is the user's file
-            raise UserError(f"task '{name}': module '{module}' cannot be imported ({error})") from error
+    if ":" in name:
+        import_module_of(name, "task")
+    short = name.rpartition(":")[2]
     if short not in _REGISTRY:
         raise UserError(f"unknown task '{short}'; {choices(short, _REGISTRY)}")
     return _REGISTRY[short]

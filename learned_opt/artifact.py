@@ -22,7 +22,7 @@ import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save as to_safetensors
 
-from learned_opt.base import Theta
+from learned_opt.base import LearnedOptimizer, Theta
 from learned_opt.errors import UserError
 from learned_opt.files import write_whole
 from learned_opt.registry import OPTIMIZERS, get_optimizer
@@ -38,7 +38,7 @@ FEW_WEIGHTS = 64
 class Artifact(NamedTuple):
     """What an optimizer file holds."""
 
-    architecture: str  # name in learned_opt.registry.OPTIMIZERS
+    architecture: str  # name in learned_opt.registry.OPTIMIZERS, or module:name
     theta: Theta  # nested dict of float32 arrays
     metadata: dict[str, Any]  # format_version, architecture, feature_version, digest, licence, ...
 
@@ -78,15 +78,17 @@ def save(
     write_whole(Path(path), content)
 
 
-def read(path: str | os.PathLike[str]) -> Artifact:
+def read(path: str | os.PathLike[str], optimizer: LearnedOptimizer | None = None) -> Artifact:
     """Read an optimizer file and check it.
 
     Args:
       path: the file, or the folder of the run that made it.
+      optimizer: what the weights belong to; by default the architecture that the file names, which has to be
+        known by then: nothing is imported because a file names it.
 
     Raises:
       UserError: there is no such file, or it is damaged, of a newer format, of an unknown
-        architecture, or no optimizer file at all.
+        architecture, or no optimizer file at all; or its weights do not fit `optimizer`.
     """
     path = Path(path)
     if path.is_dir():
@@ -110,20 +112,24 @@ def read(path: str | os.PathLike[str]) -> Artifact:
             f"{path} has format version {format_version}, and this learned-opt reads "
             f"{FORMAT_VERSION}; install the newest: pip install -U learned-opt"
         )
-    return Artifact(*_rebuild(path, metadata, tensors), metadata)
+    return Artifact(*_rebuild(path, metadata, tensors, optimizer), metadata)
 
 
-def _rebuild(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> tuple[str, Theta]:
+def _rebuild(
+    path: Path,
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    optimizer: LearnedOptimizer | None,
+) -> tuple[str, Theta]:
     """Architecture and theta, once all that the file says of them is found to hold."""
     if metadata.get("digest") != _digest(tensors):
         raise UserError(f"{path} is damaged: its weights do not have the digest written in it")
     architecture = metadata.get("architecture")
-    if not isinstance(architecture, str) or architecture not in OPTIMIZERS:
+    if not isinstance(architecture, str) or (optimizer is None and architecture not in OPTIMIZERS):
         raise UserError(
-            f"{path} holds an optimizer of architecture {architecture!r}, and this learned-opt "
-            f"knows: {', '.join(OPTIMIZERS)}"
+            f"{path} holds an optimizer of architecture {architecture!r}, {_unknown(architecture)}"
         )
-    optimizer = get_optimizer(architecture)
+    optimizer = optimizer or get_optimizer(architecture)
     if metadata.get("feature_version") != optimizer.version:
         raise UserError(
             f"{path} was trained with version {metadata.get('feature_version')} of the '{architecture}' "
@@ -139,8 +145,22 @@ def _rebuild(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, np.n
     return architecture, unflatten_dict(dict(tensors), sep="/")
 
 
+def _unknown(architecture: Any) -> str:
+    """What to do about an architecture that is not known."""
+    if isinstance(architecture, str) and ":" in architecture:
+        return (
+            "which is code outside this package and was not imported; if you trust it, name it yourself: "
+            f"learned_opt.load(path, optimizer=learned_opt.get_optimizer({architecture!r})), "
+            "learned-opt --architectures, or meta-train --optimizer"
+        )
+    return f"and this learned-opt knows: {', '.join(OPTIMIZERS)}"
+
+
 def load(
-    path: str | os.PathLike[str], learning_rate: optax.ScalarOrSchedule | None = None
+    path: str | os.PathLike[str],
+    learning_rate: optax.ScalarOrSchedule | None = None,
+    *,
+    optimizer: LearnedOptimizer | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """A learned optimizer, to be used where ``optax.adam(1e-3)`` stood.
 
@@ -148,6 +168,7 @@ def load(
       path: an optimizer file, or the folder of the run that made it.
       learning_rate: a number or a schedule in place of the learned learning rate, for architectures that
         have one (``celo2-style``).
+      optimizer: the architecture of the file, where it is one of your own: ``my_rules.momentum()``.
 
     Returns:
       An optax transformation; see ``learned_opt.as_optax``.
@@ -163,8 +184,8 @@ def load(
         updates, state = tx.update(gradients, state, params)
         params = optax.apply_updates(params, updates)
     """
-    artifact = read(path)
-    return as_optax(get_optimizer(artifact.architecture), artifact.theta, learning_rate)
+    artifact = read(path, optimizer)
+    return as_optax(optimizer or get_optimizer(artifact.architecture), artifact.theta, learning_rate)
 
 
 def describe(artifact: Artifact) -> dict[str, str]:

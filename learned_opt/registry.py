@@ -1,4 +1,8 @@
-"""The architectures by name: what ``--optimizer NAME`` and optimizer files refer to."""
+"""The architectures by name: what ``--optimizer NAME`` and optimizer files refer to.
+
+An architecture of the user's own is called ``module:name``. Its module is imported where the user names it,
+and never because a file does.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from learned_opt.celo2_style import celo2_style
 from learned_opt.errors import UserError, choices
 from learned_opt.metz2019 import metz2019
 from learned_opt.mlp import mlp
+from learned_opt.modules import find_in_module
 from learned_opt.relative_mlp import relative_mlp
 from learned_opt.sgdm import sgdm
 from learned_opt.small_fc import small_fc
@@ -31,9 +36,19 @@ OPTIMIZERS = {
 def get_optimizer(name: str) -> LearnedOptimizer:
     """The architecture called `name`.
 
+    Args:
+      name: one of ``OPTIMIZERS``; or ``module:name`` for a function of your own that returns a
+        ``LearnedOptimizer``. Its module is imported, and from then on it is one of ``OPTIMIZERS``: files of
+        this architecture can be read.
+
     Raises:
-      UserError: there is none of that name.
+      UserError: there is none of that name, or the module cannot be imported.
     """
+    if ":" in name and name not in OPTIMIZERS:
+        make = find_in_module(name, "optimizer")
+        if not callable(make) or not isinstance(make(), LearnedOptimizer):
+            raise UserError(f"optimizer '{name}' is not a function that returns a LearnedOptimizer")
+        OPTIMIZERS[name] = make
     if name not in OPTIMIZERS:
         raise UserError(f"unknown optimizer '{name}'; {choices(name, OPTIMIZERS)}")
     return OPTIMIZERS[name]()

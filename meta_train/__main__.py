@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-from meta_train.cli import main
+import sys
 
-main()
+if not sys.flags.safe_path:
+    # The current folder, which -m puts first: what lies in it is not to be taken for a package.
+    del sys.path[0]
+
+from meta_train.commands import meta_train  # noqa: E402
+
+meta_train()

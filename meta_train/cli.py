@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
+import shlex
 import shutil
-import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from rich.console import Console
 
-from learned_opt import LearnedOptError, UserError
+from learned_opt import UserError
 from meta_train import processes
-from meta_train.config import Config, check_resume, config_flags, default_config, validate
+from meta_train.config import Config, check_resume, code_names, config_flags, default_config, validate
 from meta_train.run_folder import RunFolder
 
 
@@ -51,27 +48,59 @@ class Arguments:
 def parse(argv: Sequence[str]) -> Arguments:
     """Arguments from flags, over the settings of a file or of a resumed run, over the task's defaults.
 
-    What is looked up beforehand is looked up leniently (``nargs="?"``): tyro says what is malformed.
-
     Raises:
-      UserError: a file cannot be read, or the task is unknown.
+      UserError: a file cannot be read, or names code that the command line does not; or the task is unknown.
       SystemExit: (2) a flag is unknown or malformed; (0) help was asked for.
     """
-    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    files.add_argument("--config", type=Path, nargs="?")
-    files.add_argument("--resume", type=Path, nargs="?")
-    named, _ = files.parse_known_args(argv)
-    if named.config and named.resume:
+    files = _looked_up(argv, "--config", "--resume")
+    if files["--config"] and files["--resume"]:
         raise UserError("--config and --resume exclude each other: a run is resumed with its own settings")
     flags = list(argv)
-    if named.resume:
-        flags = config_flags(RunFolder.open(named.resume).config) + flags
-    elif named.config:
-        flags = config_flags(named.config) + flags
-    task = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    task.add_argument("--task", nargs="?")
-    name = task.parse_known_args(flags)[0].task or Config().task.name
-    return tyro.cli(Arguments, prog="meta-train", args=flags, default=Arguments(default_config(name)))
+    if files["--resume"]:
+        flags = config_flags(RunFolder.open(Path(files["--resume"])).config) + flags
+    elif files["--config"]:
+        flags = config_flags(Path(files["--config"])) + flags
+    return _arguments(flags, _code_named(argv))
+
+
+def _arguments(flags: Sequence[str], named: Mapping[str, str | None]) -> Arguments:
+    """Arguments from flags, over the defaults of their task.
+
+    Args:
+      flags: of the command line, and before them those of a file.
+      named: what the command line itself names, from `_code_named`.
+
+    Raises:
+      UserError: the flags of the file name a ``module:name`` that the command line does not.
+    """
+    task = _looked_up(flags, "--task")["--task"] or Config().task.name
+    _check_named({"--task": task}, named)  # its defaults come with its import
+    arguments = tyro.cli(Arguments, prog="meta-train", args=flags, default=Arguments(default_config(task)))
+    _check_named(code_names(arguments.settings), named)
+    return arguments
+
+
+def _looked_up(argv: Sequence[str], *flags: str) -> dict[str, str | None]:
+    """Values of single flags, None where one is not given; it is for tyro to say what is malformed."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in flags:
+        parser.add_argument(flag, nargs="?", dest=flag)
+    return vars(parser.parse_known_args(argv)[0])
+
+
+def _code_named(argv: Sequence[str]) -> dict[str, str | None]:
+    """What the command line names that may be a ``module:name``, by flag."""
+    return _looked_up(argv, *code_names(Config()))
+
+
+def _check_named(chosen: Mapping[str, str], named: Mapping[str, str | None]) -> None:
+    """Check that the command line names all code that is to be imported: a file may come from anybody."""
+    for flag, name in chosen.items():
+        if ":" in name and named[flag] != name:
+            raise UserError(
+                "the configuration names code outside this package, which is imported only if the command "
+                f"line names it too; if you trust it, add {flag} {shlex.quote(name)}"
+            )
 
 
 def command(argv: Sequence[str]) -> None:
@@ -85,7 +114,7 @@ def command(argv: Sequence[str]) -> None:
         if arguments.run_dir:
             raise UserError("--run-dir and --resume exclude each other: a resumed run stays in its folder")
         folder = RunFolder.open(arguments.resume)
-        saved = parse(config_flags(folder.config)).settings
+        saved = _arguments(config_flags(folder.config), _code_named(argv)).settings
         check_resume(saved, config)
         if folder.finished(config.updates):
             console.print(
@@ -146,49 +175,3 @@ def _processes(arguments: Arguments) -> processes.Processes | None:
     many = processes.Processes(arguments.coordinator, arguments.processes, arguments.process_id)
     processes.check(many)
     return many
-
-
-def exit_code_of(program: str, command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
-    """Run a command; a failure becomes one plain message and an exit code, with --debug a traceback.
-
-    Returns:
-      0; 2 for what the user can correct; 1 for a failure on the way; 128 + n for a signal n.
-    """
-    try:
-        command(argv)
-    except (Exception, KeyboardInterrupt) as error:
-        if "--debug" in argv:
-            traceback.print_exc()
-        if isinstance(error, LearnedOptError):
-            code, message = error.exit_code, str(error)
-        elif isinstance(error, KeyboardInterrupt):
-            code, message = 130, "stopped by Ctrl-C"
-        elif isinstance(error, OSError):
-            code, message = (
-                1,
-                f"the disk or a file failed: {error}; when that is mended, a run that has saved a checkpoint "
-                "goes on with --resume",
-            )
-        elif "RESOURCE_EXHAUSTED" in str(error):
-            code, message = (
-                1,
-                "the device has too little memory; try a smaller --chunk or fewer particles",
-            )
-        else:
-            code = 1
-            message = f"unexpected failure, {type(error).__name__}: {error} (--debug shows where)"
-        print(f"{program}: {message}", file=sys.stderr)
-        return code
-    return 0
-
-
-def main() -> None:
-    """Entry point of `meta-train`."""
-    # A console script does not look for modules where it is run; `--task module:name` should.
-    sys.path.insert(0, "")
-    argv = sys.argv[1:]
-    run = partial(exit_code_of, "meta-train", command, argv)
-    if processes.WATCHED in os.environ:
-        sys.exit(processes.watched(run))
-    many = any(word.partition("=")[0] == "--coordinator" for word in argv)
-    sys.exit(processes.watch("meta-train", argv) if many else run())

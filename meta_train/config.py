@@ -12,9 +12,8 @@ from tyro.conf import FlagCreatePairsOff, arg
 
 from inner_tasks import OBJECTIVES, TaskSettings, find_task, task_names
 from learned_opt import OPTIMIZERS, UserError, get_optimizer
-from learned_opt.errors import choices
 from learned_opt.files import write_whole
-from meta_train.estimators import ESTIMATORS, Method
+from meta_train.estimators import ESTIMATORS, Method, find_estimator
 from meta_train.tracking import WandbMode
 
 
@@ -54,7 +53,7 @@ class EstimatorConfig:
         arg(
             name="estimator",
             prefix_name=False,
-            help=f"Estimator of the meta-gradient: {', '.join(ESTIMATORS)}.",
+            help=f"Estimator of the meta-gradient: {', '.join(ESTIMATORS)}, or module:name of your own.",
         ),
     ] = "pes"
     sigma: float = 0.04
@@ -70,7 +69,7 @@ class EstimatorConfig:
 
     @property
     def method(self) -> Method:
-        return ESTIMATORS[self.name]
+        return find_estimator(self.name)
 
     @property
     def units(self) -> int:
@@ -116,7 +115,11 @@ class Config:
     outer: OuterConfig = field(default_factory=OuterConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     optimizer: Annotated[
-        str, arg(help=f"Architecture of the learned optimizer: {', '.join(OPTIMIZERS)}.")
+        str,
+        arg(
+            help=f"Architecture of the learned optimizer: {', '.join(OPTIMIZERS)}, or module:name of your "
+            "own."
+        ),
     ] = "mlp"
     start_from: str | None = None
     """Weights to start from: an optimizer file, the folder of a run, or a name of a pretrained optimizer."""
@@ -171,6 +174,15 @@ _TASK_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+def code_names(config: Config) -> dict[str, str]:
+    """The settings that may be a ``module:name``, by flag."""
+    return {
+        "--task": config.task.name,
+        "--optimizer": config.optimizer,
+        "--estimator": config.estimator.name,
+    }
+
+
 def default_config(task: str) -> Config:
     """The defaults for a task.
 
@@ -197,8 +209,12 @@ def validate(config: Config) -> None:
     find_task(config.task.name)
     get_optimizer(config.optimizer)
     estimator, horizon = config.estimator, config.task.horizon
-    if estimator.name not in ESTIMATORS:
-        raise UserError(f"unknown estimator '{estimator.name}'; {choices(estimator.name, ESTIMATORS)}")
+    known = [field.name for field in dataclasses.fields(estimator) if field.name != "name"]
+    for setting in estimator.method.settings:
+        if setting not in known:
+            raise UserError(
+                f"the estimator '{estimator.name}' takes a setting '{setting}'; there are: {', '.join(known)}"
+            )
     _at_least_one("--updates", config.updates)
     _at_least_one("--checkpoint-every", config.checkpoint_every)
     _at_least_one("--task.batch-size", config.task.batch_size)
@@ -226,8 +242,8 @@ def validate(config: Config) -> None:
             "must be even and at least 2"
         )
     for option, flag in _OPTIONS.items():
-        takes = [name for name, method in ESTIMATORS.items() if option in method.settings]
-        if getattr(estimator, option) and estimator.name not in takes:
+        if getattr(estimator, option) and option not in estimator.method.settings:
+            takes = [name for name, method in ESTIMATORS.items() if option in method.settings]
             raise UserError(f"{flag} is a setting of {', '.join(takes)}, and not of {estimator.name}")
     if estimator.name == "gpes" and not estimator.perturbation_period:
         raise UserError(
@@ -316,7 +332,12 @@ def config_flags(path: Path) -> list[str]:
                 raise UserError(f"the configuration {path} says {value!r} for {flag}; it is true or false")
             flags += [flag] * value
         elif value is not None:
-            flags += [flag, *map(str, value if isinstance(value, list) else [value])]
+            words = [str(each) for each in (value if isinstance(value, list) else [value])]
+            if any(word.startswith("--") for word in words):
+                raise UserError(
+                    f"the configuration {path} says {value!r} for {flag}; a value must not begin with '--'"
+                )
+            flags += [flag, *words]
     return flags
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from types import FrameType
 
 from learned_opt import LearnedOptError
@@ -18,6 +19,8 @@ class Interrupted(LearnedOptError):
 
 class StopRequest:
     """Notes SIGINT and SIGTERM while it is entered, for the run to stop where it can save.
+
+    Only the main thread can: in another one nothing is noted.
 
     Attributes:
       signal: number of the signal received, or None.
@@ -38,7 +41,9 @@ class StopRequest:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def __enter__(self) -> StopRequest:
-        self._before = {n: signal.signal(n, self._receive) for n in (signal.SIGINT, signal.SIGTERM)}
+        main = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+        self._before = {n: signal.signal(n, self._receive) for n in numbers}
         return self
 
     def __exit__(self, *exception: object) -> None:

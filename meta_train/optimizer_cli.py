@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,6 @@ import learned_opt
 from learned_opt import UserError
 from learned_opt.artifact import FILE_NAME
 from learned_opt.shelf import find_optimizer
-from meta_train.cli import exit_code_of
 
 if TYPE_CHECKING:
     from inner_tasks import Task
@@ -30,6 +28,8 @@ class Inspect:
 
     optimizer: tyro.conf.Positional[str]
     """Optimizer file, folder of the run that made it, or name of a pretrained one."""
+    architectures: tuple[str, ...] = ()
+    """Architectures of your own, module:name, that the file may be of; their modules are imported."""
     debug: bool = False
     """Show the traceback of a failure."""
 
@@ -41,6 +41,8 @@ class Evaluate:
     optimizers: tyro.conf.Positional[tuple[str, ...]]
     """Optimizer files, folders of runs, names of pretrained ones, or names of optimizers in optax, which are
     tuned, such as adamw, lion, and sgdm for SGD with momentum 0.9."""
+    architectures: tuple[str, ...] = ()
+    """Architectures of your own, module:name, that the files may be of; their modules are imported."""
     tasks: tuple[str, ...] = ("digits-mlp",)
     """Tasks to train, with their default settings; held-out is a suite of ten."""
     horizons: tuple[int, ...] = ()
@@ -173,10 +175,6 @@ def command(argv: Sequence[str]) -> None:
         prog="learned-opt",
         args=argv,
     )
+    for name in arguments.architectures:
+        learned_opt.get_optimizer(name)  # known from now on, also where a file names it
     inspect(arguments) if isinstance(arguments, Inspect) else evaluate(arguments)
-
-
-def main() -> None:
-    """Entry point of `learned-opt`."""
-    sys.path.insert(0, "")  # as for `meta-train`: `--task module:name` is looked for here
-    sys.exit(exit_code_of("learned-opt", command, sys.argv[1:]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ from rich.table import Table
 from learned_opt import LearnedOptError, UserError
 from learned_opt.errors import choices
 from learned_opt.files import write_whole
-from meta_train.cli import exit_code_of
 from meta_train.experiments import EXPERIMENTS
 from meta_train.experiments.base import Experiment, NoOptions, Result, Settings, described, write_result
 from meta_train.experiments.page import write_page
@@ -190,8 +188,3 @@ def print_result(result: Result, console: Console) -> None:
         console.print(f"{name}: {measured:.6g} (expected {expected:.6g})", highlight=False)
     verdict = "holds" if result.verdict.holds else "does not hold"
     console.print(f"[bold]{verdict}[/]: {result.verdict.text}", highlight=False)
-
-
-def main() -> None:
-    """Entry point of `pes-paper`."""
-    sys.exit(exit_code_of("pes-paper", command, sys.argv[1:]))

@@ -197,7 +197,8 @@ def watch(program: str, argv: Sequence[str]) -> int:
       The exit code.
     """
     child = subprocess.Popen(
-        [sys.executable, "-m", "meta_train", *argv],
+        # -P: what lies in the current folder is not to be taken for a package.
+        [sys.executable, "-P", "-m", "meta_train", *argv],
         env=os.environ | {WATCHED: "1"},
         stdin=subprocess.PIPE,
         start_new_session=True,  # a terminal's Ctrl-C comes once, from here

@@ -29,7 +29,7 @@ from meta_train.comparison import (
     rows,
     write_comparison,
 )
-from meta_train.config import Config, save_config, to_dict
+from meta_train.config import Config, code_names, save_config, to_dict
 from meta_train.estimators.base import Estimator, Theta
 from meta_train.evaluation import BASELINES, Contestant, baseline
 from meta_train.interrupt import Interrupted, StopRequest
@@ -124,7 +124,9 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
       Interrupted: a signal asked for it; the state is saved.
       LearnedOptError: the meta-gradient stayed non-finite, or the disk failed.
     """
-    advice = f"go on with: meta-train --resume {folder.path}"
+    code = {flag: name for flag, name in code_names(config).items() if ":" in name}
+    flags = " ".join(f"{flag} {name}" for flag, name in {"--resume": folder.path, **code}.items())
+    advice = f"go on with: meta-train {flags}"
     with saving.open_store(folder.checkpoints) as store:
         if resume:
             restored = saving.restore(folder.checkpoints, store, setup.population, start(config, setup))

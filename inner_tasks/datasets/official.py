@@ -6,11 +6,12 @@ import hashlib
 import queue
 import threading
 from pathlib import Path
-from typing import NamedTuple
-
-import requests
+from typing import TYPE_CHECKING, NamedTuple
 
 from inner_tasks.datasets.display import progress_bar, say
+
+if TYPE_CHECKING:
+    import requests
 
 _ANSWER_SECONDS = 8.0  # for a connection and the head of an answer, name resolution included
 _SILENCE_SECONDS = 30.0  # between two pieces of a file
@@ -88,6 +89,8 @@ def open_url(url: str) -> requests.Response:
     Raises:
         DownloadError: there is no good answer within 8 seconds.
     """
+    import requests  # here, as in `download`: only what is downloaded needs it
+
     # In a thread, because no timeout of requests' covers the resolution of names, or several
     # addresses of one name. It is a daemon, so as not to hold up the end of the program.
     outcome: queue.SimpleQueue[requests.Response | Exception] = queue.SimpleQueue()
@@ -121,6 +124,8 @@ def download(url: str, sha256: str, folder: Path) -> Path:
     Raises:
         DownloadError: the file cannot be had, or another comes in its place.
     """
+    import requests
+
     path = folder / url.rsplit("/", 1)[1]
     digest = hashlib.sha256()
     with open_url(url) as response, path.open("wb") as file:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import json
 import logging
 import tarfile
 import tempfile
@@ -40,9 +41,22 @@ def silence() -> Iterator[None]:
 
 
 def open_prepared(folder: Path) -> tuple[Any, Any]:
-    """Open the train and test splits of a prepared set as random-access data sources."""
+    """Open the train and test splits of a prepared set as random-access data sources.
+
+    Raises:
+        ValueError: the folder names a feature that is not TFDS's own. TFDS would import its module.
+    """
+    json.loads((folder / "features.json").read_text(), object_hook=_check_feature)
     builder = tfds.builder_from_directory(folder)
     return builder.as_data_source("train"), builder.as_data_source("test")
+
+
+def _check_feature(entry: dict[str, Any]) -> None:
+    """Refuse an entry of `features.json` that names code outside TFDS."""
+    for key in ("pythonClassName", "python_class_name", "type"):  # the last is that of old versions
+        name = entry.get(key, "tensorflow_datasets.")
+        if not str(name).startswith("tensorflow_datasets."):
+            raise ValueError(f"its features are of a class {name!r}, which is not of TFDS")
 
 
 def build(name: str, files: Mapping[str, Path], data_dir: Path, advance: Callable) -> Path:

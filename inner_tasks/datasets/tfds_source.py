@@ -88,6 +88,8 @@ def decode(folder: Path, name: str, image_size: int) -> Dataset:
             sources = tfds_bridge.open_prepared(folder)
             with progress_bar(f"Reading {name}", sum(map(len, sources)), "images") as advance:
                 train, test = (_decode_split(source, image_size, advance) for source in sources)
+    except ModuleNotFoundError:
+        raise  # the packages are at fault, not the copy
     except Exception as error:  # whatever array_record, Pillow or TFDS may raise on a bad file
         raise _unreadable(name, folder, error) from error
     validation, train = cut(permute(train), len(train.labels) // _HELD_OUT[name])

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from learned_opt.errors import UserError, choices
+from learned_opt.modules import find_in_module
 from meta_train.estimators.base import Estimator, Info
 from meta_train.estimators.full_es import full_es
 from meta_train.estimators.mean import mean_of
@@ -39,12 +41,33 @@ ESTIMATORS = {
     "uoro": Method(uoro, ("truncation",), particles=1),
 }
 
+
+def find_estimator(name: str) -> Method:
+    """The estimator called `name`.
+
+    Args:
+      name: one of ``ESTIMATORS``; or ``module:name`` for a `Method` of your own, whose module is imported.
+
+    Raises:
+      UserError: there is none of that name, or the module cannot be imported.
+    """
+    if ":" in name:
+        method = find_in_module(name, "estimator")
+        if not isinstance(method, Method):
+            raise UserError(f"estimator '{name}' is not a Method; see docs/adding-an-estimator.md")
+        return method
+    if name not in ESTIMATORS:
+        raise UserError(f"unknown estimator '{name}'; {choices(name, ESTIMATORS)}")
+    return ESTIMATORS[name]
+
+
 __all__ = [
     "ESTIMATORS",
     "Estimator",
     "Info",
     "Method",
     "bptt",
+    "find_estimator",
     "full_es",
     "gpes",
     "mean_of",

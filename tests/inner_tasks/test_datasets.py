@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -198,6 +199,31 @@ def test_damaged_copy(damage: str, tmp_path: Path):
 
 
 # --- The cache ---
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
+def test_copy_that_names_code_is_refused(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """TFDS imports the module of a feature that it does not know."""
+    import tensorflow_datasets as tfds
+
+    folder = write_tfds("mnist", tmp_path, random_splits("mnist"))
+    module = f"my_evil_{key}"  # Python imports each but once
+    (tmp_path / f"{module}.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    features = json.loads((folder / "features.json").read_text())
+    label = features["featuresDict"]["features"]["label"]
+    del label["pythonClassName"]
+    label[key] = f"{module}.Label"
+    if key == "type":
+        label["content"] = {}
+        features = {"type": features["pythonClassName"], "content": {"label": label}}
+    (folder / "features.json").write_text(json.dumps(features))
+    with pytest.raises(UserError, match=f"cannot be read .*'{module}.Label', which is not of TFDS"):
+        load_dataset("mnist", tmp_path)
+    assert not (tmp_path / "executed").exists()
+    with pytest.raises(ValueError):
+        tfds.builder_from_directory(folder)
+    assert (tmp_path / "executed").exists()
 
 
 @pytest.fixture

@@ -267,7 +267,7 @@ def test_a_task_in_a_file_of_ones_own(
         "objective": "training-loss",
     }
     # A resumed run finds it by the same name.
-    assert "is finished" in meta_train("--resume", folder).err
+    assert "is finished" in meta_train("--resume", folder, "--task my_tasks:bowl").err
 
 
 def test_the_file_is_found_where_the_command_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

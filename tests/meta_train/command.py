@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from meta_train import cli, optimizer_cli, paper_cli
+from meta_train.commands import exit_code_of
 from meta_train.comparison import Comparison
 from meta_train.run_folder import MetricsFile
 
@@ -57,7 +58,7 @@ def in_process(program: str, command: Callable[[Sequence[str]], None], *argv: ob
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = cli.exit_code_of(program, command, words(*argv))
+            code = exit_code_of(program, command, words(*argv))
         except SystemExit as ended:  # tyro, on a malformed flag or --help
             code = ended.code or 0
     return Outcome(code, out.getvalue(), err.getvalue())

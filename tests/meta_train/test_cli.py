@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from learned_opt import LearnedOptError, UserError
-from meta_train.cli import exit_code_of, parse
+from meta_train.cli import parse
+from meta_train.commands import exit_code_of
 from meta_train.config import config_flags, default_config, save_config, to_dict, validate
 from meta_train.interrupt import Interrupted
 from tests.meta_train.command import ROOT, learned_opt, meta_train, words
@@ -176,9 +177,9 @@ def test_a_mistake_is_noticed_before_jax_starts(tmp_path: Path) -> None:
 import sys
 from unittest import mock
 import jax
-from meta_train import cli
+from meta_train import cli, commands
 with mock.patch.object(jax._src.xla_bridge, "backends", side_effect=AssertionError("JAX was started")):
-    sys.exit(cli.exit_code_of("meta-train", cli.command, sys.argv[1:]))
+    sys.exit(commands.exit_code_of("meta-train", cli.command, sys.argv[1:]))
 """
     result = subprocess.run(
         [sys.executable, "-c", script, "--estimator.particles", "3"],

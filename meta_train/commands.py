@@ -1,0 +1,81 @@
+"""The commands as they are installed, and how each of them ends.
+
+Nothing here needs a package of the extra `train`; so its lack is said in a sentence like any other failure.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from learned_opt import LearnedOptError
+from meta_train import processes
+
+
+def exit_code_of(program: str, command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
+    """Run a command; a failure becomes one plain message and an exit code, with --debug a traceback.
+
+    Returns:
+      0; 2 for what the user can correct; 1 for a failure on the way; 128 + n for a signal n.
+    """
+    try:
+        command(argv)
+    except (Exception, KeyboardInterrupt) as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        if isinstance(error, LearnedOptError):
+            code, message = error.exit_code, str(error)
+        elif isinstance(error, KeyboardInterrupt):
+            code, message = 130, "stopped by Ctrl-C"
+        elif isinstance(error, ModuleNotFoundError):
+            code, message = (
+                2,
+                f"a package is missing ({error}); the commands need the extra 'train': "
+                "pip install -e '.[train]'",
+            )
+        elif isinstance(error, OSError):
+            code, message = (
+                1,
+                f"the disk or a file failed: {error}; when that is mended, a run that has saved a checkpoint "
+                "goes on with --resume",
+            )
+        elif "RESOURCE_EXHAUSTED" in str(error):
+            code, message = (
+                1,
+                "the device has too little memory; try a smaller --chunk or fewer particles",
+            )
+        else:
+            code = 1
+            message = f"unexpected failure, {type(error).__name__}: {error} (--debug shows where)"
+        print(f"{program}: {message}", file=sys.stderr)
+        return code
+    return 0
+
+
+def _command_of(module: str) -> Callable[[Sequence[str]], None]:
+    """The command in a module, which is imported when it is run."""
+    return lambda argv: importlib.import_module(module).command(argv)
+
+
+def meta_train() -> None:
+    """Entry point of `meta-train`."""
+    argv = sys.argv[1:]
+    run = partial(exit_code_of, "meta-train", _command_of("meta_train.cli"), argv)
+    if processes.WATCHED in os.environ:
+        sys.exit(processes.watched(run))
+    many = any(word.partition("=")[0] == "--coordinator" for word in argv)
+    sys.exit(processes.watch("meta-train", argv) if many else run())
+
+
+def learned_opt() -> None:
+    """Entry point of `learned-opt`."""
+    sys.exit(exit_code_of("learned-opt", _command_of("meta_train.optimizer_cli"), sys.argv[1:]))
+
+
+def pes_paper() -> None:
+    """Entry point of `pes-paper`."""
+    sys.exit(exit_code_of("pes-paper", _command_of("meta_train.paper_cli"), sys.argv[1:]))
