@@ -9,7 +9,7 @@ from learned_opt.artifact import Artifact, describe, load, read, save
 from learned_opt.base import LearnedOptimizer
 from learned_opt.errors import LearnedOptError, UserError
 from learned_opt.registry import OPTIMIZERS, get_optimizer
-from learned_opt.shelf import pretrained, pretrained_path
+from learned_opt.shelf import pretrained, pretrained_names, pretrained_path
 from learned_opt.transform import as_optax, scale_by_learned
 
 __version__ = "0.1.0"
@@ -25,6 +25,7 @@ __all__ = [
     "get_optimizer",
     "load",
     "pretrained",
+    "pretrained_names",
     "pretrained_path",
     "read",
     "save",

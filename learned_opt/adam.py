@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
+from learned_opt import features as ft
 from learned_opt.base import LearnedOptimizer
 from learned_opt.tunable import inverse_time_decay, tunable
 
@@ -20,6 +21,13 @@ INITIAL = {
 }
 
 
+class Accumulators(NamedTuple):
+    """What is accumulated for one tensor."""
+
+    momenta: jax.Array
+    moments: jax.Array  # second moments
+
+
 def adam(*, per_block: bool = False) -> LearnedOptimizer:
     """Adam, 5 learned numbers (5 for each tensor with `per_block`).
 
@@ -30,9 +38,15 @@ def adam(*, per_block: bool = False) -> LearnedOptimizer:
     Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015.
     """
 
-    def make(own: Mapping[str, jax.Array], count: jax.Array) -> optax.GradientTransformation:
+    def rule(
+        own: Mapping[str, jax.Array], gradient: jax.Array, accumulators: Accumulators, count: jax.Array
+    ) -> tuple[jax.Array, Accumulators]:
         rate = inverse_time_decay(own["log_learning_rate"], own["log_power"], count)
-        decays = jax.nn.sigmoid(own["first_decay"]), jax.nn.sigmoid(own["second_decay"])
-        return optax.adam(rate, *decays, eps=jnp.exp(own["log_epsilon"]))
+        first, second = jax.nn.sigmoid(own["first_decay"]), jax.nn.sigmoid(own["second_decay"])
+        momenta = first * accumulators.momenta + (1 - first) * gradient
+        moments = second * accumulators.moments + (1 - second) * jnp.square(gradient)
+        mean, square = momenta / (1 - first ** (count + 1)), moments / (1 - second ** (count + 1))
+        update = -rate * mean / (jnp.sqrt(square) + jnp.exp(own["log_epsilon"]))
+        return update, Accumulators(momenta, moments)
 
-    return tunable(make, INITIAL, per_block=per_block)
+    return tunable(rule, Accumulators(ft.zeros, ft.zeros), INITIAL, per_block=per_block)

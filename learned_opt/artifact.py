@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import safetensors
@@ -55,15 +56,16 @@ def save(
     Args:
       path: where to; an existing file is replaced.
       architecture: name of the optimizer, as in ``--optimizer``.
-      theta: its weights, a nested dict of arrays.
+      theta: its weights, a nested dict of arrays; they are saved in float32.
       meta_training: how theta was learned, as JSON values; it must not hold anything that differs
         between equal runs (times, paths, hosts).
       comparisons: how it did on tasks beside tuned baselines, as JSON values: see docs/file-format.md.
 
     Raises:
+      UserError: theta holds something else than real floating-point arrays.
       OSError: the file could not be written.
     """
-    tensors = {k: np.asarray(v) for k, v in flatten_dict(theta, sep="/").items()}
+    tensors = {k: _as_float32(k, v) for k, v in flatten_dict(theta, sep="/").items()}
     metadata = {
         "format_version": FORMAT_VERSION,
         "architecture": architecture,
@@ -94,7 +96,7 @@ def read(path: str | os.PathLike[str]) -> Artifact:
     if not path.is_file():
         raise UserError(
             f"there is no optimizer file at {path}; a finished run writes {FILE_NAME}, and "
-            "learned_opt.pretrained() lists those that come with the package"
+            "learned_opt.pretrained_names() lists those that come with the package"
         )
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -140,14 +142,19 @@ def _rebuild(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, np.n
 
 
 def load(
-    path: str | os.PathLike[str], learning_rate: optax.ScalarOrSchedule | None = None
+    path: str | os.PathLike[str],
+    learning_rate: optax.ScalarOrSchedule | None = None,
+    *,
+    scale: optax.ScalarOrSchedule = 1.0,
+    weight_decay: jax.typing.ArrayLike = 0.0,
+    mask: Any = None,
+    layer_axes: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """A learned optimizer, to be used where ``optax.adam(1e-3)`` stood.
 
     Args:
       path: an optimizer file, or the folder of the run that made it.
-      learning_rate: a number or a schedule in place of the learned learning rate, for architectures that
-        have one (``celo2-style``).
+      learning_rate, scale, weight_decay, mask, layer_axes: as for ``learned_opt.as_optax``.
 
     Returns:
       An optax transformation; see ``learned_opt.as_optax``.
@@ -164,7 +171,15 @@ def load(
         params = optax.apply_updates(params, updates)
     """
     artifact = read(path)
-    return as_optax(get_optimizer(artifact.architecture), artifact.theta, learning_rate)
+    return as_optax(
+        get_optimizer(artifact.architecture),
+        artifact.theta,
+        learning_rate,
+        scale=scale,
+        weight_decay=weight_decay,
+        mask=mask,
+        layer_axes=layer_axes,
+    )
 
 
 def describe(artifact: Artifact) -> dict[str, str]:
@@ -214,6 +229,15 @@ def _compared(comparison: Any) -> str:
         )
     except (KeyError, TypeError, ValueError):
         return json.dumps(comparison)
+
+
+def _as_float32(name: str, weights: Any) -> np.ndarray:
+    dtype = jnp.result_type(weights)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise UserError(
+            f"weights '{name}' have dtype {dtype}, and an optimizer file holds real numbers, in float32"
+        )
+    return np.asarray(weights, np.float32)
 
 
 def _digest(tensors: Mapping[str, np.ndarray]) -> str:

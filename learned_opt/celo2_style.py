@@ -41,7 +41,8 @@ def celo2_style() -> LearnedOptimizer:
     Moudgil, Knyazev, Belilovsky, "Celo2: towards learned optimization free lunch", ICLR 2026; without its
     orthogonalised matrices (there "celo2-base"), and without two outputs that it computes and does not use.
     """
-    return per_tensor(_init_theta, _init_tensor, _update_tensor)._replace(unit_rate=_unit_rate)
+    initial = ft.initial_accumulators(len(MOMENTUM_DECAYS), len(MOMENT_DECAYS), len(FACTORED_DECAYS))
+    return per_tensor(_init_theta, initial, _update_tensor)._replace(unit_rate=_unit_rate)
 
 
 def _unit_rate(theta: Theta) -> Theta:
@@ -55,10 +56,6 @@ def _init_theta(key: jax.Array) -> Theta:
     }
 
 
-def _init_tensor(param: jax.Array) -> ft.Accumulators:
-    return ft.init_accumulators(param, len(MOMENTUM_DECAYS), len(MOMENT_DECAYS), len(FACTORED_DECAYS))
-
-
 def _update_tensor(
     theta: Theta,
     gradient: jax.Array,
@@ -69,16 +66,16 @@ def _update_tensor(
 ) -> tuple[jax.Array, ft.Accumulators]:
     accumulators = ft.accumulate(accumulators, gradient, MOMENTUM_DECAYS, MOMENT_DECAYS, FACTORED_DECAYS)
     momenta, moments, factored = accumulators
-    inverse_root = jax.lax.rsqrt(moments + 1e-8)
+    inverse_root = jax.lax.rsqrt(moments[0] + 1e-8)
     features = [
-        gradient[None],
-        jnp.clip(gradient, -CLIPPED_AT, CLIPPED_AT)[None],
-        param[None],
-        momenta,
-        moments,
-        momenta * inverse_root,
+        gradient,
+        jnp.clip(gradient, -CLIPPED_AT, CLIPPED_AT),
+        param,
+        *momenta,
+        *moments,
+        *(m * inverse_root for m in momenta),
         inverse_root,
-        gradient * ft.factored_inverse_roots(factored, param.shape),
+        *(gradient * root for root in ft.factored_inverse_roots(factored, param.shape)),
         gradient * inverse_root,
     ]
     weights = theta["network"]
@@ -88,5 +85,5 @@ def _update_tensor(
         first = weights["Dense_0"] | {"kernel": weights["Dense_0"]["kernel"][:NUM_FEATURES]}
         weights = weights | {"Dense_0": first}
     direction = network(weights, features, jnp.zeros(0, param.dtype), lambda out: out[0], epsilon=EPSILON)
-    scale = ft.rms_scale(direction[None], EPSILON)[0]
+    scale = ft.rms_scale(direction, EPSILON)
     return -jnp.exp(theta["log_learning_rate"]) * scale * direction, accumulators

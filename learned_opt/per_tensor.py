@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -10,24 +9,15 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import AxisType
 
 from learned_opt import features as ft
 from learned_opt.base import LearnedOptimizer, Params, Theta
-from learned_opt.per_parameter import apply_network
+from learned_opt.per_parameter import BLOCK_SIZE, apply_network
+from learned_opt.state import Accumulators, LearnedState, by_field, by_tensor, initial_state
 
-Accumulators = Any  # pytree of arrays: what a rule carries from step to step for one tensor
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class PerTensorState:
-    """State of an optimizer that treats every tensor by itself."""
-
-    count: jax.Array  # steps taken, int32 []
-    accumulators: Params  # for each tensor, those of the rule
-    # Which tensors lie on several devices. It is noticed at the start, and kept: inside ``jit`` an array
-    # does not tell.
-    spread: tuple[bool, ...] = dataclasses.field(metadata={"static": True})
+Tensor = tuple[jax.Array, jax.Array, Accumulators]  # gradient, parameter, accumulators
+Outcome = tuple[jax.Array, Accumulators]  # update, next accumulators
 
 
 class TensorRule(Protocol):
@@ -41,13 +31,13 @@ class TensorRule(Protocol):
         accumulators: Accumulators,
         count: jax.Array,
         network: Callable[..., jax.Array],
-    ) -> tuple[jax.Array, Accumulators]:
+    ) -> Outcome:
         """The update to be added, and the next accumulators; all arrays have the dtype of the state.
 
         Args:
           theta: weights of the optimizer.
-          gradient: gradient of the tensor.
-          param: the tensor.
+          gradient: gradient of the tensor, zero where it is not finite.
+          param: the tensor, zero where it is not finite.
           accumulators: as the rule left them at the step before.
           count: steps taken before this one.
           network: ``apply_network`` for this tensor.
@@ -57,62 +47,100 @@ class TensorRule(Protocol):
 
 def per_tensor(
     init_theta: Callable[[jax.Array], Theta],
-    init_tensor: Callable[[jax.Array], Accumulators],
+    initial: Accumulators,
     update_tensor: TensorRule,
-    kernel: Callable[..., list[tuple[jax.Array, Accumulators]]] | None = None,
+    kernel: Callable[..., list[Outcome]] | None = None,
 ) -> LearnedOptimizer:
     """An optimizer that applies a rule to each tensor.
 
     The rule computes in float32, or in float64 for float64 parameters; its updates are rounded to the
-    dtype of the parameters at the end. A tensor without entries passes it by.
+    dtype of the parameters at the end. A tensor without entries passes it by. An entry that has had no
+    gradient stays, and one that is not finite does not touch its neighbours. Tensors of one type are stacked,
+    and the rule is compiled for them once.
 
     Args:
       init_theta: ``key -> theta``, the same weights for any number of tensors.
-      init_tensor: ``param -> accumulators`` before the first step.
+      initial: a NamedTuple of functions ``param -> array``, what each accumulator of a tensor starts as. One
+        field is ``momenta``, averages of the gradient, the slowest last.
       update_tensor: the rule.
       kernel: the rule for all tensors at once, for a GPU and in float32: ``(theta, gradients, params,
         accumulators, count) -> [(update, accumulators), ...]``. Where it is differentiated, the rule is used.
     """
-
-    def init(params: Params) -> PerTensorState:
-        spread = tuple(_is_spread(param) for param in jax.tree.leaves(params))
-        return PerTensorState(jnp.zeros((), jnp.int32), jax.tree.map(init_tensor, params), spread)
+    fields = jax.tree.structure(initial)
 
     def update(
-        theta: Theta, gradients: Params, state: PerTensorState, params: Params
-    ) -> tuple[Params, PerTensorState]:
+        theta: Theta, gradients: Params, state: LearnedState, params: Params
+    ) -> tuple[Params, LearnedState]:
         leaves, tree = jax.tree.flatten(params)
         dtypes = [ft.state_dtype(param) for param in leaves]
-
-        def plain(theta: Theta, gradients: Any, params: Any, accumulators: Any, count: jax.Array) -> Any:
-            def one(
-                gradient: jax.Array, param: jax.Array, accumulators: Accumulators, spread: bool
-            ) -> tuple[jax.Array, Accumulators]:
-                if param.size == 0:
-                    return param, accumulators
-                cast = jax.tree.map(lambda w: w.astype(param.dtype), theta)
-                network = partial(apply_network, spread=spread)
-                return update_tensor(cast, gradient, param, accumulators, count, network)
-
-            return list(map(one, gradients, params, accumulators, state.spread))
-
-        run = plain
-        if kernel and _fits_kernel(dtypes, state.spread):
-            run = jax.custom_jvp(partial(jax.lax.platform_dependent, cuda=kernel, default=plain))
-            run.defjvp(partial(jax.jvp, plain))
         gradients, params = (
             [x.astype(dtype) for x, dtype in zip(tree.flatten_up_to(xs), dtypes, strict=True)]
             for xs in (gradients, params)
         )
+        spread = [_is_spread(g) or _is_spread(p) for g, p in zip(gradients, params, strict=True)]
+        accumulators = by_tensor(fields, tree, state.accumulators)
+
+        def plain(theta: Theta, gradients: Any, params: Any, accumulators: Any, count: jax.Array) -> Any:
+            outcomes: list[Any] = [(p, a) for p, a in zip(params, accumulators, strict=True)]  # if empty
+            for group in _equal(params, spread):
+                network = partial(apply_network, spread=spread[group[0]])
+
+                def rule(
+                    gradient: jax.Array, param: jax.Array, own: Accumulators, network=network
+                ) -> Outcome:
+                    cast = jax.tree.map(lambda w: w.astype(param.dtype), theta)
+                    step, own = update_tensor(
+                        cast, ft.finite(gradient), ft.finite(param), own, count, network
+                    )
+                    return ft.allowed(step, gradient, own.momenta[-1]), own
+
+                found = _each(rule, [(gradients[i], params[i], accumulators[i]) for i in group])
+                for i, outcome in zip(group, found, strict=True):
+                    outcomes[i] = outcome
+            return outcomes
+
+        run = plain
+        if kernel and _fits_kernel(dtypes, spread):
+            run = jax.custom_jvp(partial(jax.lax.platform_dependent, cuda=kernel, default=plain))
+            run.defjvp(partial(jax.jvp, plain))
         # Left to itself a GPU would take tf32 for float32: only where JAX was told to.
         with jax.default_matmul_precision(jax.config.jax_default_matmul_precision or "float32"):
-            outcomes = run(theta, gradients, params, tree.flatten_up_to(state.accumulators), state.count)
+            outcomes = run(theta, gradients, params, accumulators, state.count)
         updates = [update.astype(leaf.dtype) for (update, _), leaf in zip(outcomes, leaves, strict=True)]
-        accumulators = tree.unflatten([accumulated for _, accumulated in outcomes])
+        accumulators = by_field(fields, tree, [own for _, own in outcomes])
         count = optax.safe_increment(state.count)
-        return tree.unflatten(updates), PerTensorState(count, accumulators, state.spread)
+        return tree.unflatten(updates), LearnedState(count, accumulators)
 
-    return LearnedOptimizer(init_theta=lambda key, blocks: init_theta(key), init=init, update=update)
+    return LearnedOptimizer(
+        init_theta=lambda key, blocks: init_theta(key), init=partial(initial_state, initial), update=update
+    )
+
+
+def _equal(params: Sequence[jax.Array], spread: Sequence[bool]) -> list[list[int]]:
+    """Groups of tensors of one type, placement included; those without entries are in none."""
+    groups: dict[Any, list[int]] = {}
+    for i, param in enumerate(params):
+        if param.size:
+            # The type does not tell of all tensors how they are spread: stacked, they could have to move.
+            groups.setdefault(i if spread[i] else jax.typeof(param), []).append(i)
+    return list(groups.values())
+
+
+def _each(rule: Callable[..., Outcome], tensors: Sequence[Tensor]) -> list[Outcome]:
+    """A rule on each of some tensors of one type, traced and compiled once."""
+    if len(tensors) == 1:
+        return [rule(*tensors[0])]
+    together = min(len(tensors), max(1, BLOCK_SIZE // tensors[0][1].size))
+    rounds = -(-len(tensors) // together)
+    # The last round is filled up with one tensor more often; what comes of it is dropped.
+    tensors_and_more = [*tensors, *[tensors[0]] * (rounds * together - len(tensors))]
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *tensors_and_more)
+    outcomes = jax.lax.map(lambda each: rule(*each), stacked, batch_size=together)
+    leaves, tree = jax.tree.flatten(outcomes)
+    apart = [
+        [jax.lax.squeeze(part, [0]) for part in jax.lax.split(leaf, [1] * leaf.shape[0])] for leaf in leaves
+    ]
+    return [tree.unflatten(own) for own in list(zip(*apart, strict=True))[: len(tensors)]]
 
 
 def _fits_kernel(dtypes: Sequence[jnp.dtype], spread: Sequence[bool]) -> bool:
@@ -120,8 +148,18 @@ def _fits_kernel(dtypes: Sequence[jnp.dtype], spread: Sequence[bool]) -> bool:
     return jax.default_backend() == "gpu" and not any(spread) and all(d == jnp.float32 for d in dtypes)
 
 
-def _is_spread(param: jax.Array) -> bool:
-    """Whether a tensor is known to lie on several devices, a part on each."""
-    if isinstance(param, jax.core.Tracer):
-        return any(axis is not None for axis in jax.typeof(param).sharding.spec)
-    return not param.sharding.is_fully_replicated
+def _is_spread(x: jax.Array) -> bool:
+    """Whether a tensor lies on several devices, a part on each, as far as its type tells.
+
+    Axes of a mesh that are "explicit" are in the type of a tensor, with what lies along them. Those that are
+    "auto" are in it without that: there a tensor counts as spread, wherever it is.
+    """
+    sharding = jax.typeof(x).sharding
+    if any(axis is not None for axis in sharding.spec):
+        return True
+    meshes = (sharding.mesh, jax.sharding.get_abstract_mesh())
+    return any(
+        size > 1 and kind == AxisType.Auto
+        for mesh in meshes
+        for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+    )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
-import optax
 
+from learned_opt import features as ft
 from learned_opt.base import LearnedOptimizer
 from learned_opt.tunable import inverse_time_decay, tunable
 
@@ -15,6 +16,23 @@ INITIAL = {
     "log_power": -1.0,
     "momentum": 2.0,  # sigmoid: 0.88
 }
+
+
+class Accumulators(NamedTuple):
+    """What is accumulated for one tensor."""
+
+    momenta: jax.Array
+
+
+ZERO = Accumulators(ft.zeros)
+
+
+def heavy_ball(
+    gradient: jax.Array, accumulators: Accumulators, rate: jax.Array, decay: jax.Array | float
+) -> tuple[jax.Array, Accumulators]:
+    """The step ``- rate m`` along the momentum ``m <- decay m + g``, and the momentum."""
+    momenta = decay * accumulators.momenta + gradient
+    return -rate * momenta, Accumulators(momenta)
 
 
 def sgdm(*, per_block: bool = False) -> LearnedOptimizer:
@@ -27,8 +45,10 @@ def sgdm(*, per_block: bool = False) -> LearnedOptimizer:
     for each block as in Vicol et al., ICML 2021.
     """
 
-    def make(own: Mapping[str, jax.Array], count: jax.Array) -> optax.GradientTransformation:
+    def rule(
+        own: Mapping[str, jax.Array], gradient: jax.Array, accumulators: Accumulators, count: jax.Array
+    ) -> tuple[jax.Array, Accumulators]:
         rate = inverse_time_decay(own["log_learning_rate"], own["log_power"], count)
-        return optax.sgd(rate, momentum=jax.nn.sigmoid(own["momentum"]))
+        return heavy_ball(gradient, accumulators, rate, jax.nn.sigmoid(own["momentum"]))
 
-    return tunable(make, INITIAL, per_block=per_block)
+    return tunable(rule, ZERO, INITIAL, per_block=per_block)

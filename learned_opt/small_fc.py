@@ -39,7 +39,8 @@ def small_fc() -> LearnedOptimizer:
     Metz et al., "Practical tradeoffs between memory, compute, and performance in learned optimizers",
     CoLLAs 2022 (there ``small_fc_lopt``); google/learned_optimization, ``adafac_mlp_lopt.py``.
     """
-    return per_tensor(_init_theta, _init_tensor, _update_tensor)
+    initial = ft.initial_accumulators(len(MOMENTUM_DECAYS), len(MOMENT_DECAYS), len(FACTORED_DECAYS))
+    return per_tensor(_init_theta, initial, _update_tensor)
 
 
 def _init_theta(key: jax.Array) -> Theta:
@@ -49,10 +50,6 @@ def _init_theta(key: jax.Array) -> Theta:
         "moment_decays": jnp.zeros(len(MOMENT_DECAYS)),
         "factored_decays": jnp.zeros(len(FACTORED_DECAYS)),
     }
-
-
-def _init_tensor(param: jax.Array) -> ft.Accumulators:
-    return ft.init_accumulators(param, len(MOMENTUM_DECAYS), len(MOMENT_DECAYS), len(FACTORED_DECAYS))
 
 
 def _update_tensor(
@@ -71,15 +68,15 @@ def _update_tensor(
         _decays(FACTORED_DECAYS, theta["factored_decays"]),
     )
     momenta, moments, factored = accumulators
-    inverse_root = jax.lax.rsqrt(moments + 1e-6)
+    inverse_root = jax.lax.rsqrt(moments[0] + 1e-6)
     features = [
-        gradient[None],
-        param[None],
-        momenta,
-        moments,
-        momenta * inverse_root,
+        gradient,
+        param,
+        *momenta,
+        *moments,
+        *(m * inverse_root for m in momenta),
         inverse_root,
-        gradient * ft.factored_inverse_roots(factored, param.shape),
+        *(gradient * root for root in ft.factored_inverse_roots(factored, param.shape)),
         *ft.factored_features(factored, momenta),
     ]
     time = ft.time_features(count)

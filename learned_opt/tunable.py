@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +12,13 @@ import optax
 from learned_opt.base import LearnedOptimizer, Params, Theta
 from learned_opt.errors import UserError
 from learned_opt.features import state_dtype
+from learned_opt.state import Accumulators, LearnedState, by_field, by_tensor, initial_state
+
+# ``(hyperparameters, gradient, accumulators, count) -> (update, accumulators)``, of one tensor
+Rule = Callable[[Mapping[str, jax.Array], jax.Array, Accumulators, jax.Array], tuple[jax.Array, Accumulators]]
 
 # After so many steps the learning rate has fallen by 2 to the learned power.
 TIME_SCALE = 100.0
-
-
-class TunableState(NamedTuple):
-    """State of a rule with learned hyperparameters."""
-
-    count: jax.Array  # steps taken, int32 []
-    tensors: Params  # for each tensor, the rule's own state
 
 
 def inverse_time_decay(
@@ -41,39 +38,29 @@ def inverse_time_decay(
 
 
 def tunable(
-    make: Callable[[Mapping[str, jax.Array], jax.Array], optax.GradientTransformation],
-    initial: Mapping[str, float],
-    *,
-    per_block: bool,
+    rule: Rule, accumulators: Accumulators, hyperparameters: Mapping[str, float], *, per_block: bool
 ) -> LearnedOptimizer:
-    """An optax optimizer as a learned one: theta are its hyperparameters.
+    """A rule that acts on each entry by itself, with learned hyperparameters: these are theta.
 
     Args:
-      make: ``(hyperparameters, count) -> transformation``; it is made anew at every step, of which count are
-        taken, with the learning rate that a schedule has then.
-      initial: where the hyperparameters start: each takes any real value.
+      rule: the rule for one tensor; count steps were taken before this one.
+      accumulators: a NamedTuple of functions ``param -> array``, what each accumulator starts as.
+      hyperparameters: where each starts; it takes any real value.
       per_block: whether every tensor has a set of its own, in order of leaves.
 
     Raises:
       UserError: (from ``update``) there is a set for each of another number of tensors.
     """
+    fields = jax.tree.structure(accumulators)
 
     def init_theta(key: jax.Array, blocks: int) -> Theta:
         del key  # hyperparameters start where they are sensible
         size = blocks if per_block else 1
-        return {name: jnp.full(size, value, jnp.float32) for name, value in initial.items()}
-
-    def rule(theta: Theta, block: int, count: jax.Array) -> optax.GradientTransformation:
-        return make({name: values[block if per_block else 0] for name, values in theta.items()}, count)
-
-    def init(params: Params) -> TunableState:
-        count = jnp.zeros((), jnp.int32)
-        fresh = rule({name: jnp.full(1, value) for name, value in initial.items()}, 0, count)
-        return TunableState(count, jax.tree.map(lambda p: fresh.init(p.astype(state_dtype(p))), params))
+        return {name: jnp.full(size, value, jnp.float32) for name, value in hyperparameters.items()}
 
     def update(
-        theta: Theta, gradients: Params, state: TunableState, params: Params
-    ) -> tuple[Params, TunableState]:
+        theta: Theta, gradients: Params, state: LearnedState, params: Params
+    ) -> tuple[Params, LearnedState]:
         leaves, tree = jax.tree.flatten(params)
         blocks = jax.tree.leaves(theta)[0].shape[0]
         if per_block and blocks != len(leaves):
@@ -81,15 +68,17 @@ def tunable(
                 f"this optimizer has hyperparameters for each of {blocks} tensors, and the parameters are "
                 f"{len(leaves)} tensors; it can only train networks of the shape it was meta-trained on"
             )
-        updates, states = [], []
-        each = zip(tree.flatten_up_to(gradients), leaves, tree.flatten_up_to(state.tensors), strict=True)
+        updates, accumulated = [], []
+        before = by_tensor(fields, tree, state.accumulators)
+        each = zip(tree.flatten_up_to(gradients), leaves, before, strict=True)
         for block, (gradient, param, own) in enumerate(each):
             dtype = state_dtype(param)
-            cast = jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), theta)
-            step, own = rule(cast, block, state.count).update(gradient.astype(dtype), own)
+            number = block if per_block else 0
+            numbers = {name: values[number].astype(dtype) for name, values in theta.items()}
+            step, own = rule(numbers, gradient.astype(dtype), own, state.count)
             updates.append(step.astype(param.dtype))
-            states.append(own)
-        count = optax.safe_increment(state.count)
-        return tree.unflatten(updates), TunableState(count, tree.unflatten(states))
+            accumulated.append(own)
+        after = by_field(fields, tree, accumulated)
+        return tree.unflatten(updates), LearnedState(optax.safe_increment(state.count), after)
 
-    return LearnedOptimizer(init_theta=init_theta, init=init, update=update)
+    return LearnedOptimizer(init_theta=init_theta, init=partial(initial_state, accumulators), update=update)

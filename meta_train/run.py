@@ -208,7 +208,7 @@ def origin(config: Config) -> Path | None:
     if path is None:
         raise UserError(
             f"--start-from is {config.start_from}, which is no optimizer file, no folder of a run, and no "
-            f"pretrained optimizer ({', '.join(learned_opt.pretrained())})"
+            f"pretrained optimizer ({', '.join(learned_opt.pretrained_names())})"
         )
     architecture = learned_opt.read(path).architecture
     if architecture != config.optimizer:

@@ -7,8 +7,9 @@ repeats it with. `docs/pretrained.md` tells how they were made and what they are
 from __future__ import annotations
 
 from pathlib import Path
-from typing import overload
+from typing import Any
 
+import jax
 import optax
 
 from learned_opt.artifact import FILE_NAME, load
@@ -17,39 +18,45 @@ from learned_opt.errors import UserError, choices
 SHELF = Path(__file__).parent
 
 
-@overload
-def pretrained() -> list[str]: ...
-
-
-@overload
-def pretrained(
-    name: str, learning_rate: optax.ScalarOrSchedule | None = None
-) -> optax.GradientTransformationExtraArgs: ...
+def pretrained_names() -> list[str]:
+    """Names of the optimizers that come with the package."""
+    return sorted(path.parent.name for path in SHELF.glob(f"*/{FILE_NAME}"))
 
 
 def pretrained(
-    name: str | None = None, learning_rate: optax.ScalarOrSchedule | None = None
-) -> list[str] | optax.GradientTransformationExtraArgs:
-    """A pretrained optimizer, to be used where ``optax.adam(1e-3)`` stood; without a name, their names.
+    name: str,
+    learning_rate: optax.ScalarOrSchedule | None = None,
+    *,
+    scale: optax.ScalarOrSchedule = 1.0,
+    weight_decay: jax.typing.ArrayLike = 0.0,
+    mask: Any = None,
+    layer_axes: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """A pretrained optimizer, to be used where ``optax.adam(1e-3)`` stood.
 
     Args:
-      name: one of ``pretrained()``.
-      learning_rate: as for ``learned_opt.load``.
+      name: one of ``pretrained_names()``.
+      learning_rate, scale, weight_decay, mask, layer_axes: as for ``learned_opt.as_optax``.
 
     Returns:
-      An optax transformation, as from ``learned_opt.load``; or the list of names.
+      An optax transformation, as from ``learned_opt.load``.
 
     Raises:
       UserError: there is none of this name, or it takes no learning rate.
 
     Example::
 
-        tx = learned_opt.pretrained("NAME")
+        tx = learned_opt.pretrained("relative-mlp-small-tasks")
         state = tx.init(params)
     """
-    if name is None:
-        return sorted(path.parent.name for path in SHELF.glob(f"*/{FILE_NAME}"))
-    return load(pretrained_path(name), learning_rate)
+    return load(
+        pretrained_path(name),
+        learning_rate,
+        scale=scale,
+        weight_decay=weight_decay,
+        mask=mask,
+        layer_axes=layer_axes,
+    )
 
 
 def pretrained_path(name: str) -> Path:
@@ -58,7 +65,7 @@ def pretrained_path(name: str) -> Path:
     Raises:
       UserError: there is none of this name.
     """
-    names = pretrained()
+    names = pretrained_names()
     if name not in names:
         raise UserError(f"there is no pretrained optimizer '{name}'; {choices(name, names)}")
     return SHELF / name / FILE_NAME
@@ -72,4 +79,4 @@ def find_optimizer(name: str) -> Path | None:
     path = Path(name)
     if path.exists():
         return path / FILE_NAME if path.is_dir() else path
-    return pretrained_path(name) if name in pretrained() else None
+    return pretrained_path(name) if name in pretrained_names() else None

@@ -25,14 +25,14 @@ from tests.compiling import briefly
 QUICK = ("mlp", "celo2-style", "adam")  # all of them together take minutes to compile
 NAMES = [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-    for name in (*learned_opt.OPTIMIZERS, *learned_opt.pretrained())
+    for name in (*learned_opt.OPTIMIZERS, *learned_opt.pretrained_names())
 ]
 BLOCKS = 4  # tensors of `tree`
 
 
 def transformation(name: str, blocks: int = BLOCKS) -> optax.GradientTransformationExtraArgs:
     """A pretrained optimizer, or one with weights as meta-training might leave them: not its initial ones."""
-    if name in learned_opt.pretrained():
+    if name in learned_opt.pretrained_names():
         return learned_opt.pretrained(name)
     optimizer = learned_opt.get_optimizer(name)
     theta = optimizer.init_theta(jax.random.key(1), blocks)

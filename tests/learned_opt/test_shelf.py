@@ -17,7 +17,7 @@ from learned_opt.shelf import find_optimizer
 from meta_train.evaluation import Contestant, run
 
 ROOT = Path(learned_opt.__file__).parents[1]
-NAMES = learned_opt.pretrained()
+NAMES = learned_opt.pretrained_names()
 
 
 def test_an_unknown_name_is_refused_with_a_hint():

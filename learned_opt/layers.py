@@ -1,0 +1,67 @@
+"""Layers of a network that are stored as one tensor, each treated as a tensor of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from learned_opt.base import LearnedOptimizer, Params, State, Theta
+
+WHOLE = -1  # in the place of an axis: no layers
+
+
+def separate_layers(optimizer: LearnedOptimizer, layer_axes: Any) -> LearnedOptimizer:
+    """An optimizer for parameters that hold several layers each.
+
+    Updates equal those for as many separate tensors, to rounding. The state is stored as the parameters are:
+    the layers of an accumulator lie along the same axis.
+
+    Args:
+      optimizer: what updates the layers.
+      layer_axes: as for ``learned_opt.as_optax``.
+    """
+
+    def axes_of(params: Params) -> Any:
+        prefix = layer_axes(params) if callable(layer_axes) else layer_axes
+        prefix = jax.tree.map(lambda a: WHOLE if a is None else a, prefix, is_leaf=lambda a: a is None)
+        return jax.tree.broadcast(prefix, params)
+
+    def axes_of_state(params: Params, axes: Any) -> Any:
+        shapes = jax.eval_shape(optimizer.init, params)
+        return optax.tree.map_params(
+            optimizer.init, lambda _, axis: axis, shapes, axes, transform_non_params=lambda _: WHOLE
+        )
+
+    def init(params: Params) -> State:
+        axes = axes_of(params)
+        return _joined(axes_of_state(params, axes), optimizer.init(_apart(axes, params)))
+
+    def update(theta: Theta, gradients: Params, state: State, params: Params) -> tuple[Params, State]:
+        axes = axes_of(params)
+        of_state = axes_of_state(params, axes)
+        updates, after = optimizer.update(
+            theta, _apart(axes, gradients), _apart(of_state, state), _apart(axes, params)
+        )
+        return _joined(axes, updates), _joined(of_state, after)
+
+    return optimizer._replace(init=init, update=update)
+
+
+def _apart(axes: Any, arrays: Any) -> Any:
+    """For each array with layers a list of them."""
+    return jax.tree.map(lambda axis, x: x if axis == WHOLE else _layers(x, axis), axes, arrays)
+
+
+def _joined(axes: Any, arrays: Any) -> Any:
+    """The inverse of ``_apart``."""
+    return jax.tree.map(lambda axis, x: x if axis == WHOLE else jnp.stack(x, axis), axes, arrays)
+
+
+def _layers(x: Any, axis: int) -> list[Any]:
+    if isinstance(x, jax.ShapeDtypeStruct):
+        shape = x.shape[:axis] + x.shape[axis + 1 :]
+        return [jax.ShapeDtypeStruct(shape, x.dtype)] * x.shape[axis]
+    return [jax.lax.index_in_dim(x, i, axis, keepdims=False) for i in range(x.shape[axis])]
