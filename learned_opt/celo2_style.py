@@ -66,17 +66,17 @@ def _update_tensor(
 ) -> tuple[jax.Array, ft.Accumulators]:
     accumulators = ft.accumulate(accumulators, gradient, MOMENTUM_DECAYS, MOMENT_DECAYS, FACTORED_DECAYS)
     momenta, moments, factored = accumulators
-    inverse_root = jax.lax.rsqrt(moments[0] + 1e-8)
+    inverse_root = jax.lax.rsqrt(moments + 1e-8)
     features = [
-        gradient,
-        jnp.clip(gradient, -CLIPPED_AT, CLIPPED_AT),
-        param,
-        *momenta,
-        *moments,
-        *(m * inverse_root for m in momenta),
+        gradient[None],
+        jnp.clip(gradient, -CLIPPED_AT, CLIPPED_AT)[None],
+        param[None],
+        momenta,
+        moments,
+        momenta * inverse_root,
         inverse_root,
-        *(gradient * root for root in ft.factored_inverse_roots(factored, param.shape)),
-        gradient * inverse_root,
+        gradient[None] * ft.factored_inverse_roots(factored, param.shape),
+        gradient[None] * inverse_root,
     ]
     weights = theta["network"]
     if param.ndim >= 2:
@@ -85,5 +85,5 @@ def _update_tensor(
         first = weights["Dense_0"] | {"kernel": weights["Dense_0"]["kernel"][:NUM_FEATURES]}
         weights = weights | {"Dense_0": first}
     direction = network(weights, features, jnp.zeros(0, param.dtype), lambda out: out[0], epsilon=EPSILON)
-    scale = ft.rms_scale(direction, EPSILON)
+    scale = ft.rms_scale(direction[None], EPSILON)[0]
     return -jnp.exp(theta["log_learning_rate"]) * scale * direction, accumulators

@@ -1,6 +1,6 @@
 """What a per-parameter network sees of a tensor: each accumulator and feature is named and computed here.
 
-Each feature, and each accumulator, is an array of the shape of the tensor; those with k decays are k arrays.
+A group of k features (or accumulators, one for each of k decays) of a tensor is an array ``[k, *shape]``.
 Nothing here flattens a tensor or mixes its entries except by means over its dimensions: so it works on
 tensors that are spread over devices without gathering them.
 """
@@ -8,6 +8,7 @@ tensors that are spread over devices without gathering them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 Decays = Sequence[float] | jax.Array  # [k]
-Arrays = Sequence[jax.Array]  # one for each of k decays
 
 TIME_SCALES = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)  # steps
 
@@ -33,34 +33,38 @@ def zeros(param: jax.Array) -> jax.Array:
     zeros = jnp.zeros_like(param, state_dtype(param))
     if not isinstance(param, jax.core.Tracer):
         return zeros
-    # Under ``jit`` a constant may be placed anywhere; what is computed from the parameter lies where it does.
+    # Under ``jit`` a constant may be placed anywhere; what comes from the parameter lies where it does.
     return jnp.where(jnp.isnan(param), zeros, zeros)
 
 
-def averaged(averages: Arrays, value: jax.Array, decays: Decays) -> tuple[jax.Array, ...]:
+def accumulator(param: jax.Array, count: int) -> jax.Array:
+    """Zeros ``[count, *param.shape]``, on the devices that the parameter lies on."""
+    return jnp.broadcast_to(zeros(param)[None], (count, *param.shape))
+
+
+def averaged(average: jax.Array, value: jax.Array, decays: Decays) -> jax.Array:
     """Exponential moving averages, ``a <- d a + (1 - d) x`` for each decay d.
 
     Args:
-      averages: k averages so far.
-      value: x.
+      average: ``[k, *shape]``, the averages so far.
+      value: x, of the shape of each.
       decays: k decays.
     """
-    # In the dtype of the averages, so that 1 - d is rounded as it was in meta-training.
-    decays = decays if isinstance(decays, jax.Array) else np.asarray(decays, value.dtype)
-    return tuple(d * a + (1 - d) * value for a, d in zip(averages, decays, strict=True))
+    decays = jnp.asarray(decays, average.dtype).reshape(-1, *[1] * (average.ndim - 1))
+    return decays * average + (1 - decays) * value[None]
 
 
 class Factored(NamedTuple):
-    """Second moments of a tensor as means over its rows and its columns (Adafactor), with k decays.
+    """Second moments of a tensor as means over its rows and its columns (Adafactor).
 
     The columns are counted along the largest dimension of the tensor, the rows along the second largest. A
-    tensor with fewer than two dimensions has full moments, as `columns`; its `rows` are zero.
+    tensor with fewer than two dimensions has full moments, as `columns`; its `rows` are of size 1, and zero.
 
     Shazeer and Stern, "Adafactor: adaptive learning rates with sublinear memory cost", ICML 2018.
     """
 
-    rows: Arrays  # each the shape of the tensor, but 1 along the largest dimension
-    columns: Arrays  # each the shape of the tensor, but 1 along the second largest dimension
+    rows: jax.Array  # [k, *shape], but 1 along the largest dimension
+    columns: jax.Array  # [k, *shape], but 1 along the second largest
 
 
 def factored_axes(shape: Sequence[int]) -> tuple[int, int] | None:
@@ -71,16 +75,18 @@ def factored_axes(shape: Sequence[int]) -> tuple[int, int] | None:
     return int(order[-2]), int(order[-1])
 
 
-def zero_rows(param: jax.Array) -> jax.Array:
-    """Zero moments of the rows of a tensor."""
+def rows(param: jax.Array, count: int) -> jax.Array:
+    """Zero moments of the rows of a tensor, for so many decays."""
     axes = factored_axes(param.shape)
-    return zeros(param).sum(None if axes is None else axes[1], keepdims=True)
+    means = zeros(param).sum(None if axes is None else axes[1], keepdims=True)
+    return jnp.broadcast_to(means[None], (count, *means.shape))
 
 
-def zero_columns(param: jax.Array) -> jax.Array:
-    """Zero moments of the columns of a tensor."""
+def columns(param: jax.Array, count: int) -> jax.Array:
+    """Zero moments of the columns of a tensor, for so many decays."""
     axes = factored_axes(param.shape)
-    return zeros(param) if axes is None else zeros(param).sum(axes[0], keepdims=True)
+    means = zeros(param) if axes is None else zeros(param).sum(axes[0], keepdims=True)
+    return jnp.broadcast_to(means[None], (count, *means.shape))
 
 
 def update_factored(moments: Factored, gradient: jax.Array, decays: Decays) -> Factored:
@@ -95,54 +101,52 @@ def update_factored(moments: Factored, gradient: jax.Array, decays: Decays) -> F
     return Factored(rows, columns)
 
 
-def factored_inverse_roots(moments: Factored, shape: Sequence[int]) -> list[jax.Array]:
-    """``1 / sqrt`` of what the factored moments say the second moment of each parameter is, k arrays.
+def factored_inverse_roots(moments: Factored, shape: Sequence[int]) -> jax.Array:
+    """``1 / sqrt`` of what the factored moments say the second moment of each parameter is, ``[k, *shape]``.
 
     ``rows * columns / mean(rows)``; the product is small where both are, hence the floors.
     """
     axes = factored_axes(shape)
     if axes is None:
-        return [_inverse_root(full + 1e-9) for full in moments.columns]
-    return [
-        _inverse_root(rows / (rows.mean(axes[0], keepdims=True) + 1e-9)) * _inverse_root(columns)
-        for rows, columns in zip(*moments, strict=True)
-    ]
+        return _inverse_root(moments.columns + 1e-9)
+    mean = moments.rows.mean(1 + axes[0], keepdims=True)
+    return _inverse_root(moments.rows / (mean + 1e-9)) * _inverse_root(moments.columns)
 
 
-def factored_features(moments: Factored, momenta: Arrays) -> list[jax.Array]:
+def factored_features(moments: Factored, momenta: jax.Array) -> list[jax.Array]:
     """Rows, columns, both as ``1 / sqrt``, and the momenta over the root of the factored second moment.
 
     Args:
       moments: factored moments with k decays.
-      momenta: k momenta.
+      momenta: ``[k, *shape]``.
 
     Returns:
-      5 k features: all rows, all columns, and so on.
+      Five groups, each ``[k, *shape]``.
     """
-    shape = momenta[0].shape
-    if factored_axes(shape) is None:
+    if factored_axes(momenta.shape[1:]) is None:
         rows = columns = moments.columns
-        scaled = [m * jax.lax.rsqrt(v + 1e-6) for m, v in zip(momenta, moments.columns, strict=True)]
+        scaled = momenta * jax.lax.rsqrt(moments.columns + 1e-6)
     else:
-        rows, columns = ([jnp.broadcast_to(x, shape) for x in each] for each in moments)
-        roots = factored_inverse_roots(moments, shape)
-        scaled = [m * root for m, root in zip(momenta, roots, strict=True)]
-    inverse = [jax.lax.rsqrt(x + 1e-8) for x in (*rows, *columns)]
-    return [*rows, *columns, *inverse, *scaled]
+        rows, columns = (jnp.broadcast_to(x, momenta.shape) for x in moments)
+        scaled = momenta * factored_inverse_roots(moments, momenta.shape[1:])
+    return [rows, columns, jax.lax.rsqrt(rows + 1e-8), jax.lax.rsqrt(columns + 1e-8), scaled]
 
 
 class Accumulators(NamedTuple):
     """First and second moments of one tensor, full and factored, each with a few decays."""
 
-    momenta: Arrays
-    moments: Arrays  # second moments
-    factored: Factored  # factored second moments
+    momenta: jax.Array  # [k_1, *shape]
+    moments: jax.Array  # second moments, [k_2, *shape]
+    factored: Factored  # factored second moments with k_3 decays
 
 
 def initial_accumulators(momenta: int, moments: int, factored: int) -> Accumulators:
-    """What ``Accumulators`` with so many decays of each start as: for each array, ``param -> array``."""
-    start = Factored((zero_rows,) * factored, (zero_columns,) * factored)
-    return Accumulators((zeros,) * momenta, (zeros,) * moments, start)
+    """What ``Accumulators`` with so many decays of each start as: functions ``param -> array``."""
+    return Accumulators(
+        partial(accumulator, count=momenta),
+        partial(accumulator, count=moments),
+        Factored(partial(rows, count=factored), partial(columns, count=factored)),
+    )
 
 
 def accumulate(
@@ -166,17 +170,20 @@ def time_features(count: jax.Array, scales: Sequence[float] = TIME_SCALES) -> ja
     return jnp.tanh(count / jnp.array(scales, jnp.float32) - 1)
 
 
-def rms_scale(feature: jax.Array, epsilon: float) -> jax.Array:
-    """Factor that brings a feature of a tensor to unit root mean square, ``[]``.
+def rms_scale(features: jax.Array, epsilon: float) -> jax.Array:
+    """Factor that brings each feature of a tensor to unit root mean square.
 
     ``1 / sqrt(epsilon + mean(x^2))`` over the entries of the tensor, so that the network is blind to
     the scale of the loss and of the parameters.
 
     Args:
-      feature: the feature of each entry.
+      features: ``[k, *shape]``.
       epsilon: keeps features that are all but zero from being blown up.
+
+    Returns:
+      ``[k]``, to be multiplied with the features.
     """
-    return jax.lax.rsqrt(epsilon + jnp.mean(jnp.square(feature)))
+    return jax.lax.rsqrt(epsilon + jnp.mean(jnp.square(features), axis=tuple(range(1, features.ndim))))
 
 
 def finite(x: jax.Array) -> jax.Array:

@@ -35,20 +35,20 @@ def momentum_kernel(
     theta: Theta,
     gradients: Sequence[jax.Array],
     params: Sequence[jax.Array],
-    momenta: Sequence[Sequence[jax.Array]],
+    momenta: Sequence[jax.Array],
     constants: jax.Array,
     *,
     features: Sequence[tuple[str, float]],
     decays: Sequence[float],
     epsilon: float,
     interpret: bool = False,
-) -> list[tuple[jax.Array, tuple[jax.Array, ...]]]:
+) -> list[tuple[jax.Array, jax.Array]]:
     """Steps and next momenta of all tensors of a network.
 
     Args:
       theta: weights of the per-parameter network, whose hidden widths are powers of 2, 16 at least.
       gradients, params: float32 tensors.
-      momenta: k tensors for each.
+      momenta: ``[k, *shape]`` of each.
       constants: ``[c]``, inputs of the network that all parameters share.
       features: what the network sees of a parameter, as ``momentum_network`` has it.
       decays: those of the k momenta.
@@ -58,31 +58,38 @@ def momentum_kernel(
     Returns:
       For each tensor its step, to be added, and its momenta.
     """
-    flat = [[x.reshape(-1) for x in (g, p, *m)] for g, p, m in zip(gradients, params, momenta, strict=True)]
+    flat = [
+        (g.reshape(-1), p.reshape(-1), m.reshape(m.shape[0], -1))
+        for g, p, m in zip(gradients, params, momenta, strict=True)
+    ]
     (kernel, bias), *deeper = layers(theta, constants)
-    large = [[i] for i, g in enumerate(gradients) if g.size >= SMALL]
-    small = [i for i, g in enumerate(gradients) if 0 < g.size < SMALL]
+    large = [[i] for i, (g, _, _) in enumerate(flat) if g.size >= SMALL]
+    small = [i for i, (g, _, _) in enumerate(flat) if 0 < g.size < SMALL]
 
-    outcomes = [(g, *m) for g, _, *m in flat]  # of tensors without entries
+    outcomes = [(g, m) for g, _, m in flat]  # of tensors without entries
     for group in [*large, small] if small else large:
         blocks = [-(-flat[i][0].size // BLOCK_SIZE) for i in group]
         # A tensor alone need not fill its last block.
         each = [[_padded(x) for x in flat[i]] if len(group) > 1 else flat[i] for i in group]
-        rows = [jnp.concatenate(parts) for parts in zip(*each, strict=True)]
+        g, p, m = (jnp.concatenate(parts, axis=-1) for parts in zip(*each, strict=True))
         owner = np.repeat(np.arange(len(group), dtype=np.int32), blocks)
-        firsts = jnp.stack([_first_layer(kernel, flat[i], features, decays, epsilon) for i in group])
+        firsts = jnp.stack([_first_layer(kernel, *flat[i], features, decays, epsilon) for i in group])
         weights = (firsts, bias, *(x for layer in deeper for x in layer))
-        found = _call(rows, owner, weights, decays=decays, interpret=interpret)
+        step, m = _call(g, p, m, owner, weights, decays=decays, interpret=interpret)
         for i, end, count in zip(group, np.cumsum(blocks), blocks, strict=True):
             start, size = (end - count) * BLOCK_SIZE, flat[i][0].size
-            outcomes[i] = [x[start : start + size] for x in found]
-    shaped = [[x.reshape(g.shape) for x in own] for own, g in zip(outcomes, gradients, strict=True)]
-    return [(step, tuple(momenta)) for step, *momenta in shaped]
+            outcomes[i] = (step[start : start + size], m[:, start : start + size])
+    return [
+        (step.reshape(g.shape), m.reshape(m.shape[0], *g.shape))
+        for (step, m), g in zip(outcomes, gradients, strict=True)
+    ]
 
 
 def _first_layer(
     kernel: jax.Array,
-    rows: Sequence[jax.Array],
+    gradient: jax.Array,
+    param: jax.Array,
+    momenta: jax.Array,
     features: Sequence[tuple[str, float]],
     decays: Sequence[float],
     epsilon: float,
@@ -91,53 +98,56 @@ def _first_layer(
 
     The rows are gradient, parameter and k new momenta, and every feature is a multiple of one of them.
     """
-    gradient, param, *momenta = rows
     gradient, param = ft.finite(gradient), ft.finite(param)
     new = ft.averaged(momenta, gradient, decays)
-    squares = jnp.stack([jnp.mean(jnp.square(x)) for x in (gradient, param, *new)])
-    places = {"gradient": [0], "param": [1], "momenta": list(range(2, len(rows)))}
-    sources = np.concatenate([places[source] for source, _ in features])
-    factors = np.concatenate(
-        [np.full(len(places[source]), factor, np.float32) for source, factor in features]
-    )
+    squares = [jnp.mean(jnp.square(x), axis=-1) for x in (gradient[None], param[None], new)]
+    squares = jnp.concatenate(squares)
+    rows = {"gradient": [0], "param": [1], "momenta": list(range(2, 2 + len(decays)))}
+    sources = np.concatenate([rows[source] for source, _ in features])
+    factors = np.concatenate([np.full(len(rows[source]), factor, np.float32) for source, factor in features])
     scales = factors * jax.lax.rsqrt(epsilon + factors**2 * squares[sources])
     return jnp.zeros((squares.shape[0], kernel.shape[0])).at[sources].add((kernel * scales[None]).T)
 
 
 def _padded(x: jax.Array) -> jax.Array:
     """Zeros behind it, up to whole blocks."""
-    return jnp.pad(x, (0, -x.size % BLOCK_SIZE))
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % BLOCK_SIZE)])
 
 
 def _call(
-    rows: Sequence[jax.Array],
+    gradient: jax.Array,
+    param: jax.Array,
+    momenta: jax.Array,
     owner: np.ndarray,
     weights: Sequence[jax.Array],
     *,
     decays: Sequence[float],
     interpret: bool,
-) -> list[jax.Array]:
-    """The kernel over flat tensors (gradient, parameter, momenta).
-
-    `owner` says of each block of them which first layer is its own.
-    """
+) -> tuple[jax.Array, jax.Array]:
+    """The kernel over flat tensors; `owner` says of each block of them which first layer is its own."""
     return pl.pallas_call(
         partial(_block, decays=decays),
         grid=owner.shape,
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in rows[1:]],
-        input_output_aliases={i: i - 1 for i in range(2, len(rows))},
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (gradient, momenta)],
+        input_output_aliases={2: 1},
         interpret=interpret,
         compiler_params=triton.CompilerParams(num_warps=BLOCK_SIZE // 32),
         name="momentum_network",
-    )(*rows, jnp.asarray(owner), *weights)
+    )(gradient, param, momenta, jnp.asarray(owner), *weights)
 
 
-def _block(*refs: Any, decays: Sequence[float]) -> None:
+def _block(
+    gradient_ref: Any,
+    param_ref: Any,
+    momenta_ref: Any,
+    owner_ref: Any,
+    first_ref: Any,
+    bias_ref: Any,
+    *refs: Any,
+    decays: Sequence[float],
+) -> None:
     """Of one block of parameters: rows in, layers, step and momenta out."""
-    k = len(decays)
-    gradient_ref, param_ref, *momenta_refs = refs[: 2 + k]
-    owner_ref, first_ref, bias_ref, *deeper, step_ref = refs[2 + k : -k]
-    new_momenta_refs = refs[-k:]
+    *deeper, step_ref, new_momenta_ref = refs
     number = pl.program_id(0)
     places = number * BLOCK_SIZE + jnp.arange(BLOCK_SIZE)
     inside = places < gradient_ref.shape[0]
@@ -145,12 +155,12 @@ def _block(*refs: Any, decays: Sequence[float]) -> None:
     def read(ref: Any) -> jax.Array:
         return triton.load(ref, mask=inside, other=0.0)
 
-    raw = read(gradient_ref.at[places])
-    gradient = ft.finite(raw)
+    found = read(gradient_ref.at[places])
+    gradient = ft.finite(found)
     rows = [gradient, ft.finite(read(param_ref.at[places]))]
-    for old_ref, new_ref, decay in zip(momenta_refs, new_momenta_refs, np.float32(decays), strict=True):
-        momentum = decay * read(old_ref.at[places]) + (1 - decay) * gradient
-        triton.store(new_ref.at[places], momentum, mask=inside)
+    for k, decay in enumerate(np.float32(decays)):
+        momentum = decay * read(momenta_ref.at[k, places]) + (1 - decay) * gradient
+        triton.store(new_momenta_ref.at[k, places], momentum, mask=inside)
         rows.append(momentum)
     # Eight products of numbers, not one of matrices: the rows never lie side by side.
     owner = owner_ref[number]
@@ -161,5 +171,5 @@ def _block(*refs: Any, decays: Sequence[float]) -> None:
         x = jnp.dot(weights_ref[...], jax.nn.relu(x)) + hidden_bias_ref[...][:, None]
     x, (weights_ref, last_bias_ref) = jax.nn.relu(x), deeper[-2:]
     outputs = [jnp.sum(weights_ref[i, :][:, None] * x, axis=0) + last_bias_ref[i] for i in range(2)]
-    step = ft.allowed(small_step(outputs), raw, rows[-1])
+    step = ft.allowed(small_step(outputs), found, rows[-1])
     triton.store(step_ref.at[places], step, mask=inside)

@@ -21,7 +21,7 @@ Feature = tuple[Literal["gradient", "param", "momenta"], float]  # what it is a 
 class Accumulators(NamedTuple):
     """What is accumulated for one tensor."""
 
-    momenta: ft.Arrays
+    momenta: jax.Array  # [k, *shape]
 
 
 def momentum_network(
@@ -54,8 +54,8 @@ def momentum_network(
         network: Callable[..., jax.Array],
     ) -> tuple[jax.Array, Accumulators]:
         momenta = ft.averaged(accumulators.momenta, gradient, momentum_decays)
-        sources = {"gradient": [gradient], "param": [param], "momenta": momenta}
-        seen = [factor * x for source, factor in features for x in sources[source]]
+        sources = {"gradient": gradient[None], "param": param[None], "momenta": momenta}
+        seen = [factor * sources[source] for source, factor in features]
         time = ft.time_features(count, time_scales)
         return network(theta, seen, time, small_step, epsilon=EPSILON), Accumulators(momenta)
 
@@ -73,4 +73,5 @@ def momentum_network(
         outcomes = run(theta, gradients, params, [own.momenta for own in accumulators], time)
         return [(step, Accumulators(momenta)) for step, momenta in outcomes]
 
-    return per_tensor(init_theta, Accumulators((ft.zeros,) * len(momentum_decays)), update_tensor, kernel)
+    initial = Accumulators(partial(ft.accumulator, count=len(momentum_decays)))
+    return per_tensor(init_theta, initial, update_tensor, kernel)

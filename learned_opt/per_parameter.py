@@ -71,19 +71,22 @@ def apply_network(
 
     Args:
       theta: weights of the module, as ``init_network`` made them.
-      features: k features, each of the shape of the tensor.
+      features: groups of features, ``[k_1, *shape], [k_2, *shape], ...``.
       constants: ``[c]``, inputs that are the same for all parameters, and are taken as they are.
       finish: ``[outputs, ...] -> [...]``, turns the network's outputs into the step of each parameter.
       epsilon: added to the mean square of a feature.
-      spread: the tensor may lie on several devices, and must not be flattened.
+      spread: the tensor lies on several devices, and must not be flattened.
 
     Returns:
-      What ``finish`` made of each parameter, in the shape of the tensor.
+      ``shape``, what ``finish`` made of each parameter.
     """
+    shape = features[0].shape[1:]
+    if not spread:
+        features = [x.reshape(x.shape[0], -1) for x in features]
+    scale = jnp.concatenate([ft.rms_scale(x, epsilon) for x in features])
     (kernel, bias), *deeper = layers(theta, constants)
-    scale = jnp.stack([ft.rms_scale(x, epsilon) for x in features])
     run = _unflattened if spread else _blocked
-    return run([(kernel * scale[None], bias), *deeper], features, finish)
+    return run([(kernel * scale[None], bias), *deeper], features, finish).reshape(shape)
 
 
 def layers(theta: Theta, constants: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
@@ -108,11 +111,20 @@ def _unflattened(
     features: Sequence[jax.Array],
     finish: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-    """The network over a new leading axis alone: nothing that moves an entry to another device."""
-    x = jnp.stack(features)
-    for number, (weights, bias) in enumerate(layers):
-        x = jax.nn.relu(x) if number else x
-        x = jnp.einsum("hk,k...->h...", weights, x) + bias.reshape(-1, *[1] * (x.ndim - 1))
+    """The network over the leading axis alone: nothing that moves an entry to another device."""
+
+    def dense(weights: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.einsum("hk,k...->h...", weights, x)
+
+    def plus(x: jax.Array, bias: jax.Array) -> jax.Array:
+        return x + bias.reshape(-1, *[1] * (x.ndim - 1))
+
+    (weights, bias), *deeper = layers
+    edges = [sum(f.shape[0] for f in features[:i]) for i in range(1, len(features))]
+    parts = jnp.split(weights, edges, axis=1)
+    x = plus(sum(dense(w, f) for w, f in zip(parts, features, strict=True)), bias)
+    for weights, bias in deeper:
+        x = plus(dense(weights, jax.nn.relu(x)), bias)
     return finish(x)
 
 
@@ -123,23 +135,19 @@ def _blocked(
 ) -> jax.Array:
     """The network over flat features ``[k, n]``, block by block."""
 
-    def network(x: jax.Array) -> jax.Array:
+    def block(start: jax.Array | int, size: int) -> jax.Array:
+        x = jnp.concatenate([jax.lax.dynamic_slice_in_dim(f, start, size, axis=1) for f in features])
         for weights, bias in layers[:-1]:
             x = jax.nn.relu(weights @ x + bias[:, None])
         weights, bias = layers[-1]
         return finish(weights @ x + bias[:, None])
 
-    shape, flat = features[0].shape, [x.reshape(-1) for x in features]
-    n = flat[0].shape[0]
+    n = features[0].shape[1]
     if n <= BLOCK_SIZE:
-        return network(jnp.stack(flat)).reshape(shape)
-
-    def block(start: jax.Array) -> jax.Array:
-        return network(jnp.stack([jax.lax.dynamic_slice_in_dim(x, start, BLOCK_SIZE) for x in flat]))
-
+        return block(0, n)
     count = -(-n // BLOCK_SIZE)
     # The last block starts early enough to be a whole one; what it computes again is cut off.
     starts = jnp.minimum(jnp.arange(count) * BLOCK_SIZE, n - BLOCK_SIZE)
-    out = jax.lax.map(block, starts)
+    out = jax.lax.map(lambda start: block(start, BLOCK_SIZE), starts)
     rest = n - (count - 1) * BLOCK_SIZE
-    return jnp.concatenate([out[:-1].reshape(-1), out[-1, -rest:]]).reshape(shape)
+    return jnp.concatenate([out[:-1].reshape(-1), out[-1, -rest:]])

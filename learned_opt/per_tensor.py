@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import AxisType
 
@@ -16,6 +17,8 @@ from learned_opt.base import LearnedOptimizer, Params, Theta
 from learned_opt.per_parameter import BLOCK_SIZE, apply_network
 from learned_opt.state import Accumulators, LearnedState, by_field, by_tensor, initial_state
 
+# To stack a few tensors and take them apart again costs more time at every step than it saves in compiling.
+FEW = 4
 Tensor = tuple[jax.Array, jax.Array, Accumulators]  # gradient, parameter, accumulators
 Outcome = tuple[jax.Array, Accumulators]  # update, next accumulators
 
@@ -61,7 +64,7 @@ def per_tensor(
     Args:
       init_theta: ``key -> theta``, the same weights for any number of tensors.
       initial: a NamedTuple of functions ``param -> array``, what each accumulator of a tensor starts as. One
-        field is ``momenta``, averages of the gradient, the slowest last.
+        field is ``momenta``, averages ``[k, *shape]`` of the gradient, the slowest last.
       update_tensor: the rule.
       kernel: the rule for all tensors at once, for a GPU and in float32: ``(theta, gradients, params,
         accumulators, count) -> [(update, accumulators), ...]``. Where it is differentiated, the rule is used.
@@ -94,7 +97,7 @@ def per_tensor(
                     )
                     return ft.allowed(step, gradient, own.momenta[-1]), own
 
-                found = _each(rule, [(gradients[i], params[i], accumulators[i]) for i in group])
+                found = _each(rule, [(gradients[i], params[i], accumulators[i]) for i in group], count)
                 for i, outcome in zip(group, found, strict=True):
                     outcomes[i] = outcome
             return outcomes
@@ -126,21 +129,33 @@ def _equal(params: Sequence[jax.Array], spread: Sequence[bool]) -> list[list[int
     return list(groups.values())
 
 
-def _each(rule: Callable[..., Outcome], tensors: Sequence[Tensor]) -> list[Outcome]:
+def _each(rule: Callable[..., Outcome], tensors: Sequence[Tensor], count: jax.Array) -> list[Outcome]:
     """A rule on each of some tensors of one type, traced and compiled once."""
-    if len(tensors) == 1:
-        return [rule(*tensors[0])]
+    if len(tensors) < FEW:
+        return [rule(*tensor) for tensor in tensors]
     together = min(len(tensors), max(1, BLOCK_SIZE // tensors[0][1].size))
     rounds = -(-len(tensors) // together)
     # The last round is filled up with one tensor more often; what comes of it is dropped.
-    tensors_and_more = [*tensors, *[tensors[0]] * (rounds * together - len(tensors))]
-    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *tensors_and_more)
-    outcomes = jax.lax.map(lambda each: rule(*each), stacked, batch_size=together)
-    leaves, tree = jax.tree.flatten(outcomes)
-    apart = [
-        [jax.lax.squeeze(part, [0]) for part in jax.lax.split(leaf, [1] * leaf.shape[0])] for leaf in leaves
-    ]
-    return [tree.unflatten(own) for own in list(zip(*apart, strict=True))[: len(tensors)]]
+    filled = [*tensors, *[tensors[0]] * (rounds * together - len(tensors))]
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *filled)
+    size = together if together > 1 else None
+    outcomes = jax.lax.map(lambda each: rule(*each), stacked, batch_size=size)
+    places = _numbers(len(tensors), count)
+    return [jax.tree.map(partial(_part, place=place), outcomes) for place in places]
+
+
+def _part(x: jax.Array, place: jax.Array) -> jax.Array:
+    """``x[place]``."""
+    starts = (place, *[np.int32(0)] * (x.ndim - 1))
+    part = jax.lax.dynamic_slice(x, starts, (1, *x.shape[1:]), allow_negative_indices=False)
+    return jax.lax.squeeze(part, [0])
+
+
+def _numbers(length: int, count: jax.Array) -> tuple[jax.Array, ...]:
+    """0, 1, ... as numbers that the compiler does not know, so that to take any of the parts is one program."""
+    return jax.lax.cond(
+        count >= 0, lambda: tuple(map(np.int32, range(length))), lambda: (np.int32(0),) * length
+    )
 
 
 def _fits_kernel(dtypes: Sequence[jnp.dtype], spread: Sequence[bool]) -> bool:

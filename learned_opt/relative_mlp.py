@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -36,8 +37,8 @@ NUM_CONTEXT = len(MOMENTUM_DECAYS) + 1 + len(ft.TIME_SCALES)
 class Accumulators(NamedTuple):
     """What is accumulated for one tensor."""
 
-    momenta: ft.Arrays
-    moments: jax.Array  # second moments
+    momenta: jax.Array  # [4, *shape]
+    moments: jax.Array  # second moments, [1, *shape]
 
 
 def relative_mlp() -> LearnedOptimizer:
@@ -66,8 +67,8 @@ def relative_mlp() -> LearnedOptimizer:
     look at learned optimization: stability, robustness, and inductive biases", NeurIPS 2022; the network is
     that of Metz et al., ICML 2019. The combination and the context are this package's own.
     """
-    initial = Accumulators((ft.zeros,) * len(MOMENTUM_DECAYS), ft.zeros)
-    return per_tensor(_init_theta, initial, _update_tensor)
+    momenta, moments = (partial(ft.accumulator, count=k) for k in (len(MOMENTUM_DECAYS), 1))
+    return per_tensor(_init_theta, Accumulators(momenta, moments), _update_tensor)
 
 
 def _init_theta(key: jax.Array) -> Theta:
@@ -87,11 +88,11 @@ def _update_tensor(
     network: Callable[..., jax.Array],
 ) -> tuple[jax.Array, Accumulators]:
     momenta = ft.averaged(accumulators.momenta, gradient, MOMENTUM_DECAYS)
-    (moments,) = ft.averaged([accumulators.moments], jnp.square(gradient), [MOMENT_DECAY])
+    moments = ft.averaged(accumulators.moments, jnp.square(gradient), (MOMENT_DECAY,))
     mean_moment = jnp.mean(moments)
     inverse_root = jax.lax.rsqrt(moments + MOMENT_FLOOR * mean_moment + EPSILON)
-    scaled = [m * inverse_root for m in momenta]
-    features = [gradient, param, *momenta, gradient * inverse_root, *scaled, inverse_root]
+    scaled = momenta * inverse_root
+    features = [gradient[None], param[None], momenta, gradient[None] * inverse_root, scaled, inverse_root]
     context = jnp.concatenate(
         [
             _steadiness(momenta, mean_moment, count),
@@ -108,7 +109,7 @@ def _update_tensor(
 
 def _unit(x: jax.Array) -> jax.Array:
     """A tensor divided by its root mean square."""
-    return ft.rms_scale(x, EPSILON) * x
+    return ft.rms_scale(x[None], EPSILON)[0] * x
 
 
 def _scale(param: jax.Array) -> jax.Array:
@@ -119,11 +120,11 @@ def _scale(param: jax.Array) -> jax.Array:
     return share * jnp.sqrt(jnp.mean(jnp.square(param)) + LEAST_SCALE**2)
 
 
-def _steadiness(momenta: ft.Arrays, mean_moment: jax.Array, count: jax.Array) -> jax.Array:
+def _steadiness(momenta: jax.Array, mean_moment: jax.Array, count: jax.Array) -> jax.Array:
     """log10 of the root mean square of each momentum over that of the gradient, ``[4]``; at least -3."""
     # Averages that started from zero are too small by these factors.
     momentum_share, moment_share = (
-        1 - jnp.array(decays, mean_moment.dtype) ** (count + 1) for decays in (MOMENTUM_DECAYS, MOMENT_DECAY)
+        1 - jnp.array(decays, momenta.dtype) ** (count + 1) for decays in (MOMENTUM_DECAYS, MOMENT_DECAY)
     )
-    squares = jnp.stack([jnp.mean(jnp.square(m)) for m in momenta]) / momentum_share**2
+    squares = jnp.mean(jnp.square(momenta), axis=tuple(range(1, momenta.ndim))) / momentum_share**2
     return 0.5 * jnp.log10(jnp.maximum(squares / (mean_moment / moment_share + EPSILON), 1e-6))

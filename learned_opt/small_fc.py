@@ -68,15 +68,15 @@ def _update_tensor(
         _decays(FACTORED_DECAYS, theta["factored_decays"]),
     )
     momenta, moments, factored = accumulators
-    inverse_root = jax.lax.rsqrt(moments[0] + 1e-6)
+    inverse_root = jax.lax.rsqrt(moments + 1e-6)
     features = [
-        gradient,
-        param,
-        *momenta,
-        *moments,
-        *(m * inverse_root for m in momenta),
+        gradient[None],
+        param[None],
+        momenta,
+        moments,
+        momenta * inverse_root,
         inverse_root,
-        *(gradient * root for root in ft.factored_inverse_roots(factored, param.shape)),
+        gradient[None] * ft.factored_inverse_roots(factored, param.shape),
         *ft.factored_features(factored, momenta),
     ]
     time = ft.time_features(count)
