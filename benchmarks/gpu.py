@@ -25,7 +25,7 @@ from rich.table import Table
 
 import learned_opt
 from inner_tasks import find_task
-from learned_opt import per_tensor
+from learned_opt._src import per_tensor
 from meta_train.costs import repeated_updates
 from meta_train.run import prepare
 

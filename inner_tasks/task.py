@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from learned_opt.errors import UserError, choices
+from learned_opt._src.errors import UserError, choices
 
 Params = Any  # pytree of float arrays
 Data = Any  # pytree of arrays, put on the device once

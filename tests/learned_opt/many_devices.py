@@ -1,4 +1,4 @@
-"""Sharded parameters on all devices, and a checkpoint of them: a program of its own, for its number of devices.
+"""Sharded parameters on all devices, and a checkpoint of them: a program of its own, to have as many.
 
 python -m tests.learned_opt.many_devices auto|explicit PATH
 

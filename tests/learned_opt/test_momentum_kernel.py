@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from learned_opt import get_optimizer, momentum_kernel, per_tensor
-from learned_opt.momentum_kernel import BLOCK_SIZE, SMALL
+from learned_opt import get_optimizer
+from learned_opt._src import momentum_kernel, per_tensor
+from learned_opt._src.momentum_kernel import BLOCK_SIZE, SMALL
 from tests.learned_opt.test_architectures import random_theta, relative_error
 
 NAMES = ("mlp", "metz2019")

@@ -21,9 +21,9 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from learned_opt import features as ft
-from learned_opt.base import Theta
-from learned_opt.per_parameter import layers, small_step
+from learned_opt._src import features as ft
+from learned_opt._src.base import Theta
+from learned_opt._src.per_parameter import layers, small_step
 
 # Parameters of a program; one for each of its 128 threads.
 BLOCK_SIZE = 128

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from learned_opt import features as ft
-from learned_opt.base import LearnedOptimizer
-from learned_opt.tunable import inverse_time_decay, tunable
+from learned_opt._src import features as ft
+from learned_opt._src.base import LearnedOptimizer
+from learned_opt._src.tunable import inverse_time_decay, tunable
 
 INITIAL = {
     "log_learning_rate": -4.0,  # 0.018

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from learned_opt.base import LearnedOptimizer, Params, State, Theta
+from learned_opt._src.base import LearnedOptimizer, Params, State, Theta
+from learned_opt._src.errors import UserError
 
 WHOLE = -1  # in the place of an axis: no layers
 
@@ -17,22 +18,31 @@ def separate_layers(optimizer: LearnedOptimizer, layer_axes: Any) -> LearnedOpti
     """An optimizer for parameters that hold several layers each.
 
     Updates equal those for as many separate tensors, to rounding. The state is stored as the parameters are:
-    the layers of an accumulator lie along the same axis.
+    the layers of an accumulator lie along the axis that stands for theirs.
 
     Args:
       optimizer: what updates the layers.
       layer_axes: as for ``learned_opt.as_optax``.
+
+    Raises:
+      UserError: (from ``init`` and ``update``) a parameter has no such axis.
     """
 
     def axes_of(params: Params) -> Any:
         prefix = layer_axes(params) if callable(layer_axes) else layer_axes
         prefix = jax.tree.map(lambda a: WHOLE if a is None else a, prefix, is_leaf=lambda a: a is None)
-        return jax.tree.broadcast(prefix, params)
+        axes = jax.tree.broadcast(prefix, params)
+        jax.tree_util.tree_map_with_path(_check, axes, params)
+        return axes
 
     def axes_of_state(params: Params, axes: Any) -> Any:
+        def moved(own: Any, axis: int, param: Any) -> int:
+            """The axis of an array that may have more in front than the parameter, such as k decays."""
+            return WHOLE if axis == WHOLE else max(0, axis + own.ndim - param.ndim)
+
         shapes = jax.eval_shape(optimizer.init, params)
         return optax.tree.map_params(
-            optimizer.init, lambda _, axis: axis, shapes, axes, transform_non_params=lambda _: WHOLE
+            optimizer.init, moved, shapes, axes, params, transform_non_params=lambda _: WHOLE
         )
 
     def init(params: Params) -> State:
@@ -48,6 +58,15 @@ def separate_layers(optimizer: LearnedOptimizer, layer_axes: Any) -> LearnedOpti
         return _joined(axes, updates), _joined(of_state, after)
 
     return optimizer._replace(init=init, update=update)
+
+
+def _check(path: Any, axis: int, param: Any) -> None:
+    """Raise a ``UserError`` where a parameter has no such axis."""
+    if not WHOLE <= axis < param.ndim:
+        raise UserError(
+            f"parameter {jax.tree_util.keystr(path)} has shape {param.shape}, and no axis {axis} that "
+            "layers could lie along; layer_axes takes 0, 1, ... (from the front), or None for no layers"
+        )
 
 
 def _apart(axes: Any, arrays: Any) -> Any:

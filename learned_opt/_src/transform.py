@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from learned_opt.base import LearnedOptimizer, Params, State, Theta
-from learned_opt.errors import UserError
-from learned_opt.layers import separate_layers
+from learned_opt._src.base import LearnedOptimizer, Params, State, Theta
+from learned_opt._src.errors import UserError
+from learned_opt._src.layers import separate_layers
 
 
 def as_optax(
@@ -35,12 +35,12 @@ def as_optax(
       learning_rate: a number or a schedule that takes the place of the learned learning rate, for
         optimizers that have one (``celo2-style``). It scales the weight decay too, as in ``optax.adamw``.
       scale: a number or a schedule (``count -> number``).
-      weight_decay: the share of a parameter that is taken off at each step, where scale and learning rate are 1.
+      weight_decay: the share of a parameter that is taken off at each step, where the scale is 1.
       mask: which parameters decay: a tree of booleans that is a prefix of the parameters, or a function
         ``params -> tree``. None means all.
       layer_axes: along which axis each parameter holds the layers of a network, as ``nn.scan`` stores them:
-        each layer is then a tensor of its own. A tree of integers and None (not stacked) that is a prefix of the
-        parameters, as ``in_axes`` of ``jax.vmap`` is; or a function ``params -> tree``.
+        each layer is then a tensor of its own. A tree of integers and None (not stacked) that is a prefix of
+        the parameters, as ``in_axes`` of ``jax.vmap`` is; or a function ``params -> tree``.
 
     Returns:
       ``init(params)`` and ``update(gradients, state, params, **extra_args)``. The updates are to be
@@ -86,8 +86,8 @@ def scale_by_learned(optimizer: LearnedOptimizer, theta: Theta) -> optax.Gradien
 def _with_unit_rate(optimizer: LearnedOptimizer, theta: Theta) -> Theta:
     if optimizer.unit_rate is None:
         raise UserError(
-            "this optimizer has learned the size of its steps and takes no learning rate; leave it out, or give "
-            "scale=... to make its steps longer or shorter (of the architectures, 'celo2-style' takes one)"
+            "this optimizer has learned the size of its steps and takes no learning rate; leave it out, or "
+            "give scale=... to make its steps longer or shorter (of the architectures 'celo2-style' has one)"
         )
     return optimizer.unit_rate(theta)
 
@@ -129,7 +129,7 @@ def _checked(path: Any, leaf: Any) -> Any:
         raise UserError(
             f"parameter {jax.tree_util.keystr(path)} {found}, and a learned optimizer updates real "
             "floating-point arrays; leave it out: optax.partition with this optimizer for the others and "
-            "optax.set_to_zero for this one, or eqx.filter(model, eqx.is_inexact_array) for a model of Equinox"
+            "optax.set_to_zero for this one, or eqx.filter(model, eqx.is_inexact_array) in Equinox"
         )
     return leaf
 

@@ -23,11 +23,11 @@ import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save as to_safetensors
 
-from learned_opt.base import Theta
-from learned_opt.errors import UserError
-from learned_opt.files import write_whole
-from learned_opt.registry import OPTIMIZERS, get_optimizer
-from learned_opt.transform import as_optax
+from learned_opt._src.base import Theta
+from learned_opt._src.errors import UserError
+from learned_opt._src.files import write_whole
+from learned_opt._src.registry import OPTIMIZERS, get_optimizer
+from learned_opt._src.transform import as_optax
 
 FORMAT_VERSION = 1
 METADATA_KEY = "learned_opt"

@@ -12,10 +12,10 @@ import numpy as np
 import optax
 from jax.sharding import AxisType
 
-from learned_opt import features as ft
-from learned_opt.base import LearnedOptimizer, Params, Theta
-from learned_opt.per_parameter import BLOCK_SIZE, apply_network
-from learned_opt.state import Accumulators, LearnedState, by_field, by_tensor, initial_state
+from learned_opt._src import features as ft
+from learned_opt._src.base import LearnedOptimizer, Params, Theta
+from learned_opt._src.per_parameter import BLOCK_SIZE, apply_network
+from learned_opt._src.state import Accumulators, LearnedState, by_field, by_tensor, initial_state
 
 # To stack a few tensors and take them apart again costs more time at every step than it saves in compiling.
 FEW = 4
@@ -59,7 +59,7 @@ def per_tensor(
     The rule computes in float32, or in float64 for float64 parameters; its updates are rounded to the
     dtype of the parameters at the end. A tensor without entries passes it by. An entry that has had no
     gradient stays, and one that is not finite does not touch its neighbours. Tensors of one type are stacked,
-    and the rule is compiled for them once.
+    and the rule is compiled for them once; that takes memory for the state of one such group again.
 
     Args:
       init_theta: ``key -> theta``, the same weights for any number of tensors.
@@ -84,19 +84,10 @@ def per_tensor(
         accumulators = by_tensor(fields, tree, state.accumulators)
 
         def plain(theta: Theta, gradients: Any, params: Any, accumulators: Any, count: jax.Array) -> Any:
-            outcomes: list[Any] = [(p, a) for p, a in zip(params, accumulators, strict=True)]  # if empty
+            outcomes: list[Any] = list(zip(params, accumulators, strict=True))  # of tensors without entries
             for group in _equal(params, spread):
                 network = partial(apply_network, spread=spread[group[0]])
-
-                def rule(
-                    gradient: jax.Array, param: jax.Array, own: Accumulators, network=network
-                ) -> Outcome:
-                    cast = jax.tree.map(lambda w: w.astype(param.dtype), theta)
-                    step, own = update_tensor(
-                        cast, ft.finite(gradient), ft.finite(param), own, count, network
-                    )
-                    return ft.allowed(step, gradient, own.momenta[-1]), own
-
+                rule = partial(_update, update_tensor, theta, count, network)
                 found = _each(rule, [(gradients[i], params[i], accumulators[i]) for i in group], count)
                 for i, outcome in zip(group, found, strict=True):
                     outcomes[i] = outcome
@@ -119,6 +110,23 @@ def per_tensor(
     )
 
 
+def _update(
+    update_tensor: TensorRule,
+    theta: Theta,
+    count: jax.Array,
+    network: Callable[..., jax.Array],
+    gradient: jax.Array,
+    param: jax.Array,
+    accumulators: Accumulators,
+) -> Outcome:
+    """The rule for a tensor some of whose entries may have to stay, or not be finite."""
+    theta = jax.tree.map(lambda w: w.astype(param.dtype), theta)
+    step, accumulators = update_tensor(
+        theta, ft.finite(gradient), ft.finite(param), accumulators, count, network
+    )
+    return ft.allowed(step, gradient, accumulators.momenta[-1]), accumulators
+
+
 def _equal(params: Sequence[jax.Array], spread: Sequence[bool]) -> list[list[int]]:
     """Groups of tensors of one type, placement included; those without entries are in none."""
     groups: dict[Any, list[int]] = {}
@@ -130,32 +138,32 @@ def _equal(params: Sequence[jax.Array], spread: Sequence[bool]) -> list[list[int
 
 
 def _each(rule: Callable[..., Outcome], tensors: Sequence[Tensor], count: jax.Array) -> list[Outcome]:
-    """A rule on each of some tensors of one type, traced and compiled once."""
+    """A rule on each of some tensors of one type: where they are many, traced and compiled once.
+
+    They are taken one by one, or as many at a time as fill a block of the network.
+    """
     if len(tensors) < FEW:
         return [rule(*tensor) for tensor in tensors]
     together = min(len(tensors), max(1, BLOCK_SIZE // tensors[0][1].size))
-    rounds = -(-len(tensors) // together)
-    # The last round is filled up with one tensor more often; what comes of it is dropped.
-    filled = [*tensors, *[tensors[0]] * (rounds * together - len(tensors))]
+    # The last round is filled up with one tensor again and again; what comes of that is not looked at.
+    filled = [*tensors, *[tensors[0]] * (-len(tensors) % together)]
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *filled)
-    size = together if together > 1 else None
-    outcomes = jax.lax.map(lambda each: rule(*each), stacked, batch_size=size)
-    places = _numbers(len(tensors), count)
+    batch_size = together if together > 1 else None
+    outcomes = jax.lax.map(lambda tensor: rule(*tensor), stacked, batch_size=batch_size)
+    # The compiler must not know these numbers: if it did, taking out each part would be its own program.
+    places = jax.lax.cond(
+        count >= 0,
+        lambda: tuple(np.arange(len(tensors), dtype=np.int32)),
+        lambda: tuple(np.zeros(len(tensors), np.int32)),
+    )
     return [jax.tree.map(partial(_part, place=place), outcomes) for place in places]
 
 
 def _part(x: jax.Array, place: jax.Array) -> jax.Array:
     """``x[place]``."""
-    starts = (place, *[np.int32(0)] * (x.ndim - 1))
+    starts = (place, *np.zeros(x.ndim - 1, np.int32))
     part = jax.lax.dynamic_slice(x, starts, (1, *x.shape[1:]), allow_negative_indices=False)
     return jax.lax.squeeze(part, [0])
-
-
-def _numbers(length: int, count: jax.Array) -> tuple[jax.Array, ...]:
-    """0, 1, ... as numbers that the compiler does not know, so that to take any of the parts is one program."""
-    return jax.lax.cond(
-        count >= 0, lambda: tuple(map(np.int32, range(length))), lambda: (np.int32(0),) * length
-    )
 
 
 def _fits_kernel(dtypes: Sequence[jnp.dtype], spread: Sequence[bool]) -> bool:
