@@ -46,6 +46,8 @@ def separate_layers(optimizer: LearnedOptimizer, layer_axes: Any) -> LearnedOpti
         )
 
     def init(params: Params) -> State:
+        if not jax.tree.leaves(params):  # so does optax.tree.map_params ask for the structure of a state
+            return optimizer.init(params)
         axes = axes_of(params)
         return _joined(axes_of_state(params, axes), optimizer.init(_apart(axes, params)))
 

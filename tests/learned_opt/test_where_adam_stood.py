@@ -340,6 +340,8 @@ def test_stacked_layers_move_as_separate_tensors(name: str, axis: int) -> None:
     assert_close(found["head"], expected["head"])
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), {"layers": stacked, "head": head})
     assert jax.tree.structure(tx.init(shapes)) == jax.tree.structure(state)
+    mapped = optax.tree.map_params(tx, lambda x, p: x + p.ndim, tx.init(shapes), shapes)
+    assert {int(x.max()) for x in jax.tree.leaves(mapped.accumulators)} == {2, 3}
     momenta = optax.tree.get(state, "momenta")["layers"]["w"]
     assert momenta.shape[momenta.ndim - 3 :] == stacked["w"].shape
 
