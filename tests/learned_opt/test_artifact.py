@@ -188,3 +188,18 @@ def test_a_file_of_version_1_is_read_for_ever():
     theta = jax.tree.map(lambda w: np.asarray(w, np.float64), artifact.theta)
     expected = RULES["mlp"](theta, [gradient], param, 0)
     assert np.linalg.norm(update - expected) < 1e-4 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_theta_of_any_real_dtype_is_saved_as_what_loads_again(tmp_path, dtype):
+    theta = jax.tree.map(lambda w: np.asarray(w).astype(jnp.dtype(dtype)), THETA)
+    learned_opt.save(tmp_path / "file", "mlp", theta, {})
+    found = learned_opt.read(tmp_path / "file").theta
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.asarray(b, np.float32)), found, theta)
+
+
+def test_theta_that_is_not_real_is_refused(tmp_path):
+    theta = jax.tree.map(lambda w: np.asarray(w).astype(np.int32), THETA)
+    with pytest.raises(learned_opt.UserError, match="have dtype int32"):
+        learned_opt.save(tmp_path / "file", "mlp", theta, {})
+    assert not (tmp_path / "file").exists()
