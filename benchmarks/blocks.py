@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import learned_opt
-from learned_opt import per_parameter
+from learned_opt._src import per_parameter
 from meta_train.costs import repeated_updates
 from meta_train.population import start_devices
 

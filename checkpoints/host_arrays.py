@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from learned_opt.errors import UserError
+from learned_opt._src.errors import UserError
 
 PyTree = Any
 

@@ -24,7 +24,7 @@ from checkpoints.host_arrays import (
     unflatten,
 )
 from checkpoints.parts import updates_in
-from learned_opt.errors import LearnedOptError, UserError
+from learned_opt._src.errors import LearnedOptError, UserError
 
 
 class Restored(NamedTuple):

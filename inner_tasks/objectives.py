@@ -9,7 +9,7 @@ import jax
 
 from inner_tasks.problem import bounded
 from inner_tasks.task import Data, Params, Task
-from learned_opt.errors import UserError, choices
+from learned_opt._src.errors import UserError, choices
 
 
 class TrainingStep(NamedTuple):

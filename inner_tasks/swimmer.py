@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from learned_opt.errors import UserError
+from learned_opt._src.errors import UserError
 
 FRAME_SKIP = 4  # physics steps for each step of the environment
 CONTROL_COST = 1e-4

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from learned_opt.errors import UserError, choices
-from learned_opt.modules import import_module_of
+from learned_opt._src.errors import UserError, choices
+from learned_opt._src.modules import import_module_of
 
 Params = Any  # pytree of float arrays
 Data = Any  # pytree of arrays, put on the device once

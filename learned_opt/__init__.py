@@ -3,14 +3,13 @@
 tx = learned_opt.load("optimizer.safetensors")    # where optax.adam(1e-3) stood
 """
 
-from __future__ import annotations
-
-from learned_opt.artifact import Artifact, describe, load, read, save
-from learned_opt.base import LearnedOptimizer
-from learned_opt.errors import LearnedOptError, UserError
-from learned_opt.registry import OPTIMIZERS, get_optimizer
-from learned_opt.shelf import pretrained, pretrained_path
-from learned_opt.transform import as_optax, scale_by_learned
+from learned_opt._src.artifact import Artifact, describe, load, read, save
+from learned_opt._src.base import LearnedOptimizer, Params, State, Theta
+from learned_opt._src.errors import LearnedOptError, UserError
+from learned_opt._src.registry import OPTIMIZERS, get_optimizer
+from learned_opt._src.shelf import pretrained, pretrained_names, pretrained_path
+from learned_opt._src.state import LearnedState
+from learned_opt._src.transform import as_optax, scale_by_learned
 
 __version__ = "0.1.0"
 
@@ -19,12 +18,17 @@ __all__ = [
     "Artifact",
     "LearnedOptError",
     "LearnedOptimizer",
+    "LearnedState",
+    "Params",
+    "State",
+    "Theta",
     "UserError",
     "as_optax",
     "describe",
     "get_optimizer",
     "load",
     "pretrained",
+    "pretrained_names",
     "pretrained_path",
     "read",
     "save",

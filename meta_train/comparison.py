@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from inner_tasks import Training
-from learned_opt.files import write_whole
+from learned_opt._src.files import write_whole
 from meta_train.evaluation import LEARNING_RATES, Contestant, Result, run
 
 NAMES = {"adam": "Adam", "adamw": "AdamW", "sgdm": "SGD, momentum", "rmsprop": "RMSProp"}

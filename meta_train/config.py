@@ -12,7 +12,7 @@ from tyro.conf import FlagCreatePairsOff, arg
 
 from inner_tasks import OBJECTIVES, TaskSettings, find_task, task_names
 from learned_opt import OPTIMIZERS, UserError, get_optimizer
-from learned_opt.files import write_whole
+from learned_opt._src.files import write_whole
 from meta_train.estimators import ESTIMATORS, Method, find_estimator
 from meta_train.tracking import WandbMode
 

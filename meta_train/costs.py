@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from learned_opt.base import LearnedOptimizer, Params
+from learned_opt._src.base import LearnedOptimizer, Params
 from meta_train.evaluation import Contestant
 
 ROUNDS = 7

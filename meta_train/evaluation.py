@@ -13,8 +13,8 @@ import numpy as np
 import optax
 
 from inner_tasks import Training
-from learned_opt import LearnedOptimizer, UserError, pretrained
-from learned_opt.base import Theta
+from learned_opt import LearnedOptimizer, UserError, pretrained_names
+from learned_opt._src.base import Theta
 from meta_train.population import over_devices
 
 LEARNING_RATES = np.logspace(-4, 0, 15)
@@ -190,8 +190,8 @@ def baseline(name: str) -> Contestant:
     make = BASELINES.get(name) or getattr(optax, name, None)
     if not callable(make) or next(iter(inspect.signature(make).parameters), None) != "learning_rate":
         raise UserError(
-            f"'{name}' is no optimizer file, no pretrained optimizer ({', '.join(pretrained())}), and no "
-            f"optimizer of optax that takes a learning rate, such as {', '.join(BASELINES)}"
+            f"'{name}' is no optimizer file, no pretrained optimizer ({', '.join(pretrained_names())}), and "
+            f"no optimizer of optax that takes a learning rate, such as {', '.join(BASELINES)}"
         )
 
     def update(theta: jax.Array, gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from learned_opt import LearnedOptError, UserError
-from learned_opt.errors import choices
-from learned_opt.files import write_whole
+from learned_opt._src.errors import choices
+from learned_opt._src.files import write_whole
 from meta_train.experiments import EXPERIMENTS
 from meta_train.experiments.base import Experiment, NoOptions, Result, Settings, described, write_result
 from meta_train.experiments.page import write_page

@@ -18,7 +18,7 @@ import learned_opt
 from checkpoints import CheckpointStore
 from inner_tasks import TaskDistribution, Training, find_objective, find_task
 from learned_opt import LearnedOptError, UserError
-from learned_opt.shelf import find_optimizer
+from learned_opt._src.shelf import find_optimizer
 from meta_train import processes, saving
 from meta_train.comparison import (
     Comparison,
@@ -210,7 +210,7 @@ def origin(config: Config) -> Path | None:
     if path is None:
         raise UserError(
             f"--start-from is {config.start_from}, which is no optimizer file, no folder of a run, and no "
-            f"pretrained optimizer ({', '.join(learned_opt.pretrained())})"
+            f"pretrained optimizer ({', '.join(learned_opt.pretrained_names())})"
         )
     architecture = learned_opt.read(path).architecture
     if architecture != config.optimizer:

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from learned_opt.files import write_whole
+from learned_opt._src.files import write_whole
 from meta_train.comparison import NAMES, REFERENCE, Comparison, summary
 from meta_train.costs import Cost
 

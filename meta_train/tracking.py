@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from learned_opt.errors import LearnedOptError
+from learned_opt._src.errors import LearnedOptError
 
 if TYPE_CHECKING:
     import wandb

@@ -11,7 +11,7 @@ from pathlib import Path
 from inner_tasks.datasets.digits import load_digits
 from inner_tasks.datasets.splits import Dataset, Split, pooled
 from inner_tasks.datasets.tfds_source import load_tfds
-from learned_opt.errors import UserError
+from learned_opt._src.errors import UserError
 
 __all__ = [
     "CLASSES",

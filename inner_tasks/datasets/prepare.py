@@ -10,7 +10,7 @@ from pathlib import Path
 
 from inner_tasks.datasets.display import progress_bar
 from inner_tasks.datasets.official import OFFICIAL, DownloadError, download, find_manual, open_url
-from learned_opt.errors import LearnedOptError, UserError
+from learned_opt._src.errors import LearnedOptError, UserError
 
 
 def prepare(name: str, data_dir: Path) -> Path:

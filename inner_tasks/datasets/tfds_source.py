@@ -16,7 +16,7 @@ from inner_tasks.datasets.cache import load_or_build
 from inner_tasks.datasets.display import progress_bar
 from inner_tasks.datasets.prepare import prepare
 from inner_tasks.datasets.splits import Dataset, Split, cut, make_dataset, permute
-from learned_opt.errors import UserError
+from learned_opt._src.errors import UserError
 
 _HELD_OUT = {"mnist": 6, "fashion_mnist": 6, "cifar10": 5}  # one in so many of train: 10,000
 _CHUNK = 1000  # reading examples one by one takes more than twice as long

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from learned_opt.errors import UserError, choices
-from learned_opt.modules import find_in_module
+from learned_opt._src.errors import UserError, choices
+from learned_opt._src.modules import find_in_module
 from meta_train.estimators.base import Estimator, Info
 from meta_train.estimators.full_es import full_es
 from meta_train.estimators.mean import mean_of

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from learned_opt.files import write_whole
+from learned_opt._src.files import write_whole
 
 Scale = Literal["small", "paper"]
 

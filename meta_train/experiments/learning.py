@@ -15,7 +15,7 @@ from rich.console import Console
 
 from checkpoints import CheckpointStore
 from inner_tasks import UnrolledProblem
-from learned_opt.files import write_whole
+from learned_opt._src.files import write_whole
 from meta_train.estimators.base import Estimator, Theta
 from meta_train.estimators.window import unroll
 from meta_train.evaluation import evaluation_key

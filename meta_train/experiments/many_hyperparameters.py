@@ -40,8 +40,9 @@ from rich.console import Console
 from inner_tasks import InnerState, TaskSettings, Training, find_objective
 from inner_tasks.images import mlp_task
 from inner_tasks.task import Params
-from learned_opt.base import Theta
-from learned_opt.tunable import tunable
+from learned_opt._src.base import Theta
+from learned_opt._src.sgdm import ZERO, Accumulators, heavy_ball
+from learned_opt._src.tunable import tunable
 from meta_train.estimators import Estimator, nres, pes, truncated_es
 from meta_train.experiments.base import Experiment, Outcome, Result, Settings, Verdict
 from meta_train.experiments.learning import learn, mean_losses
@@ -147,10 +148,13 @@ def active(params: Params, shares: jax.Array) -> Params:
 def tuning(protocol: Protocol, version: Version, data_dir: Path | None) -> Training:
     """Training with hyperparameters for each tensor, as an unrolled problem."""
 
-    def make(own: Mapping[str, jax.Array], count: jax.Array) -> optax.GradientTransformation:
-        return optax.sgd(jnp.exp(own["log_learning_rate"]), momentum=jax.nn.sigmoid(own["momentum"]))
+    def rule(
+        own: Mapping[str, jax.Array], gradient: jax.Array, accumulators: Accumulators, count: jax.Array
+    ) -> tuple[jax.Array, Accumulators]:
+        rate, decay = jnp.exp(own["log_learning_rate"]), jax.nn.sigmoid(own["momentum"])
+        return heavy_ball(gradient, accumulators, rate, decay)
 
-    hyperparameters = tunable(make, {"log_learning_rate": 0.0, "momentum": 0.0}, per_block=True)
+    hyperparameters = tunable(rule, ZERO, {"log_learning_rate": 0.0, "momentum": 0.0}, per_block=True)
     settings = TaskSettings((protocol.width,) * version.layers, BATCH_SIZE, protocol.horizon)
     task = mlp_task(version.dataset, settings, pool=protocol.pool)
     kind = MaskedTraining if version.masked else Training

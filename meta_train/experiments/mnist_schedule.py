@@ -33,7 +33,8 @@ from rich.console import Console
 from inner_tasks import TaskSettings, Training, find_objective
 from inner_tasks.images import mlp_task
 from learned_opt import LearnedOptimizer
-from learned_opt.tunable import inverse_time_decay, tunable
+from learned_opt._src.sgdm import ZERO, Accumulators, heavy_ball
+from learned_opt._src.tunable import inverse_time_decay, tunable
 from meta_train.estimators import pes, truncated_es
 from meta_train.experiments.base import Experiment, Outcome, Result, Settings, Verdict
 from meta_train.experiments.learning import learn, mean_losses
@@ -100,11 +101,13 @@ class Options:
 def schedule(time_scale: float) -> LearnedOptimizer:
     """SGD with momentum, whose learning rate falls as ``inverse_time_decay`` says."""
 
-    def make(own: Mapping[str, jax.Array], count: jax.Array) -> optax.GradientTransformation:
+    def rule(
+        own: Mapping[str, jax.Array], gradient: jax.Array, accumulators: Accumulators, count: jax.Array
+    ) -> tuple[jax.Array, Accumulators]:
         rate = inverse_time_decay(own["log_learning_rate"], own["log_power"], count, time_scale)
-        return optax.sgd(rate, momentum=MOMENTUM)
+        return heavy_ball(gradient, accumulators, rate, MOMENTUM)
 
-    return tunable(make, START, per_block=False)
+    return tunable(rule, ZERO, START, per_block=False)
 
 
 def tuning(protocol: Protocol, target: Target, data_dir: Path | None) -> Training:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from learned_opt.files import write_whole
+from learned_opt._src.files import write_whole
 from meta_train.experiments.base import Experiment
 
 PAGE = "paper.md"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from checkpoints import CheckpointStore
-from learned_opt.errors import UserError
+from learned_opt._src.errors import UserError
 
 
 def state_of(update: int) -> dict[str, Any]:

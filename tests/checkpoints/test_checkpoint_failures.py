@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from checkpoints import CheckpointStore
-from learned_opt.errors import LearnedOptError, UserError
+from learned_opt._src.errors import LearnedOptError, UserError
 
 LIKE = {"x": np.zeros(100_000)}
 
@@ -67,7 +67,7 @@ FAIL_ONCE = """
 import resource, sys
 import numpy as np
 from checkpoints import CheckpointStore
-from learned_opt.errors import LearnedOptError
+from learned_opt._src.errors import LearnedOptError
 
 folder, limit = sys.argv[1], int(sys.argv[2])
 small, big = ({str(i): np.random.default_rng(i).standard_normal(n) for i in range(20)}

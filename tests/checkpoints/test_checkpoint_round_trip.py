@@ -18,7 +18,7 @@ import optax
 import pytest
 
 from checkpoints import CheckpointStore
-from learned_opt.errors import UserError
+from learned_opt._src.errors import UserError
 
 
 class Particle(NamedTuple):

@@ -23,7 +23,7 @@ from inner_tasks.datasets import (
     pooled,
     tfds_source,
 )
-from learned_opt.errors import UserError
+from learned_opt._src.errors import UserError
 from tests.inner_tasks.tfds_fixture import SHAPES, random_splits, write_tfds
 
 TFDS_NAMES = DATASET_NAMES[1:]

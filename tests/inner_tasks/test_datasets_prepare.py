@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from inner_tasks.datasets import Dataset, load_dataset, official, prepare, tfds_source
-from learned_opt.errors import LearnedOptError, UserError
+from learned_opt._src.errors import LearnedOptError, UserError
 from tests.inner_tasks.tfds_fixture import CIFAR_CLASSES, random_splits, write_official, write_tfds
 
 NAMES = ("mnist", "fashion_mnist", "cifar10")

@@ -160,12 +160,21 @@ def adam(theta: Theta, gradients: list[np.ndarray], param: np.ndarray, count: in
     return -schedule(theta, count) * mean / (np.sqrt(square) + np.exp(theta["log_epsilon"][0]))
 
 
+def waiting(rule: Rule) -> Rule:
+    """Entries that have had no gradient so far stay."""
+
+    def update(theta: Theta, gradients: list[np.ndarray], param: np.ndarray, count: int) -> np.ndarray:
+        return np.where(np.any(gradients, axis=0), rule(theta, gradients, param, count), 0)
+
+    return update
+
+
 RULES: dict[str, Rule] = {
-    "mlp": mlp,
-    "metz2019": metz2019,
-    "small-fc": small_fc,
-    "celo2-style": celo2_style,
-    "relative-mlp": relative_mlp,
+    "mlp": waiting(mlp),
+    "metz2019": waiting(metz2019),
+    "small-fc": waiting(small_fc),
+    "celo2-style": waiting(celo2_style),
+    "relative-mlp": waiting(relative_mlp),
     "sgdm": sgdm,
     "adam": adam,
 }

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from learned_opt import OPTIMIZERS, UserError, get_optimizer
-from learned_opt.per_parameter import BLOCK_SIZE, PerParameterMLP, apply_network
+from learned_opt._src.per_parameter import BLOCK_SIZE, PerParameterMLP, apply_network
 from tests.learned_opt.plain import RULES
 
 SIZES = {

@@ -57,7 +57,7 @@ def test_loaded_optimizer_gives_the_same_updates(path, as_folder):
     tx = learned_opt.load(path.parent if as_folder else str(path))
     assert isinstance(tx, optax.GradientTransformationExtraArgs)
     p = {"w": jnp.arange(12.0).reshape(3, 4)}
-    expected, _ = OPTIMIZER.update(THETA, p, OPTIMIZER.init(p), p)
+    expected, _ = jax.jit(OPTIMIZER.update)(THETA, p, OPTIMIZER.init(p), p)
     found, _ = tx.update(p, tx.init(p), p)
     np.testing.assert_array_equal(found["w"], expected["w"])
 
@@ -188,3 +188,18 @@ def test_a_file_of_version_1_is_read_for_ever():
     theta = jax.tree.map(lambda w: np.asarray(w, np.float64), artifact.theta)
     expected = RULES["mlp"](theta, [gradient], param, 0)
     assert np.linalg.norm(update - expected) < 1e-4 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_theta_of_any_real_dtype_is_saved_as_what_loads_again(tmp_path, dtype):
+    theta = jax.tree.map(lambda w: np.asarray(w).astype(jnp.dtype(dtype)), THETA)
+    learned_opt.save(tmp_path / "file", "mlp", theta, {})
+    found = learned_opt.read(tmp_path / "file").theta
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.asarray(b, np.float32)), found, theta)
+
+
+def test_theta_that_is_not_real_is_refused(tmp_path):
+    theta = jax.tree.map(lambda w: np.asarray(w).astype(np.int32), THETA)
+    with pytest.raises(learned_opt.UserError, match="have dtype int32"):
+        learned_opt.save(tmp_path / "file", "mlp", theta, {})
+    assert not (tmp_path / "file").exists()

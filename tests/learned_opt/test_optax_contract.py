@@ -17,7 +17,6 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from optax._src.base import NO_PARAMS_MSG
 
 import learned_opt
 from tests.compiling import briefly
@@ -25,14 +24,14 @@ from tests.compiling import briefly
 QUICK = ("mlp", "celo2-style", "adam")  # all of them together take minutes to compile
 NAMES = [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-    for name in (*learned_opt.OPTIMIZERS, *learned_opt.pretrained())
+    for name in (*learned_opt.OPTIMIZERS, *learned_opt.pretrained_names())
 ]
 BLOCKS = 4  # tensors of `tree`
 
 
 def transformation(name: str, blocks: int = BLOCKS) -> optax.GradientTransformationExtraArgs:
     """A pretrained optimizer, or one with weights as meta-training might leave them: not its initial ones."""
-    if name in learned_opt.pretrained():
+    if name in learned_opt.pretrained_names():
         return learned_opt.pretrained(name)
     optimizer = learned_opt.get_optimizer(name)
     theta = optimizer.init_theta(jax.random.key(1), blocks)
@@ -99,10 +98,9 @@ def test_unknown_keywords_are_accepted_without_a_second_compilation(tx: Any) -> 
     assert_equal(step(tree(), tx.init(tree()))[0], steps(tx, tree(), 1)[0])
 
 
-def test_missing_parameters_give_the_message_of_optax(tx: Any) -> None:
-    with pytest.raises(ValueError) as caught:
+def test_missing_parameters_are_asked_for(tx: Any) -> None:
+    with pytest.raises(ValueError, match=r"call update\(gradients, state, params\)"):
         tx.update(tree(), tx.init(tree()))
-    assert str(caught.value) == NO_PARAMS_MSG
 
 
 @pytest.mark.parametrize("leaf", [np.int32(3), np.zeros(2, np.complex64), np.array(True)])

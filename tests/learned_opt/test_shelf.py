@@ -13,11 +13,12 @@ import yaml
 
 import learned_opt
 from inner_tasks import TaskDistribution, Training, find_task
-from learned_opt.shelf import find_optimizer
+from learned_opt._src.shelf import find_optimizer
 from meta_train.evaluation import Contestant, run
+from tests.learned_opt.plain import RULES
 
 ROOT = Path(learned_opt.__file__).parents[1]
-NAMES = learned_opt.pretrained()
+NAMES = learned_opt.pretrained_names()
 
 
 def test_an_unknown_name_is_refused_with_a_hint():
@@ -68,6 +69,22 @@ def test_each_trains_a_small_network_as_it_is(name):
     runs = run(training, Contestant(optimizer, artifact.theta), seeds=2, devices=1).runs
     assert (runs.losses[:, 0] > 2).all()
     assert (runs.final_loss < 0.3).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_gives_the_updates_of_its_formula(name):
+    """Files of format version 1, over three steps, beside the formula in float64 NumPy."""
+    artifact, tx = learned_opt.read(learned_opt.pretrained_path(name)), learned_opt.pretrained(name)
+    assert artifact.metadata["format_version"] == 1
+    theta = jax.tree.map(lambda w: np.asarray(w, np.float64), artifact.theta)
+    param = 0.3 * jax.random.normal(jax.random.key(0), (7, 5)) + 0.1
+    state, update, gradients = tx.init(param), jax.jit(tx.update), []
+    for count, key in enumerate(jax.random.split(jax.random.key(1), 3)):
+        gradient = jax.random.normal(key, param.shape)
+        gradients.append(np.asarray(gradient, np.float64))
+        found, state = update(gradient, state, param)
+        expected = RULES[artifact.architecture](theta, gradients, np.asarray(param, np.float64), count)
+        assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
 
 
 def test_pretrained_is_what_load_gives():

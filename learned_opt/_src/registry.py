@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from functools import partial
 
-from learned_opt.adam import adam
-from learned_opt.base import LearnedOptimizer
-from learned_opt.celo2_style import celo2_style
-from learned_opt.errors import UserError, choices
-from learned_opt.metz2019 import metz2019
-from learned_opt.mlp import mlp
-from learned_opt.modules import find_in_module
-from learned_opt.relative_mlp import relative_mlp
-from learned_opt.sgdm import sgdm
-from learned_opt.small_fc import small_fc
+from learned_opt._src.adam import adam
+from learned_opt._src.base import LearnedOptimizer
+from learned_opt._src.celo2_style import celo2_style
+from learned_opt._src.errors import UserError, choices
+from learned_opt._src.metz2019 import metz2019
+from learned_opt._src.mlp import mlp
+from learned_opt._src.modules import find_in_module
+from learned_opt._src.relative_mlp import relative_mlp
+from learned_opt._src.sgdm import sgdm
+from learned_opt._src.small_fc import small_fc
 
 # To add an architecture: write it in one file, and name it here.
 OPTIMIZERS = {

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from learned_opt import features as ft
-from learned_opt.base import LearnedOptimizer, Theta
-from learned_opt.per_parameter import init_network
-from learned_opt.per_tensor import per_tensor
+from learned_opt._src import features as ft
+from learned_opt._src.base import LearnedOptimizer, Theta
+from learned_opt._src.per_parameter import init_network
+from learned_opt._src.per_tensor import per_tensor
 
 HIDDEN = (8, 8)
 MOMENTUM_DECAYS = (0.9, 0.99, 0.999)
@@ -41,7 +41,8 @@ def celo2_style() -> LearnedOptimizer:
     Moudgil, Knyazev, Belilovsky, "Celo2: towards learned optimization free lunch", ICLR 2026; without its
     orthogonalised matrices (there "celo2-base"), and without two outputs that it computes and does not use.
     """
-    return per_tensor(_init_theta, _init_tensor, _update_tensor)._replace(unit_rate=_unit_rate)
+    initial = ft.initial_accumulators(len(MOMENTUM_DECAYS), len(MOMENT_DECAYS), len(FACTORED_DECAYS))
+    return per_tensor(_init_theta, initial, _update_tensor)._replace(unit_rate=_unit_rate)
 
 
 def _unit_rate(theta: Theta) -> Theta:
@@ -53,10 +54,6 @@ def _init_theta(key: jax.Array) -> Theta:
         "network": init_network(key, NUM_FEATURES + NUM_FACTORED_FEATURES, HIDDEN, outputs=1),
         "log_learning_rate": jnp.log(jnp.float32(INITIAL_LEARNING_RATE)),
     }
-
-
-def _init_tensor(param: jax.Array) -> ft.Accumulators:
-    return ft.init_accumulators(param, len(MOMENTUM_DECAYS), len(MOMENT_DECAYS), len(FACTORED_DECAYS))
 
 
 def _update_tensor(
@@ -78,8 +75,8 @@ def _update_tensor(
         moments,
         momenta * inverse_root,
         inverse_root,
-        gradient * ft.factored_inverse_roots(factored, param.shape),
-        gradient * inverse_root,
+        gradient[None] * ft.factored_inverse_roots(factored, param.shape),
+        gradient[None] * inverse_root,
     ]
     weights = theta["network"]
     if param.ndim >= 2:

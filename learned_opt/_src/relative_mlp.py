@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from learned_opt import features as ft
-from learned_opt.base import LearnedOptimizer, Theta
-from learned_opt.per_parameter import PerParameterMLP, init_network
-from learned_opt.per_tensor import per_tensor
+from learned_opt._src import features as ft
+from learned_opt._src.base import LearnedOptimizer, Theta
+from learned_opt._src.per_parameter import PerParameterMLP, init_network
+from learned_opt._src.per_tensor import per_tensor
 
 HIDDEN = (16, 16)
 STEP_HIDDEN = (16,)
@@ -66,7 +67,8 @@ def relative_mlp() -> LearnedOptimizer:
     look at learned optimization: stability, robustness, and inductive biases", NeurIPS 2022; the network is
     that of Metz et al., ICML 2019. The combination and the context are this package's own.
     """
-    return per_tensor(_init_theta, _init_tensor, _update_tensor)
+    momenta, moments = (partial(ft.accumulator, count=k) for k in (len(MOMENTUM_DECAYS), 1))
+    return per_tensor(_init_theta, Accumulators(momenta, moments), _update_tensor)
 
 
 def _init_theta(key: jax.Array) -> Theta:
@@ -75,10 +77,6 @@ def _init_theta(key: jax.Array) -> Theta:
         "direction": init_network(direction, NUM_FEATURES + NUM_CONTEXT, HIDDEN, outputs=1),
         "step": init_network(step, NUM_CONTEXT, STEP_HIDDEN, outputs=1),
     }
-
-
-def _init_tensor(param: jax.Array) -> Accumulators:
-    return Accumulators(ft.accumulator(param, len(MOMENTUM_DECAYS)), ft.accumulator(param, 1))
 
 
 def _update_tensor(
@@ -94,7 +92,7 @@ def _update_tensor(
     mean_moment = jnp.mean(moments)
     inverse_root = jax.lax.rsqrt(moments + MOMENT_FLOOR * mean_moment + EPSILON)
     scaled = momenta * inverse_root
-    features = [gradient[None], param[None], momenta, gradient * inverse_root, scaled, inverse_root]
+    features = [gradient[None], param[None], momenta, gradient[None] * inverse_root, scaled, inverse_root]
     context = jnp.concatenate(
         [
             _steadiness(momenta, mean_moment, count),

@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save as to_safetensors
 
-from learned_opt.base import LearnedOptimizer, Theta
-from learned_opt.errors import UserError
-from learned_opt.files import write_whole
-from learned_opt.registry import OPTIMIZERS, get_optimizer
-from learned_opt.transform import as_optax
+from learned_opt._src.base import LearnedOptimizer, Theta
+from learned_opt._src.errors import UserError
+from learned_opt._src.files import write_whole
+from learned_opt._src.registry import OPTIMIZERS, get_optimizer
+from learned_opt._src.transform import as_optax
 
 FORMAT_VERSION = 1
 METADATA_KEY = "learned_opt"
@@ -55,15 +56,16 @@ def save(
     Args:
       path: where to; an existing file is replaced.
       architecture: name of the optimizer, as in ``--optimizer``.
-      theta: its weights, a nested dict of arrays.
+      theta: its weights, a nested dict of arrays; they are saved in float32.
       meta_training: how theta was learned, as JSON values; it must not hold anything that differs
         between equal runs (times, paths, hosts).
       comparisons: how it did on tasks beside tuned baselines, as JSON values: see docs/file-format.md.
 
     Raises:
+      UserError: theta holds something else than real floating-point arrays.
       OSError: the file could not be written.
     """
-    tensors = {k: np.asarray(v) for k, v in flatten_dict(theta, sep="/").items()}
+    tensors = {k: _as_float32(k, v) for k, v in flatten_dict(theta, sep="/").items()}
     metadata = {
         "format_version": FORMAT_VERSION,
         "architecture": architecture,
@@ -96,7 +98,7 @@ def read(path: str | os.PathLike[str], optimizer: LearnedOptimizer | None = None
     if not path.is_file():
         raise UserError(
             f"there is no optimizer file at {path}; a finished run writes {FILE_NAME}, and "
-            "learned_opt.pretrained() lists those that come with the package"
+            "learned_opt.pretrained_names() lists those that come with the package"
         )
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -161,13 +163,16 @@ def load(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
     optimizer: LearnedOptimizer | None = None,
+    scale: optax.ScalarOrSchedule = 1.0,
+    weight_decay: jax.typing.ArrayLike = 0.0,
+    mask: Any = None,
+    layer_axes: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """A learned optimizer, to be used where ``optax.adam(1e-3)`` stood.
 
     Args:
       path: an optimizer file, or the folder of the run that made it.
-      learning_rate: a number or a schedule in place of the learned learning rate, for architectures that
-        have one (``celo2-style``).
+      learning_rate, scale, weight_decay, mask, layer_axes: as for ``learned_opt.as_optax``.
       optimizer: the architecture of the file, where it is one of your own: ``my_rules.momentum()``.
 
     Returns:
@@ -185,7 +190,15 @@ def load(
         params = optax.apply_updates(params, updates)
     """
     artifact = read(path, optimizer)
-    return as_optax(optimizer or get_optimizer(artifact.architecture), artifact.theta, learning_rate)
+    return as_optax(
+        optimizer or get_optimizer(artifact.architecture),
+        artifact.theta,
+        learning_rate,
+        scale=scale,
+        weight_decay=weight_decay,
+        mask=mask,
+        layer_axes=layer_axes,
+    )
 
 
 def describe(artifact: Artifact) -> dict[str, str]:
@@ -235,6 +248,15 @@ def _compared(comparison: Any) -> str:
         )
     except (KeyError, TypeError, ValueError):
         return json.dumps(comparison)
+
+
+def _as_float32(name: str, weights: Any) -> np.ndarray:
+    dtype = jnp.result_type(weights)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise UserError(
+            f"weights '{name}' have dtype {dtype}, and an optimizer file holds real numbers, in float32"
+        )
+    return np.asarray(weights, np.float32)
 
 
 def _digest(tensors: Mapping[str, np.ndarray]) -> str:

@@ -9,7 +9,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-from learned_opt.errors import UserError
+from learned_opt._src.errors import UserError
 
 
 class _CurrentFolder:

@@ -24,9 +24,9 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from learned_opt import features as ft
-from learned_opt.base import Theta
-from learned_opt.per_parameter import layers, small_step
+from learned_opt._src import features as ft
+from learned_opt._src.base import Theta
+from learned_opt._src.per_parameter import layers, small_step
 
 THREADS = 128  # of a program
 # Parameters of a program, a multiple of its threads. A weight that a thread reads serves all parameters that
@@ -116,6 +116,7 @@ def _first_layer(
 
     The rows are gradient, parameter and k new momenta, and every feature is a multiple of one of them.
     """
+    gradient, param = ft.finite(gradient), ft.finite(param)
     new = ft.averaged(momenta, gradient, decays)
     squares = [jnp.mean(jnp.square(x), axis=-1) for x in (gradient[None], param[None], new)]
     squares = jnp.concatenate(squares)
@@ -123,7 +124,7 @@ def _first_layer(
     sources = np.concatenate([rows[source] for source, _ in features])
     factors = np.concatenate([np.full(len(rows[source]), factor, np.float32) for source, factor in features])
     scales = factors * jax.lax.rsqrt(epsilon + factors**2 * squares[sources])
-    return jnp.zeros((kernel.shape[0], squares.shape[0])).at[:, sources].add(kernel * scales)
+    return jnp.zeros((kernel.shape[0], squares.shape[0])).at[:, sources].add(kernel * scales[None])
 
 
 def _padded(x: jax.Array, block_size: int) -> jax.Array:
@@ -162,8 +163,9 @@ def _block(
     weights_ref[pl.ds(first, shared_ref.shape[0])] = shared_ref[pl.ds(0, shared_ref.shape[0])]
 
     block = pl.ds(jnp.minimum(number * block_size, gradient_ref.shape[0] - block_size), block_size)
-    gradient = gradient_ref[block]
-    rows = [gradient, param_ref[block]]
+    found = gradient_ref[block]
+    gradient = ft.finite(found)
+    rows = [gradient, ft.finite(param_ref[block])]
     for k, decay in enumerate(np.float32(decays)):
         momentum = decay * momenta_ref[k, block] + (1 - decay) * gradient
         new_momenta_ref[k, block] = momentum
@@ -191,7 +193,7 @@ def _block(
     for h, x in enumerate(units):
         x = jnp.maximum(x, 0)
         outputs = [total + weights_ref[place + o * inner + h] * x for o, total in enumerate(outputs)]
-    step_ref[block] = small_step(outputs)
+    step_ref[block] = ft.allowed(small_step(outputs), found, rows[-1])
 
 
 # Compiled by itself, so that tensors of equal shape share one program.

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from learned_opt import features as ft
-from learned_opt.base import LearnedOptimizer, Theta
-from learned_opt.per_parameter import init_network, small_step
-from learned_opt.per_tensor import per_tensor
+from learned_opt._src import features as ft
+from learned_opt._src.base import LearnedOptimizer, Theta
+from learned_opt._src.per_parameter import init_network, small_step
+from learned_opt._src.per_tensor import per_tensor
 
 HIDDEN = (4, 4)
 # Where the learned decays start.
@@ -39,7 +39,8 @@ def small_fc() -> LearnedOptimizer:
     Metz et al., "Practical tradeoffs between memory, compute, and performance in learned optimizers",
     CoLLAs 2022 (there ``small_fc_lopt``); google/learned_optimization, ``adafac_mlp_lopt.py``.
     """
-    return per_tensor(_init_theta, _init_tensor, _update_tensor)
+    initial = ft.initial_accumulators(len(MOMENTUM_DECAYS), len(MOMENT_DECAYS), len(FACTORED_DECAYS))
+    return per_tensor(_init_theta, initial, _update_tensor)
 
 
 def _init_theta(key: jax.Array) -> Theta:
@@ -49,10 +50,6 @@ def _init_theta(key: jax.Array) -> Theta:
         "moment_decays": jnp.zeros(len(MOMENT_DECAYS)),
         "factored_decays": jnp.zeros(len(FACTORED_DECAYS)),
     }
-
-
-def _init_tensor(param: jax.Array) -> ft.Accumulators:
-    return ft.init_accumulators(param, len(MOMENTUM_DECAYS), len(MOMENT_DECAYS), len(FACTORED_DECAYS))
 
 
 def _update_tensor(
@@ -79,7 +76,7 @@ def _update_tensor(
         moments,
         momenta * inverse_root,
         inverse_root,
-        gradient * ft.factored_inverse_roots(factored, param.shape),
+        gradient[None] * ft.factored_inverse_roots(factored, param.shape),
         *ft.factored_features(factored, momenta),
     ]
     time = ft.time_features(count)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 
-from learned_opt import features as ft
-from learned_opt.base import LearnedOptimizer, Theta
-from learned_opt.per_parameter import init_network, small_step
-from learned_opt.per_tensor import per_tensor
+from learned_opt._src import features as ft
+from learned_opt._src.base import LearnedOptimizer, Theta
+from learned_opt._src.per_parameter import init_network, small_step
+from learned_opt._src.per_tensor import per_tensor
 
 EPSILON = 1e-5
 
 Feature = tuple[Literal["gradient", "param", "momenta"], float]  # what it is a multiple of, and the factor
+
+
+class Accumulators(NamedTuple):
+    """What is accumulated for one tensor."""
+
+    momenta: jax.Array  # [k, *shape]
 
 
 def momentum_network(
@@ -39,34 +45,33 @@ def momentum_network(
         inputs = sum(len(momentum_decays) if source == "momenta" else 1 for source, _ in features)
         return init_network(key, inputs + len(time_scales), hidden, outputs=2)
 
-    def init_tensor(param: jax.Array) -> jax.Array:
-        return ft.accumulator(param, len(momentum_decays))
-
     def update_tensor(
         theta: Theta,
         gradient: jax.Array,
         param: jax.Array,
-        momenta: jax.Array,
+        accumulators: Accumulators,
         count: jax.Array,
         network: Callable[..., jax.Array],
-    ) -> tuple[jax.Array, jax.Array]:
-        momenta = ft.averaged(momenta, gradient, momentum_decays)
+    ) -> tuple[jax.Array, Accumulators]:
+        momenta = ft.averaged(accumulators.momenta, gradient, momentum_decays)
         sources = {"gradient": gradient[None], "param": param[None], "momenta": momenta}
         seen = [factor * sources[source] for source, factor in features]
         time = ft.time_features(count, time_scales)
-        return network(theta, seen, time, small_step, epsilon=EPSILON), momenta
+        return network(theta, seen, time, small_step, epsilon=EPSILON), Accumulators(momenta)
 
     def kernel(
         theta: Theta,
         gradients: Sequence[jax.Array],
         params: Sequence[jax.Array],
-        momenta: Sequence[jax.Array],
+        accumulators: Sequence[Accumulators],
         count: jax.Array,
-    ) -> list[tuple[jax.Array, jax.Array]]:
-        from learned_opt.momentum_kernel import momentum_kernel
+    ) -> list[tuple[jax.Array, Accumulators]]:
+        from learned_opt._src.momentum_kernel import momentum_kernel
 
         time = ft.time_features(count, time_scales)
         run = partial(momentum_kernel, features=features, decays=momentum_decays, epsilon=EPSILON)
-        return run(theta, gradients, params, momenta, time)
+        outcomes = run(theta, gradients, params, [own.momenta for own in accumulators], time)
+        return [(step, Accumulators(momenta)) for step, momenta in outcomes]
 
-    return per_tensor(init_theta, init_tensor, update_tensor, kernel)
+    initial = Accumulators(partial(ft.accumulator, count=len(momentum_decays)))
+    return per_tensor(init_theta, initial, update_tensor, kernel)

@@ -8,6 +8,7 @@ tensors that are spread over devices without gathering them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -27,10 +28,18 @@ def state_dtype(param: jax.Array) -> jnp.dtype:
     return jnp.promote_types(param.dtype, jnp.float32)
 
 
-def accumulator(param: jax.Array, count: int) -> jax.Array:
-    """Zeros ``[count, *param.shape]`` that lie on the devices that the parameter lies on."""
+def zeros(param: jax.Array) -> jax.Array:
+    """Zeros of the shape of a parameter, on the devices that it lies on."""
     zeros = jnp.zeros_like(param, state_dtype(param))
-    return jnp.broadcast_to(zeros, (count, *param.shape))
+    if not isinstance(param, jax.core.Tracer):
+        return zeros
+    # Under ``jit`` a constant may be placed anywhere; what comes from the parameter lies where it does.
+    return jnp.where(jnp.isnan(param), zeros, zeros)
+
+
+def accumulator(param: jax.Array, count: int) -> jax.Array:
+    """Zeros ``[count, *param.shape]``, on the devices that the parameter lies on."""
+    return jnp.broadcast_to(zeros(param)[None], (count, *param.shape))
 
 
 def averaged(average: jax.Array, value: jax.Array, decays: Decays) -> jax.Array:
@@ -38,25 +47,24 @@ def averaged(average: jax.Array, value: jax.Array, decays: Decays) -> jax.Array:
 
     Args:
       average: ``[k, *shape]``, the averages so far.
-      value: ``shape``, or ``[k, *shape]`` with a value of its own for each.
+      value: x, of the shape of each.
       decays: k decays.
     """
     decays = jnp.asarray(decays, average.dtype).reshape(-1, *[1] * (average.ndim - 1))
-    return decays * average + (1 - decays) * value
+    return decays * average + (1 - decays) * value[None]
 
 
-class RowsColumns(NamedTuple):
+class Factored(NamedTuple):
     """Second moments of a tensor as means over its rows and its columns (Adafactor).
 
-    The columns are counted along the largest dimension of the tensor, the rows along the second largest.
+    The columns are counted along the largest dimension of the tensor, the rows along the second largest. A
+    tensor with fewer than two dimensions has full moments, as `columns`; its `rows` are of size 1, and zero.
+
     Shazeer and Stern, "Adafactor: adaptive learning rates with sublinear memory cost", ICML 2018.
     """
 
     rows: jax.Array  # [k, *shape], but 1 along the largest dimension
     columns: jax.Array  # [k, *shape], but 1 along the second largest
-
-
-Factored = RowsColumns | jax.Array  # a tensor with fewer than two dimensions has full moments, [k, *shape]
 
 
 def factored_axes(shape: Sequence[int]) -> tuple[int, int] | None:
@@ -67,13 +75,18 @@ def factored_axes(shape: Sequence[int]) -> tuple[int, int] | None:
     return int(order[-2]), int(order[-1])
 
 
-def init_factored(param: jax.Array, count: int) -> Factored:
-    """Zero factored moments of one tensor."""
-    zeros, axes = accumulator(param, count), factored_axes(param.shape)
-    if axes is None:
-        return zeros
-    second, largest = axes
-    return RowsColumns(zeros.sum(1 + largest, keepdims=True), zeros.sum(1 + second, keepdims=True))
+def rows(param: jax.Array, count: int) -> jax.Array:
+    """Zero moments of the rows of a tensor, for so many decays."""
+    axes = factored_axes(param.shape)
+    means = zeros(param).sum(None if axes is None else axes[1], keepdims=True)
+    return jnp.broadcast_to(means[None], (count, *means.shape))
+
+
+def columns(param: jax.Array, count: int) -> jax.Array:
+    """Zero moments of the columns of a tensor, for so many decays."""
+    axes = factored_axes(param.shape)
+    means = zeros(param) if axes is None else zeros(param).sum(axes[0], keepdims=True)
+    return jnp.broadcast_to(means[None], (count, *means.shape))
 
 
 def update_factored(moments: Factored, gradient: jax.Array, decays: Decays) -> Factored:
@@ -81,11 +94,11 @@ def update_factored(moments: Factored, gradient: jax.Array, decays: Decays) -> F
     square = jnp.square(gradient) + 1e-30
     axes = factored_axes(gradient.shape)
     if axes is None:
-        return averaged(moments, square, decays)
+        return Factored(moments.rows, averaged(moments.columns, square, decays))
     second, largest = axes
     rows = averaged(moments.rows, square.mean(largest, keepdims=True), decays)
     columns = averaged(moments.columns, square.mean(second, keepdims=True), decays)
-    return RowsColumns(rows, columns)
+    return Factored(rows, columns)
 
 
 def factored_inverse_roots(moments: Factored, shape: Sequence[int]) -> jax.Array:
@@ -95,7 +108,7 @@ def factored_inverse_roots(moments: Factored, shape: Sequence[int]) -> jax.Array
     """
     axes = factored_axes(shape)
     if axes is None:
-        return _inverse_root(moments + 1e-9)
+        return _inverse_root(moments.columns + 1e-9)
     mean = moments.rows.mean(1 + axes[0], keepdims=True)
     return _inverse_root(moments.rows / (mean + 1e-9)) * _inverse_root(moments.columns)
 
@@ -110,12 +123,12 @@ def factored_features(moments: Factored, momenta: jax.Array) -> list[jax.Array]:
     Returns:
       Five groups, each ``[k, *shape]``.
     """
-    if isinstance(moments, RowsColumns):
+    if factored_axes(momenta.shape[1:]) is None:
+        rows = columns = moments.columns
+        scaled = momenta * jax.lax.rsqrt(moments.columns + 1e-6)
+    else:
         rows, columns = (jnp.broadcast_to(x, momenta.shape) for x in moments)
         scaled = momenta * factored_inverse_roots(moments, momenta.shape[1:])
-    else:
-        rows = columns = moments
-        scaled = momenta * jax.lax.rsqrt(moments + 1e-6)
     return [rows, columns, jax.lax.rsqrt(rows + 1e-8), jax.lax.rsqrt(columns + 1e-8), scaled]
 
 
@@ -127,10 +140,12 @@ class Accumulators(NamedTuple):
     factored: Factored  # factored second moments with k_3 decays
 
 
-def init_accumulators(param: jax.Array, momenta: int, moments: int, factored: int) -> Accumulators:
-    """Zeros, for so many decays of each."""
+def initial_accumulators(momenta: int, moments: int, factored: int) -> Accumulators:
+    """What ``Accumulators`` with so many decays of each start as: functions ``param -> array``."""
     return Accumulators(
-        accumulator(param, momenta), accumulator(param, moments), init_factored(param, factored)
+        partial(accumulator, count=momenta),
+        partial(accumulator, count=moments),
+        Factored(partial(rows, count=factored), partial(columns, count=factored)),
     )
 
 
@@ -169,6 +184,31 @@ def rms_scale(features: jax.Array, epsilon: float) -> jax.Array:
       ``[k]``, to be multiplied with the features.
     """
     return jax.lax.rsqrt(epsilon + jnp.mean(jnp.square(features), axis=tuple(range(1, features.ndim))))
+
+
+def finite(x: jax.Array) -> jax.Array:
+    """x with zeros where it is not finite: a mean over a tensor is spoilt by a single such entry."""
+    return jnp.where(_is_finite(x), x, jnp.zeros_like(x))
+
+
+def allowed(step: jax.Array, gradient: jax.Array, slowest: jax.Array) -> jax.Array:
+    """The step of each entry that may take it.
+
+    An entry without any gradient so far stays, as the row of a word does that has not been seen. One whose
+    gradient is not finite gets a step that is not finite, as from other optimizers.
+
+    Args:
+      step: the steps, as of finite gradients.
+      gradient: the gradients as they came.
+      slowest: an average of all finite gradients so far, or of their squares.
+    """
+    step = jnp.where(slowest != 0, step, jnp.zeros_like(step))
+    return jnp.where(_is_finite(gradient), step, jnp.full_like(step, jnp.nan))
+
+
+def _is_finite(x: jax.Array) -> jax.Array:
+    """``jnp.isfinite`` of what a kernel for GPUs can compute."""
+    return jnp.abs(x) < jnp.inf
 
 
 def _inverse_root(x: jax.Array) -> jax.Array:

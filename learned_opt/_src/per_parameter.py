@@ -10,7 +10,7 @@ The plain formula builds one row of inputs per parameter and multiplies ``[n, in
 * features come first, ``[inputs, n]``, and n is cut into blocks, so that the hidden layers of a block
   stay in cache.
 
-A tensor that is spread over devices keeps its shape instead: to flatten it would gather it.
+A tensor that may be spread over devices keeps its shape instead: to flatten it would gather it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from learned_opt import features as ft
-from learned_opt.base import Theta
+from learned_opt._src import features as ft
+from learned_opt._src.base import Theta
 
 # Both hidden layers of a block (2 x 32 x 1024 floats) fit the L2 cache of one core.
 BLOCK_SIZE = 1024
@@ -89,7 +89,7 @@ def apply_network(
     scale = jnp.concatenate([ft.rms_scale(x, epsilon) for x in features])
     (kernel, bias), *deeper = layers(theta, constants)
     run = _unflattened if spread else _blocked
-    return run([(kernel * scale, bias), *deeper], features, finish).reshape(shape)
+    return run([(kernel * scale[None], bias), *deeper], features, finish).reshape(shape)
 
 
 def layers(theta: Theta, constants: jax.Array) -> list[tuple[jax.Array, jax.Array]]:

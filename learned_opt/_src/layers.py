@@ -1,0 +1,88 @@
+"""Layers of a network that are stored as one tensor, each treated as a tensor of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from learned_opt._src.base import LearnedOptimizer, Params, State, Theta
+from learned_opt._src.errors import UserError
+
+WHOLE = -1  # in the place of an axis: no layers
+
+
+def separate_layers(optimizer: LearnedOptimizer, layer_axes: Any) -> LearnedOptimizer:
+    """An optimizer for parameters that hold several layers each.
+
+    Updates equal those for as many separate tensors, to rounding. The state is stored as the parameters are:
+    the layers of an accumulator lie along the axis that stands for theirs.
+
+    Args:
+      optimizer: what updates the layers.
+      layer_axes: as for ``learned_opt.as_optax``.
+
+    Raises:
+      UserError: (from ``init`` and ``update``) a parameter has no such axis.
+    """
+
+    def axes_of(params: Params) -> Any:
+        prefix = layer_axes(params) if callable(layer_axes) else layer_axes
+        prefix = jax.tree.map(lambda a: WHOLE if a is None else a, prefix, is_leaf=lambda a: a is None)
+        axes = jax.tree.broadcast(prefix, params)
+        jax.tree_util.tree_map_with_path(_check, axes, params)
+        return axes
+
+    def axes_of_state(params: Params, axes: Any) -> Any:
+        def moved(own: Any, axis: int, param: Any) -> int:
+            """The axis of an array that may have more in front than the parameter, such as k decays."""
+            return WHOLE if axis == WHOLE else max(0, axis + own.ndim - param.ndim)
+
+        shapes = jax.eval_shape(optimizer.init, params)
+        return optax.tree.map_params(
+            optimizer.init, moved, shapes, axes, params, transform_non_params=lambda _: WHOLE
+        )
+
+    def init(params: Params) -> State:
+        if not jax.tree.leaves(params):  # so does optax.tree.map_params ask for the structure of a state
+            return optimizer.init(params)
+        axes = axes_of(params)
+        return _joined(axes_of_state(params, axes), optimizer.init(_apart(axes, params)))
+
+    def update(theta: Theta, gradients: Params, state: State, params: Params) -> tuple[Params, State]:
+        axes = axes_of(params)
+        of_state = axes_of_state(params, axes)
+        updates, after = optimizer.update(
+            theta, _apart(axes, gradients), _apart(of_state, state), _apart(axes, params)
+        )
+        return _joined(axes, updates), _joined(of_state, after)
+
+    return optimizer._replace(init=init, update=update)
+
+
+def _check(path: Any, axis: int, param: Any) -> None:
+    """Raise a ``UserError`` where a parameter has no such axis."""
+    if not WHOLE <= axis < param.ndim:
+        raise UserError(
+            f"parameter {jax.tree_util.keystr(path)} has shape {param.shape}, and no axis {axis} that "
+            "layers could lie along; layer_axes takes 0, 1, ... (from the front), or None for no layers"
+        )
+
+
+def _apart(axes: Any, arrays: Any) -> Any:
+    """For each array with layers a list of them."""
+    return jax.tree.map(lambda axis, x: x if axis == WHOLE else _layers(x, axis), axes, arrays)
+
+
+def _joined(axes: Any, arrays: Any) -> Any:
+    """The inverse of ``_apart``."""
+    return jax.tree.map(lambda axis, x: x if axis == WHOLE else jnp.stack(x, axis), axes, arrays)
+
+
+def _layers(x: Any, axis: int) -> list[Any]:
+    if isinstance(x, jax.ShapeDtypeStruct):
+        shape = x.shape[:axis] + x.shape[axis + 1 :]
+        return [jax.ShapeDtypeStruct(shape, x.dtype)] * x.shape[axis]
+    return [jax.lax.index_in_dim(x, i, axis, keepdims=False) for i in range(x.shape[axis])]

@@ -1,0 +1,82 @@
+"""Optimizers that were meta-trained in this repository and travel inside the package.
+
+Beside each optimizer file lies the log of its meta-training and the configuration that `meta-train --config`
+repeats it with. `docs/pretrained.md` tells how they were made and what they are good for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+
+from learned_opt._src.artifact import FILE_NAME, load
+from learned_opt._src.errors import UserError, choices
+
+SHELF = Path(__file__).parents[1] / "shelf"
+
+
+def pretrained_names() -> list[str]:
+    """Names of the optimizers that come with the package."""
+    return sorted(path.parent.name for path in SHELF.glob(f"*/{FILE_NAME}"))
+
+
+def pretrained(
+    name: str,
+    learning_rate: optax.ScalarOrSchedule | None = None,
+    *,
+    scale: optax.ScalarOrSchedule = 1.0,
+    weight_decay: jax.typing.ArrayLike = 0.0,
+    mask: Any = None,
+    layer_axes: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """A pretrained optimizer, to be used where ``optax.adam(1e-3)`` stood.
+
+    Args:
+      name: one of ``pretrained_names()``.
+      learning_rate, scale, weight_decay, mask, layer_axes: as for ``learned_opt.as_optax``.
+
+    Returns:
+      An optax transformation, as from ``learned_opt.load``.
+
+    Raises:
+      UserError: there is none of this name, or it takes no learning rate.
+
+    Example::
+
+        tx = learned_opt.pretrained("relative-mlp-small-tasks")
+        state = tx.init(params)
+    """
+    return load(
+        pretrained_path(name),
+        learning_rate,
+        scale=scale,
+        weight_decay=weight_decay,
+        mask=mask,
+        layer_axes=layer_axes,
+    )
+
+
+def pretrained_path(name: str) -> Path:
+    """The file of a pretrained optimizer, for ``learned_opt.read``.
+
+    Raises:
+      UserError: there is none of this name.
+    """
+    names = pretrained_names()
+    if name not in names:
+        raise UserError(f"there is no pretrained optimizer '{name}'; {choices(name, names)}")
+    return SHELF / name / FILE_NAME
+
+
+def find_optimizer(name: str) -> Path | None:
+    """The file that a user means by a path, the folder of a run, or the name of a pretrained optimizer.
+
+    None where there is no such path, and no pretrained optimizer of this name.
+    """
+    path = Path(name)
+    if path.exists():
+        return path / FILE_NAME if path.is_dir() else path
+    return pretrained_path(name) if name in pretrained_names() else None

@@ -1,0 +1,50 @@
+"""The state of the architectures of this package: a count and trees of arrays, shaped like the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from learned_opt._src.base import Params
+
+Accumulators = Any  # NamedTuple of arrays: what a rule carries from step to step for one tensor
+PyTreeDef = jax.tree_util.PyTreeDef
+
+
+class LearnedState(NamedTuple):
+    """State of an optimizer: arrays alone, whatever they were made from."""
+
+    count: jax.Array  # steps taken, int32 []
+    accumulators: Accumulators  # the NamedTuple of the rule, with a tree like the parameters for each array
+
+
+def initial_state(initial: Accumulators, params: Params) -> LearnedState:
+    """The state before the first step.
+
+    Args:
+      initial: functions ``param -> array`` in the place of the arrays of the accumulators.
+      params: parameters of the network that is to be trained.
+    """
+    trees = jax.tree.map(lambda start: jax.tree.map(start, params), initial)
+    return LearnedState(jnp.zeros((), jnp.int32), trees)
+
+
+def by_tensor(fields: PyTreeDef, tree: PyTreeDef, trees: Accumulators) -> list[Accumulators]:
+    """The accumulators of each tensor, from accumulators of trees.
+
+    Args:
+      fields: structure of the accumulators of one tensor.
+      tree: structure of the parameters.
+      trees: the accumulators of a state.
+    """
+    each = [tree.flatten_up_to(x) for x in fields.flatten_up_to(trees)]
+    return [fields.unflatten(own) for own in zip(*each, strict=True)]
+
+
+def by_field(fields: PyTreeDef, tree: PyTreeDef, tensors: Sequence[Accumulators]) -> Accumulators:
+    """The inverse of ``by_tensor``."""
+    each = [fields.flatten_up_to(own) for own in tensors]
+    return fields.unflatten(tree.unflatten(own[i] for own in each) for i in range(fields.num_leaves))

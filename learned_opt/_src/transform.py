@@ -1,0 +1,164 @@
+"""A learned optimizer as an optax gradient transformation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from learned_opt._src.base import LearnedOptimizer, Params, State, Theta
+from learned_opt._src.errors import UserError
+from learned_opt._src.layers import separate_layers
+
+
+def as_optax(
+    optimizer: LearnedOptimizer,
+    theta: Theta,
+    learning_rate: optax.ScalarOrSchedule | None = None,
+    *,
+    scale: optax.ScalarOrSchedule = 1.0,
+    weight_decay: jax.typing.ArrayLike = 0.0,
+    mask: Any = None,
+    layer_axes: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Bind theta: the optimizer's own update, as optax wants it.
+
+    With u the update of the optimizer, c the scale at this step, d the weight decay and p the parameter, the
+    update is ``c (u - d p)``. The scale is thus for warm-up and decay, of both.
+
+    Args:
+      optimizer: the update rule.
+      theta: its weights.
+      learning_rate: a number or a schedule that takes the place of the learned learning rate, for
+        optimizers that have one (``celo2-style``). It scales the weight decay too, as in ``optax.adamw``.
+      scale: a number or a schedule (``count -> number``).
+      weight_decay: the share of a parameter that is taken off at each step, where the scale is 1.
+      mask: which parameters decay: a tree of booleans that is a prefix of the parameters, or a function
+        ``params -> tree``. None means all.
+      layer_axes: along which axis each parameter holds the layers of a network, as ``nn.scan`` stores them:
+        each layer is then a tensor of its own. A tree of integers and None (not stacked) that is a prefix of
+        the parameters, as ``in_axes`` of ``jax.vmap`` is; or a function ``params -> tree``.
+
+    Returns:
+      ``init(params)`` and ``update(gradients, state, params, **extra_args)``. The updates are to be
+      added to the parameters (``optax.apply_updates``), as they are: they point downhill. Extra arguments are
+      ignored.
+
+    Raises:
+      UserError: a learning rate is given for an optimizer that takes none; or (from ``init``) a
+        parameter is not a real floating-point array.
+      ValueError: (from ``update``) no parameters were given.
+    """
+    if learning_rate is not None:
+        theta = _with_unit_rate(optimizer, theta)
+    if layer_axes is not None:
+        optimizer = separate_layers(optimizer, layer_axes)
+    parts = [_bound(optimizer, theta)]
+    if not _is(weight_decay, 0):
+        decay = _decayed(weight_decay)
+        parts.append(decay if mask is None else optax.masked(decay, mask))
+    parts += [
+        _scaled(factor) for factor in (scale, learning_rate) if factor is not None and not _is(factor, 1)
+    ]
+    return optax.chain(*parts) if len(parts) > 1 else parts[0]
+
+
+def scale_by_learned(optimizer: LearnedOptimizer, theta: Theta) -> optax.GradientTransformationExtraArgs:
+    """The learned direction alone, uphill and of the rule's own scale, as ``optax.scale_by_adam`` is Adam's.
+
+    Weight decay and a learning rate come after it::
+
+        optax.chain(
+            learned_opt.scale_by_learned(optimizer, theta),
+            optax.add_decayed_weights(1e-4),
+            optax.scale_by_learning_rate(schedule),
+        )
+
+    Raises:
+      UserError: the optimizer has learned the size of its steps, and takes no learning rate.
+    """
+    return optax.chain(_bound(optimizer, _with_unit_rate(optimizer, theta)), optax.scale(-1.0))
+
+
+def _with_unit_rate(optimizer: LearnedOptimizer, theta: Theta) -> Theta:
+    if optimizer.unit_rate is None:
+        raise UserError(
+            "this optimizer has learned the size of its steps and takes no learning rate; leave it out, or "
+            "give scale=... to make its steps longer or shorter (of the architectures 'celo2-style' has one)"
+        )
+    return optimizer.unit_rate(theta)
+
+
+def _bound(optimizer: LearnedOptimizer, theta: Theta) -> optax.GradientTransformationExtraArgs:
+    # Compiled as one program where the caller does not compile.
+    @jax.jit
+    def run(theta: Theta, gradients: Params, state: State, params: Params) -> tuple[Params, State]:
+        # Behind the barrier theta is an input like any other: were it a constant, XLA would fold it into
+        # the program, and the updates would differ in the last bit from those of meta-training.
+        return optimizer.update(jax.lax.optimization_barrier(theta), gradients, state, params)
+
+    def init(params: Params) -> State:
+        return optimizer.init(jax.tree_util.tree_map_with_path(_checked, params))
+
+    def update(
+        gradients: Params, state: State, params: Params | None = None, **extra_args: Any
+    ) -> tuple[Params, State]:
+        del extra_args
+        if params is None:
+            raise ValueError("a learned optimizer sees the parameters: call update(gradients, state, params)")
+        # A model of Equinox has functions among its leaves, and no gradients there.
+        params = _where_gradients(jnp.asarray, gradients, params)
+        return run(theta, jax.tree.map(jnp.asarray, gradients), state, params)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _checked(path: Any, leaf: Any) -> Any:
+    """A leaf of the parameters, with shape and dtype.
+
+    Raises:
+      UserError: it is not a real floating-point array.
+    """
+    leaf = jnp.asarray(leaf) if isinstance(leaf, float) else leaf
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        found = f"is of type {type(leaf).__name__}" if dtype is None else f"has dtype {dtype}"
+        raise UserError(
+            f"parameter {jax.tree_util.keystr(path)} {found}, and a learned optimizer updates real "
+            "floating-point arrays; leave it out: optax.partition with this optimizer for the others and "
+            "optax.set_to_zero for this one, or eqx.filter(model, eqx.is_inexact_array) in Equinox"
+        )
+    return leaf
+
+
+def _where_gradients(f: Callable[..., Any], gradients: Params, *trees: Params) -> Params:
+    """``f`` of the leaves of the trees, and None where there is no gradient."""
+    return jax.tree.map(
+        lambda g, *leaves: None if g is None else f(*leaves), gradients, *trees, is_leaf=lambda g: g is None
+    )
+
+
+def _decayed(weight_decay: jax.typing.ArrayLike) -> optax.GradientTransformation:
+    """Take a share of the parameters off."""
+
+    def less(update: jax.Array, param: jax.Array) -> jax.Array:
+        return update - jnp.asarray(weight_decay, update.dtype) * param
+
+    return optax.stateless(lambda updates, params: _where_gradients(less, updates, updates, params))
+
+
+def _scaled(factor: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """Multiply by a number or a schedule, and keep the dtype of the updates whatever that of the number."""
+    if callable(factor):
+        return optax.scale_by_schedule(factor)
+    return optax.stateless(
+        lambda updates, params: jax.tree.map(lambda u: jnp.asarray(factor, u.dtype) * u, updates)
+    )
+
+
+def _is(value: Any, number: int) -> bool:
+    """Whether a value is this number, and not an array that may be another one at the next step."""
+    return isinstance(value, int | float) and value == number
