@@ -17,8 +17,10 @@ from learned_opt._src.base import LearnedOptimizer, Params, Theta
 from learned_opt._src.per_parameter import BLOCK_SIZE, apply_network
 from learned_opt._src.state import Accumulators, LearnedState, by_field, by_tensor, initial_state
 
-# To stack a few tensors and take them apart again costs more time at every step than it saves in compiling.
-FEW = 4
+# To stack tensors and take them apart again copies them and their state at every step, and needs memory for
+# that. With a few of them, or large ones, this is worth more than what is saved in compiling, once.
+FEW = 4  # tensors
+LARGE = 2**18  # entries of a tensor
 # Compute capability of the Hopper generation, the first that JAX's Mosaic GPU compiles kernels for.
 KERNEL_CAPABILITY = 9.0
 Tensor = tuple[jax.Array, jax.Array, Accumulators]  # gradient, parameter, accumulators
@@ -61,7 +63,7 @@ def per_tensor(
     The rule computes in float32, or in float64 for float64 parameters; its updates are rounded to the
     dtype of the parameters at the end. A tensor without entries passes it by. An entry that has had no
     gradient stays, and one that is not finite does not touch its neighbours. Tensors of one type are stacked,
-    and the rule is compiled for them once; that takes memory for the state of one such group again.
+    unless they are few or large, and the rule is compiled for them once.
 
     Args:
       init_theta: ``key -> theta``, the same weights for any number of tensors.
@@ -140,11 +142,11 @@ def _equal(params: Sequence[jax.Array], spread: Sequence[bool]) -> list[list[int
 
 
 def _each(rule: Callable[..., Outcome], tensors: Sequence[Tensor], count: jax.Array) -> list[Outcome]:
-    """A rule on each of some tensors of one type: where they are many, traced and compiled once.
+    """A rule on each of some tensors of one type: where they are many and small, traced and compiled once.
 
     They are taken one by one, or as many at a time as fill a block of the network.
     """
-    if len(tensors) < FEW:
+    if len(tensors) < FEW or tensors[0][1].size > LARGE:
         return [rule(*tensor) for tensor in tensors]
     # A CPU computes best what fits its caches, a GPU all of it at once.
     in_block = max(1, BLOCK_SIZE // tensors[0][1].size)
