@@ -32,7 +32,7 @@ THREADS = 128  # of a program
 # Parameters of a program, a multiple of its threads. A weight that a thread reads serves all parameters that
 # it computes, so they are as many as its registers hold. Packed tensors are padded to whole blocks, so theirs
 # are smaller.
-LARGE_BLOCK, SMALL_BLOCK = 768, 256
+LARGE_BLOCK, SMALL_BLOCK = 512, 256
 # Tensors with fewer entries are packed: to launch a kernel takes about as long as this many parameters.
 SMALL = 2**16
 
