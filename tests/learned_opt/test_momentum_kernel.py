@@ -75,6 +75,25 @@ def test_kernel_equals_plain_formulation(name, plain, kernel_here):
             assert relative_error(a, np.asarray(b, np.float64)) < 1e-5
 
 
+def test_entries_that_stay_or_are_not_finite_are_those_of_the_plain_formulation(kernel_here, monkeypatch):
+    shapes = {"small": SHAPES["small"], "vector": SHAPES["vector"]}
+    theta, (params, gradients) = random_theta("mlp", 7), network(shapes)
+    gradients["vector"] = gradients["vector"].at[0].set(jnp.nan).at[1].set(0)
+    gradients["small"] = gradients["small"].at[0, :3].set(jnp.array([jnp.inf, 0, -jnp.inf]))
+    params["small"] = params["small"].at[1, 1].set(jnp.nan)
+
+    def updates():
+        optimizer = get_optimizer("mlp")
+        return jax.jit(optimizer.update)(theta, gradients, optimizer.init(params), params)[0]
+
+    found = updates()
+    monkeypatch.setattr(per_tensor, "_fits_kernel", lambda *_: False)
+    expected = updates()
+    assert np.isnan(expected["vector"][0]) and expected["vector"][1] == 0 and expected["small"][0, 1] == 0
+    for name in shapes:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-8)
+
+
 def test_every_particle_has_its_own_theta(kernel_here):
     shapes = {"small": SHAPES["small"], "vector": SHAPES["vector"]}
     thetas = [random_theta("mlp", seed) for seed in range(3)]
