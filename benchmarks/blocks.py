@@ -69,7 +69,7 @@ def _steps(count: int) -> int:
 
 def _updates(name: str, count: int, size: int, devices: int) -> Callable[[], object]:
     """A function that makes some updates of a tensor on each device, in blocks of this size."""
-    optimizer = learned_opt.get_optimizer(name)
+    optimizer = learned_opt.get_architecture(name)
     theta = optimizer.init_theta(jax.random.key(0), 1)
     params = jax.random.normal(jax.random.key(1), (devices, count // 100, 100))
 

@@ -36,7 +36,7 @@ class Arguments:
 
     parameters: tuple[int, ...] = (10_000_000,)
     """Parameters of the models, about."""
-    optimizers: tuple[str, ...] = tuple(n for n in learned_opt.OPTIMIZERS if "per-block" not in n)
+    optimizers: tuple[str, ...] = tuple(n for n in learned_opt.ARCHITECTURES if "per-block" not in n)
     """Architectures, freshly initialised; sgdm and adam are those with learned hyperparameters."""
     out: Path | None = None
     """JSON file for the figures."""
@@ -60,7 +60,7 @@ def main() -> None:
     arguments = tyro.cli(Arguments)
     contestants = {"optax.adam": baseline("adam")}
     for name in dict.fromkeys(arguments.optimizers):
-        optimizer = learned_opt.get_optimizer(name)
+        optimizer = learned_opt.get_architecture(name)
         contestants[name] = Contestant(optimizer, optimizer.init_theta(jax.random.key(0), 2 * LAYERS))
     found = []
     for parameters in arguments.parameters:

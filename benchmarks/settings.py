@@ -132,7 +132,7 @@ def learn(
       Training loss (mean over the steps, and over the last tenth of them) and validation loss at the end,
       means over the evaluation seeds, each ``[runs]``.
     """
-    method, rule = ESTIMATORS[estimator], learned_opt.get_optimizer(optimizer)
+    method, rule = ESTIMATORS[estimator], learned_opt.get_architecture(optimizer)
     units = arguments.particles // method.particles
     on_cpu = jax.default_backend() == "cpu"
     many = (lambda f: partial(jax.lax.map, f)) if on_cpu else jax.vmap

@@ -11,7 +11,7 @@ import yaml
 from tyro.conf import FlagCreatePairsOff, arg
 
 from inner_tasks import OBJECTIVES, TaskSettings, find_task, task_names
-from learned_opt import OPTIMIZERS, UserError, get_optimizer
+from learned_opt import ARCHITECTURES, UserError, get_architecture
 from learned_opt._src.files import write_whole
 from meta_train.estimators import ESTIMATORS, Method, find_estimator
 from meta_train.tracking import WandbMode
@@ -117,7 +117,7 @@ class Config:
     optimizer: Annotated[
         str,
         arg(
-            help=f"Architecture of the learned optimizer: {', '.join(OPTIMIZERS)}, or module:name of your "
+            help=f"Architecture of the learned optimizer: {', '.join(ARCHITECTURES)}, or module:name of your "
             "own."
         ),
     ] = "mlp"
@@ -207,7 +207,7 @@ def validate(config: Config) -> None:
       UserError: naming the first setting that cannot work.
     """
     find_task(config.task.name)
-    get_optimizer(config.optimizer)
+    get_architecture(config.optimizer)
     estimator, horizon = config.estimator, config.task.horizon
     known = [field.name for field in dataclasses.fields(estimator) if field.name != "name"]
     for setting in estimator.method.settings:

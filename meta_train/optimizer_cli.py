@@ -149,7 +149,9 @@ def _contestants(names: Sequence[str]) -> tuple[dict[str, Contestant], dict[str,
             # The name of the file says little where it is the usual one: then it is that of its folder.
             short = file.parent.name if file.name == FILE_NAME else file.stem
             label = name if short in (*names, *contestants) else short
-            contestants[label] = Contestant(learned_opt.get_optimizer(artifact.architecture), artifact.theta)
+            contestants[label] = Contestant(
+                learned_opt.get_architecture(artifact.architecture), artifact.theta
+            )
             files[label] = file
     return contestants, files
 
@@ -176,5 +178,5 @@ def command(argv: Sequence[str]) -> None:
         args=argv,
     )
     for name in arguments.architectures:
-        learned_opt.get_optimizer(name)  # known from now on, also where a file names it
+        learned_opt.get_architecture(name)  # known from now on, also where a file names it
     inspect(arguments) if isinstance(arguments, Inspect) else evaluate(arguments)

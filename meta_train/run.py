@@ -75,7 +75,7 @@ def prepare(config: Config) -> Setup:
     devices = start_devices(None if config.devices == "auto" else config.devices, config.estimator.units)
     task = find_task(config.task.name).build(config.task.settings)
     members = task.members if isinstance(task, TaskDistribution) else {config.task.name: task}
-    optimizer = learned_opt.get_optimizer(config.optimizer)
+    optimizer = learned_opt.get_architecture(config.optimizer)
     chunk = config.chunk
     if chunk == "auto":
         chunk = 1 if jax.default_backend() == "cpu" else config.estimator.particles

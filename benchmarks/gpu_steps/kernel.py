@@ -69,7 +69,7 @@ def _network(shapes: dict[str, Any], leading: tuple[int, ...]) -> tuple[Any, Any
 
 def _theta(name: str, leading: tuple[int, ...]) -> Any:
     """Weights far from those of a fresh optimizer."""
-    optimizer = learned_opt.get_optimizer(name)
+    optimizer = learned_opt.get_architecture(name)
     shapes = jax.eval_shape(lambda: optimizer.init_theta(jax.random.key(0), 1))
     generator = np.random.default_rng(7)
     return jax.tree.map(
@@ -79,7 +79,7 @@ def _theta(name: str, leading: tuple[int, ...]) -> Any:
 
 def _two_steps(name: str, theta: Any, params: Any, gradients: Any) -> Any:
     """Update and state of the second step: by then the momenta are not multiples of the gradient."""
-    optimizer = learned_opt.get_optimizer(name)
+    optimizer = learned_opt.get_architecture(name)
     other = jax.tree.map(lambda g, p: 0.2 * g + p, gradients, params)
     _, state = optimizer.update(theta, other, optimizer.init(params), params)
     return optimizer.update(theta, gradients, state, params)
@@ -126,7 +126,7 @@ def _on_cpu() -> str:
     """Which form runs for parameters that lie on the CPU, in a process whose default device is a GPU."""
     cpu = jax.devices("cpu")[0]
     theta, params, gradients = jax.device_put((_theta("mlp", ()), *_network({"vector": (1000,)}, ())), cpu)
-    optimizer = learned_opt.get_optimizer("mlp")
+    optimizer = learned_opt.get_architecture("mlp")
     update = jax.jit(lambda *args: optimizer.update(*args))
     compiled = update.lower(theta, gradients, optimizer.init(params), params).compile()
     updates, _ = compiled(theta, gradients, optimizer.init(params), params)

@@ -125,7 +125,7 @@ def _lowered(
     if variant.form == "optax":
         optimizer, theta = baseline("adam").optimizer, jnp.float32(1e-3)
     else:
-        optimizer = learned_opt.get_optimizer(variant.optimizer)
+        optimizer = learned_opt.get_architecture(variant.optimizer)
         theta = optimizer.init_theta(_key(), tensors)
     theta = jax.tree.map(lambda x: jnp.broadcast_to(x, (*leading, *jnp.shape(x))), theta)
 

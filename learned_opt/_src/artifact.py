@@ -26,7 +26,7 @@ from safetensors.numpy import save as to_safetensors
 from learned_opt._src.base import LearnedOptimizer, Theta
 from learned_opt._src.errors import UserError
 from learned_opt._src.files import write_whole
-from learned_opt._src.registry import OPTIMIZERS, get_optimizer
+from learned_opt._src.registry import ARCHITECTURES, get_architecture
 from learned_opt._src.transform import as_optax
 
 FORMAT_VERSION = 1
@@ -39,7 +39,7 @@ FEW_WEIGHTS = 64
 class Artifact(NamedTuple):
     """What an optimizer file holds."""
 
-    architecture: str  # name in learned_opt.registry.OPTIMIZERS, or module:name
+    architecture: str  # name in learned_opt.registry.ARCHITECTURES, or module:name
     theta: Theta  # nested dict of float32 arrays
     metadata: dict[str, Any]  # format_version, architecture, feature_version, digest, licence, ...
 
@@ -69,7 +69,7 @@ def save(
     metadata = {
         "format_version": FORMAT_VERSION,
         "architecture": architecture,
-        "feature_version": get_optimizer(architecture).version,
+        "feature_version": get_architecture(architecture).version,
         "digest": _digest(tensors),
         "licence": "MIT",
         "meta_training": meta_training,
@@ -127,11 +127,11 @@ def _rebuild(
     if metadata.get("digest") != _digest(tensors):
         raise UserError(f"{path} is damaged: its weights do not have the digest written in it")
     architecture = metadata.get("architecture")
-    if not isinstance(architecture, str) or (optimizer is None and architecture not in OPTIMIZERS):
+    if not isinstance(architecture, str) or (optimizer is None and architecture not in ARCHITECTURES):
         raise UserError(
             f"{path} holds an optimizer of architecture {architecture!r}, {_unknown(architecture)}"
         )
-    optimizer = optimizer or get_optimizer(architecture)
+    optimizer = optimizer or get_architecture(architecture)
     if metadata.get("feature_version") != optimizer.version:
         raise UserError(
             f"{path} was trained with version {metadata.get('feature_version')} of the '{architecture}' "
@@ -152,10 +152,10 @@ def _unknown(architecture: Any) -> str:
     if isinstance(architecture, str) and ":" in architecture:
         return (
             "which is code outside this package and was not imported; if you trust it, name it yourself: "
-            f"learned_opt.load(path, optimizer=learned_opt.get_optimizer({architecture!r})), "
+            f"learned_opt.load(path, optimizer=learned_opt.get_architecture({architecture!r})), "
             "learned-opt --architectures, or meta-train --optimizer"
         )
-    return f"and this learned-opt knows: {', '.join(OPTIMIZERS)}"
+    return f"and this learned-opt knows: {', '.join(ARCHITECTURES)}"
 
 
 def load(
@@ -191,7 +191,7 @@ def load(
     """
     artifact = read(path, optimizer)
     return as_optax(
-        optimizer or get_optimizer(artifact.architecture),
+        optimizer or get_architecture(artifact.architecture),
         artifact.theta,
         learning_rate,
         scale=scale,

@@ -20,7 +20,7 @@ from learned_opt._src.sgdm import sgdm
 from learned_opt._src.small_fc import small_fc
 
 # To add an architecture: write it in one file, and name it here.
-OPTIMIZERS = {
+ARCHITECTURES = {
     "mlp": mlp,
     "metz2019": metz2019,
     "small-fc": small_fc,
@@ -33,22 +33,22 @@ OPTIMIZERS = {
 }
 
 
-def get_optimizer(name: str) -> LearnedOptimizer:
+def get_architecture(name: str) -> LearnedOptimizer:
     """The architecture called `name`.
 
     Args:
-      name: one of ``OPTIMIZERS``; or ``module:name`` for a function of your own that returns a
-        ``LearnedOptimizer``. Its module is imported, and from then on it is one of ``OPTIMIZERS``: files of
-        this architecture can be read.
+      name: one of ``ARCHITECTURES``; or ``module:name`` for a function of your own that returns a
+        ``LearnedOptimizer``. Its module is imported, and from then on it is one of ``ARCHITECTURES``: files
+        of this architecture can be read.
 
     Raises:
       UserError: there is none of that name, or the module cannot be imported.
     """
-    if ":" in name and name not in OPTIMIZERS:
+    if ":" in name and name not in ARCHITECTURES:
         make = find_in_module(name, "optimizer")
         if not callable(make) or not isinstance(make(), LearnedOptimizer):
             raise UserError(f"optimizer '{name}' is not a function that returns a LearnedOptimizer")
-        OPTIMIZERS[name] = make
-    if name not in OPTIMIZERS:
-        raise UserError(f"unknown optimizer '{name}'; {choices(name, OPTIMIZERS)}")
-    return OPTIMIZERS[name]()
+        ARCHITECTURES[name] = make
+    if name not in ARCHITECTURES:
+        raise UserError(f"unknown optimizer '{name}'; {choices(name, ARCHITECTURES)}")
+    return ARCHITECTURES[name]()

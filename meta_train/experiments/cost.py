@@ -82,7 +82,7 @@ def update_costs(estimator: Estimator, problem: Training, seeds: Sequence[int]) 
 def run(settings: Settings, console: Console) -> Result:
     """Every method with every horizon."""
     registration, horizons = find_task("digits-mlp"), HORIZONS[settings.scale]
-    optimizer = learned_opt.get_optimizer("mlp")
+    optimizer = learned_opt.get_architecture("mlp")
     task = registration.build(registration.settings)
     data = task.load(None)
     outcomes = {}

@@ -74,7 +74,7 @@ def run(settings: Settings, console: Console) -> Result:
     """Every method from every initialisation, and tuned Adam."""
     protocol = PROTOCOLS[settings.scale]
     task = mlp_task("cifar10", protocol.task, pool=protocol.pool)
-    optimizer = learned_opt.get_optimizer(settings.options.optimizer)
+    optimizer = learned_opt.get_architecture(settings.options.optimizer)
     problem = Training(task.load(settings.data_dir), task, optimizer, task.horizon)
     with RunsLine(console, lambda: None, "Adam") as watch:
         adam = evaluation.run(

@@ -12,13 +12,13 @@ import pytest
 
 from inner_tasks import OBJECTIVES, TaskSettings, Training, find_objective, find_task
 from inner_tasks.distribution import TaskDistribution
-from learned_opt import UserError, get_optimizer
+from learned_opt import UserError, get_architecture
 from meta_train.run_folder import read_metrics
 from tests.meta_train.command import meta_train
 
 SETTINGS = TaskSettings(hidden=(6,), batch_size=40, horizon=8)
 TASK = find_task("digits-mlp").build(SETTINGS)
-OPTIMIZER = get_optimizer("sgdm")
+OPTIMIZER = get_architecture("sgdm")
 
 
 @functools.cache

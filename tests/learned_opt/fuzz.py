@@ -30,7 +30,7 @@ def originals(folder: Path) -> list[tuple[bytes, dict]]:
     """A file of each kind of weights, with what is in it."""
     found = []
     for name, blocks in {"mlp": 1, "celo2-style": 1, "sgdm-per-block": 4}.items():
-        theta = learned_opt.get_optimizer(name).init_theta(jax.random.key(0), blocks)
+        theta = learned_opt.get_architecture(name).init_theta(jax.random.key(0), blocks)
         path = folder / "original"
         learned_opt.save(path, name, theta, {"updates": 3, "task": {"name": "digits-mlp"}}, [CARD])
         found.append((path.read_bytes(), learned_opt.read(path).theta))

@@ -40,7 +40,7 @@ def parameters(place: Any) -> dict[str, jax.Array]:
 def optimizers() -> dict[str, optax.GradientTransformationExtraArgs]:
     made = {}
     for name in ARCHITECTURES:
-        optimizer = learned_opt.get_optimizer(name)
+        optimizer = learned_opt.get_architecture(name)
         made[name] = learned_opt.as_optax(optimizer, optimizer.init_theta(jax.random.key(0), 1))
     return made
 

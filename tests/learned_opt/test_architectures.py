@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from learned_opt import OPTIMIZERS, UserError, get_optimizer
+from learned_opt import ARCHITECTURES, UserError, get_architecture
 from learned_opt._src.per_parameter import BLOCK_SIZE, PerParameterMLP, apply_network
 from tests.learned_opt.plain import RULES
 
@@ -31,7 +31,7 @@ def relative_error(found, expected):
 
 def random_theta(name, seed):
     """Weights such as meta-training makes: larger than the initial ones, with biases."""
-    theta = get_optimizer(name).init_theta(jax.random.key(seed), 1)
+    theta = get_architecture(name).init_theta(jax.random.key(seed), 1)
     keys = iter(jax.random.split(jax.random.key(seed + 1), len(jax.tree.leaves(theta))))
     moved = jax.tree.map(lambda w: w + 0.3 * jax.random.normal(next(keys), w.shape), theta)
     return {k: theta[k] if "decays" in k else v for k, v in moved.items()}
@@ -39,22 +39,22 @@ def random_theta(name, seed):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_weights(name):
-    theta = get_optimizer(name).init_theta(jax.random.key(0), 4)
+    theta = get_architecture(name).init_theta(jax.random.key(0), 4)
     assert sum(w.size for w in jax.tree.leaves(theta)) == SIZES[name]
     # A weak type would be lost in the first update of meta-training, and all be compiled again.
     assert all(w.dtype == jnp.float32 and not w.weak_type for w in jax.tree.leaves(theta))
 
 
 def test_every_architecture_is_tested():
-    assert set(SIZES) == set(OPTIMIZERS)
-    assert set(RULES) | {"sgdm-per-block", "adam-per-block"} == set(OPTIMIZERS)
+    assert set(SIZES) == set(ARCHITECTURES)
+    assert set(RULES) | {"sgdm-per-block", "adam-per-block"} == set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize("shape", [(), (7,), (BLOCK_SIZE + 1,), (64, 33), (3, 4, 5, 6, 7)], ids=str)
 @pytest.mark.parametrize("name", RULES)
 def test_updates_equal_the_plain_formula(name, shape):
     """Five steps from the start, with gradients that a network might have, small ones among them."""
-    optimizer, theta = get_optimizer(name), random_theta(name, 5)
+    optimizer, theta = get_architecture(name), random_theta(name, 5)
     keys = jax.random.split(jax.random.key(3), 6)
     param = 0.3 * jax.random.normal(keys[0], shape) + 0.1
     update, state = jax.jit(optimizer.update), optimizer.init({"w": param})
@@ -76,7 +76,7 @@ def test_updates_equal_the_plain_formula(name, shape):
 @pytest.mark.parametrize("name", ["mlp", "metz2019", "small-fc", "sgdm"])
 def test_steps_are_counted_from_zero(name, count):
     """With one gradient so far, as if the others had been zero: only the step number is another."""
-    optimizer, theta, param = get_optimizer(name), random_theta(name, 1), jnp.linspace(-1, 1, 9)
+    optimizer, theta, param = get_architecture(name), random_theta(name, 1), jnp.linspace(-1, 1, 9)
     state = optimizer.init(param)
     state = jax.tree.unflatten(jax.tree.structure(state), [jnp.int32(count), *jax.tree.leaves(state)[1:]])
     update, _ = optimizer.update(theta, param, state, param)
@@ -85,9 +85,9 @@ def test_steps_are_counted_from_zero(name, count):
     assert relative_error(update, expected) < 2e-5
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_tensors_do_not_see_each_other(name):
-    optimizer = get_optimizer(name)
+    optimizer = get_architecture(name)
     theta = optimizer.init_theta(jax.random.key(0), 2)
     a, b = jnp.arange(1.0, 5.0), jnp.arange(2.0, 8.0).reshape(2, 3)
     both, _ = optimizer.update(theta, {"a": a, "b": b}, optimizer.init({"a": a, "b": b}), {"a": a, "b": b})
@@ -124,7 +124,7 @@ def test_network_equals_flax_module(spread):
 def test_scale_of_loss_hardly_matters(name):
     """Features are divided by their root mean square: 1,000 times the gradient gives the same step,
     where even the slowest momentum is well above the epsilon of that division."""
-    optimizer, theta = get_optimizer(name), random_theta(name, 2)
+    optimizer, theta = get_architecture(name), random_theta(name, 2)
     param, gradient = jnp.linspace(-1, 1, 50), 1e4 * (2 + jnp.cos(jnp.arange(50.0)))
     state = optimizer.init(param)
     small, _ = optimizer.update(theta, gradient, state, param)
@@ -134,7 +134,7 @@ def test_scale_of_loss_hardly_matters(name):
 
 def test_relative_steps_follow_the_units_of_the_parameters():
     """Parameters 1,000 times as large, gradients as much smaller: steps 1,000 times as large."""
-    optimizer, theta = get_optimizer("relative-mlp"), random_theta("relative-mlp", 3)
+    optimizer, theta = get_architecture("relative-mlp"), random_theta("relative-mlp", 3)
     param, gradient = jnp.linspace(-50, 50, 60).reshape(6, 10), jnp.cos(jnp.arange(60.0)).reshape(6, 10)
     state = optimizer.init(param)
     plain, _ = optimizer.update(theta, gradient, state, param)
@@ -144,7 +144,7 @@ def test_relative_steps_follow_the_units_of_the_parameters():
 
 def test_relative_steps_change_wide_and_narrow_layers_alike():
     """In the spectral norm, an update for a gradient of rank one is the same share of the weights."""
-    optimizer, theta, shares = get_optimizer("relative-mlp"), random_theta("relative-mlp", 4), []
+    optimizer, theta, shares = get_architecture("relative-mlp"), random_theta("relative-mlp", 4), []
     for width in (16, 64, 256):
         keys = jax.random.split(jax.random.key(width), 3)
         param = jax.random.normal(keys[0], (4 * width, width)) / jnp.sqrt(width)
@@ -155,7 +155,11 @@ def test_relative_steps_change_wide_and_narrow_layers_alike():
 
 
 def test_a_tensor_without_gradients_stays():
-    optimizer, theta, param = get_optimizer("relative-mlp"), random_theta("relative-mlp", 5), jnp.ones((4, 5))
+    optimizer, theta, param = (
+        get_architecture("relative-mlp"),
+        random_theta("relative-mlp", 5),
+        jnp.ones((4, 5)),
+    )
     update, state = optimizer.update(theta, 0 * param, optimizer.init(param), param)
     assert (update == 0).all()
     update, _ = optimizer.update(theta, param.at[0].set(0), state, param)
@@ -163,7 +167,7 @@ def test_a_tensor_without_gradients_stays():
 
 
 def test_unit_rate_of_celo2_style():
-    optimizer, theta = get_optimizer("celo2-style"), random_theta("celo2-style", 0)
+    optimizer, theta = get_architecture("celo2-style"), random_theta("celo2-style", 0)
     param, gradient = jnp.ones((4, 5)), jnp.cos(jnp.arange(20.0)).reshape(4, 5)
     state = optimizer.init(param)
     own, _ = optimizer.update(theta, gradient, state, param)
@@ -174,7 +178,7 @@ def test_unit_rate_of_celo2_style():
 
 def test_learned_decays_of_small_fc():
     """They move as ``1 - (1 - d) exp(10 theta)``, and stay between 0 and 1."""
-    optimizer = get_optimizer("small-fc")
+    optimizer = get_architecture("small-fc")
     theta = optimizer.init_theta(jax.random.key(0), 1)
     theta |= {"momentum_decays": jnp.array([0.1, -0.1, 1.0])}
     param = jnp.ones(3)
@@ -186,7 +190,7 @@ def test_learned_decays_of_small_fc():
 @pytest.mark.parametrize("name", ["sgdm", "adam"])
 def test_hyperparameters_of_each_block(name):
     """A set for each tensor, in order of leaves: each moves as with that set for all."""
-    optimizer, single = get_optimizer(f"{name}-per-block"), get_optimizer(name)
+    optimizer, single = get_architecture(f"{name}-per-block"), get_architecture(name)
     thetas = [random_theta(name, seed) for seed in (1, 2)]
     both = jax.tree.map(lambda *x: jnp.concatenate(x), *thetas)
     params = {"a": jnp.arange(1.0, 5.0), "b": jnp.ones((2, 3))}

@@ -21,7 +21,7 @@ import learned_opt
 from tests.learned_opt.plain import RULES
 
 ROOT = Path(learned_opt.__file__).parents[1]
-OPTIMIZER = learned_opt.get_optimizer("mlp")
+OPTIMIZER = learned_opt.get_architecture("mlp")
 VERSION_1 = "bbda14522c30d4ec956c8ced82119aee43323c6391812a3c58bab2d875ff8004"
 THETA = OPTIMIZER.init_theta(jax.random.key(0), 1)
 SUMMARY = {"task": "digits-mlp", "updates": 3, "final_meta_loss": 0.25}
@@ -74,7 +74,7 @@ def test_header_is_one_canonical_json_key(path):
 def test_equal_content_gives_equal_bytes_in_other_processes(path, tmp_path):
     code = (
         "import jax, learned_opt, sys; "
-        "theta = learned_opt.get_optimizer('mlp').init_theta(jax.random.key(0), 1); "
+        "theta = learned_opt.get_architecture('mlp').init_theta(jax.random.key(0), 1); "
         f"learned_opt.save(sys.argv[1], 'mlp', theta, dict(reversed({SUMMARY!r}.items())))"
     )
     for name in ("a", "b"):
@@ -148,7 +148,7 @@ def test_description(path):
 
 
 def test_hyperparameters_are_described_one_by_one(tmp_path):
-    theta = learned_opt.get_optimizer("sgdm-per-block").init_theta(jax.random.key(0), 2)
+    theta = learned_opt.get_architecture("sgdm-per-block").init_theta(jax.random.key(0), 2)
     theta["momentum"] = jnp.array([0.5, -0.25])
     learned_opt.save(tmp_path / "file", "sgdm-per-block", theta, {})
     lines = learned_opt.describe(learned_opt.read(tmp_path / "file"))
@@ -158,7 +158,7 @@ def test_hyperparameters_are_described_one_by_one(tmp_path):
 @pytest.mark.parametrize("name", ["celo2-style", "sgdm-per-block"])
 def test_other_architectures_in_a_file(tmp_path, name):
     """Nested weights, a learning rate of the user's own, hyperparameters for each of three tensors."""
-    optimizer = learned_opt.get_optimizer(name)
+    optimizer = learned_opt.get_architecture(name)
     theta = optimizer.init_theta(jax.random.key(0), 3)
     learned_opt.save(tmp_path / "file", name, theta, {})
     jax.tree.map(np.testing.assert_array_equal, learned_opt.read(tmp_path / "file").theta, theta)

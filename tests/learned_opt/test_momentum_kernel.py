@@ -12,7 +12,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from learned_opt import get_optimizer
+from learned_opt import get_architecture
 from learned_opt._src import momentum_kernel, per_tensor
 from learned_opt._src.momentum_kernel import SMALL, SMALL_BLOCK
 from tests.learned_opt.test_architectures import random_theta, relative_error
@@ -54,7 +54,7 @@ def network(shapes=SHAPES):
 
 def two_steps(name, theta, params, gradients):
     """Update and state of the second step: by then the momenta are not multiples of the gradient."""
-    optimizer = get_optimizer(name)
+    optimizer = get_architecture(name)
     other = jax.tree.map(lambda g, p: 0.2 * g + p, gradients, params)
     _, state = optimizer.update(theta, other, optimizer.init(params), params)
     return optimizer.update(theta, gradients, state, params)
@@ -83,7 +83,7 @@ def test_entries_that_stay_or_are_not_finite_are_those_of_the_plain_formulation(
     params["small"] = params["small"].at[1, 1].set(jnp.nan)
 
     def updates():
-        optimizer = get_optimizer("mlp")
+        optimizer = get_architecture("mlp")
         return jax.jit(optimizer.update)(theta, gradients, optimizer.init(params), params)[0]
 
     found = updates()
@@ -129,7 +129,7 @@ def test_derivative_is_that_of_the_plain_formulation(name, kernel_here, monkeypa
 def test_compiled_for_a_gpu_it_is_the_kernel(name, vmapped, gpu_is_there):
     """All the way to what is handed to the GPU's compiler; on a CPU the same program runs the plain one."""
     params, gradients = network()
-    optimizer, theta = get_optimizer(name), random_theta(name, 7)
+    optimizer, theta = get_architecture(name), random_theta(name, 7)
     state = optimizer.init(params)
 
     def update(theta):
@@ -165,7 +165,7 @@ def test_kernel_is_for_hopper_and_later(backend, capability, expected, monkeypat
 def test_precision_of_every_product_is_stated(name, asked, gpu_is_there):
     """A GPU's own default is tf32: that, only where JAX was told so."""
     params, gradients = network()
-    optimizer, theta = get_optimizer(name), random_theta(name, 7)
+    optimizer, theta = get_architecture(name), random_theta(name, 7)
     state = optimizer.init(params)
     with jax.default_matmul_precision(asked):
         jaxpr = jax.make_jaxpr(lambda t: optimizer.update(t, gradients, state, params))(theta)

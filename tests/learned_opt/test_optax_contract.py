@@ -24,7 +24,7 @@ from tests.compiling import briefly
 QUICK = ("mlp", "celo2-style", "adam")  # all of them together take minutes to compile
 NAMES = [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-    for name in (*learned_opt.OPTIMIZERS, *learned_opt.pretrained_names())
+    for name in (*learned_opt.ARCHITECTURES, *learned_opt.pretrained_names())
 ]
 BLOCKS = 4  # tensors of `tree`
 
@@ -33,7 +33,7 @@ def transformation(name: str, blocks: int = BLOCKS) -> optax.GradientTransformat
     """A pretrained optimizer, or one with weights as meta-training might leave them: not its initial ones."""
     if name in learned_opt.pretrained_names():
         return learned_opt.pretrained(name)
-    optimizer = learned_opt.get_optimizer(name)
+    optimizer = learned_opt.get_architecture(name)
     theta = optimizer.init_theta(jax.random.key(1), blocks)
     keys = iter(jax.random.split(jax.random.key(2), len(jax.tree.leaves(theta))))
     theta = jax.tree.map(lambda w: w + 0.05 * jax.random.normal(next(keys), w.shape), theta)
@@ -319,7 +319,7 @@ def test_sharded_parameters_stay_sharded(name: str, kind: AxisType) -> None:
 
 def test_learning_rate_of_the_users_own() -> None:
     """A number, a schedule, one that is injected, and the parts composed by hand, all do the same."""
-    optimizer = learned_opt.get_optimizer("celo2-style")
+    optimizer = learned_opt.get_architecture("celo2-style")
     theta = optimizer.init_theta(jax.random.key(1), 1)
     make = partial(learned_opt.as_optax, optimizer, theta)
     direction = learned_opt.scale_by_learned(optimizer, theta)
@@ -340,6 +340,6 @@ def test_learning_rate_of_the_users_own() -> None:
 
 
 def test_a_learning_rate_that_is_not_wanted() -> None:
-    optimizer = learned_opt.get_optimizer("mlp")
+    optimizer = learned_opt.get_architecture("mlp")
     with pytest.raises(learned_opt.UserError, match="takes no learning rate"):
         learned_opt.as_optax(optimizer, optimizer.init_theta(jax.random.key(0), 1), learning_rate=0.1)

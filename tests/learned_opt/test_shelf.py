@@ -64,7 +64,7 @@ def test_each_trains_a_small_network_as_it_is(name):
     assert isinstance(distribution, TaskDistribution)
     task = next(iter(distribution.members.values()))
     artifact = learned_opt.read(learned_opt.pretrained_path(name))
-    optimizer = learned_opt.get_optimizer(artifact.architecture)
+    optimizer = learned_opt.get_architecture(artifact.architecture)
     training = Training(task.load(None), task, optimizer, 100)
     runs = run(training, Contestant(optimizer, artifact.theta), seeds=2, devices=1).runs
     assert (runs.losses[:, 0] > 2).all()

@@ -17,7 +17,7 @@ import learned_opt
 
 @pytest.fixture
 def tx():
-    optimizer = learned_opt.get_optimizer("mlp")
+    optimizer = learned_opt.get_architecture("mlp")
     return learned_opt.as_optax(optimizer, optimizer.init_theta(jax.random.key(0), 1))
 
 

@@ -42,7 +42,7 @@ from tests.learned_opt.test_optax_contract import (
 )
 
 ROOT = Path(__file__).parents[2]
-EVERY = [*learned_opt.OPTIMIZERS, *learned_opt.pretrained_names()]  # for tests that compile nothing
+EVERY = [*learned_opt.ARCHITECTURES, *learned_opt.pretrained_names()]  # for tests that compile nothing
 INPUTS = jnp.sin(jnp.arange(20.0)).reshape(5, 4)
 
 
@@ -50,7 +50,7 @@ def named(name: str, blocks: int, **options: Any) -> optax.GradientTransformatio
     """An optimizer by the name of its architecture, or the pretrained one, for so many tensors."""
     if name in learned_opt.pretrained_names():
         return learned_opt.pretrained(name, **options)
-    optimizer = learned_opt.get_optimizer(name)
+    optimizer = learned_opt.get_architecture(name)
     return learned_opt.as_optax(optimizer, optimizer.init_theta(jax.random.key(1), blocks), **options)
 
 
@@ -215,7 +215,7 @@ def test_scale_is_a_number_or_a_schedule_and_can_be_injected(name: str) -> None:
 )
 def test_numbers_of_any_kind_leave_the_dtype_of_the_updates(dtype: str, factor: Any) -> None:
     params = {"w": jnp.ones((2, 3), dtype)}
-    optimizer = learned_opt.get_optimizer("celo2-style")
+    optimizer = learned_opt.get_architecture("celo2-style")
     theta = optimizer.init_theta(jax.random.key(0), 1)
     for options in ({"scale": factor}, {"weight_decay": factor}, {"learning_rate": factor}):
         tx = learned_opt.as_optax(optimizer, theta, **options)

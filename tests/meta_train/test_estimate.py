@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from inner_tasks import Training, find_task
-from learned_opt import get_optimizer
+from learned_opt import get_architecture
 from meta_train.estimate import size
 from meta_train.estimators import pes
 from meta_train.population import Memory, population
@@ -22,7 +22,7 @@ def needed(pairs: int = 2, truncation: int = 4, horizon: int = 20) -> Memory:
     """Of PES on a small digits task, on one device."""
     registration = find_task("digits-mlp")
     task = registration.build(registration.settings._replace(hidden=(8,), horizon=horizon))
-    problem = Training(task.load(None), task, get_optimizer("sgdm"), horizon)
+    problem = Training(task.load(None), task, get_architecture("sgdm"), horizon)
     make = partial(pes, sigma=0.1, truncation=truncation)
     theta = jax.eval_shape(problem.init_theta, jax.random.key(0))
     return population(make, problem, units=pairs, devices=1).memory(theta)

@@ -41,13 +41,13 @@ def quadratic(scale: float = 1.0) -> Task:
 
 
 def on_quadratic(scale: float = 1.0) -> Training:
-    return Training((), quadratic(scale), learned_opt.get_optimizer("mlp"), STEPS)
+    return Training((), quadratic(scale), learned_opt.get_architecture("mlp"), STEPS)
 
 
 @pytest.fixture(scope="module")
 def digits() -> Training:
     task = find_task("digits-mlp").build(TaskSettings(hidden=(32,), batch_size=64, horizon=STEPS))
-    return Training(task.load(None), task, learned_opt.get_optimizer("mlp"), STEPS)
+    return Training(task.load(None), task, learned_opt.get_architecture("mlp"), STEPS)
 
 
 @pytest.mark.parametrize("devices", [1, 2])

@@ -567,7 +567,7 @@ def test_a_skipped_update_changes_nothing(noisy: Callable[[float], None], no_com
     noisy(1.0)
     assert meta_train(NOISY, "--updates", 2).code == 0
     artifact = learned_opt.read("run")
-    fresh = learned_opt.get_optimizer("mlp").init_theta(jax.random.fold_in(jax.random.key(0), 0), 1)
+    fresh = learned_opt.get_architecture("mlp").init_theta(jax.random.fold_in(jax.random.key(0), 0), 1)
     for a, b in zip(*map(jax.tree.leaves, (artifact.theta, fresh)), strict=True):
         np.testing.assert_array_equal(a, b)
     assert artifact.metadata["meta_training"]["final_meta_loss"] is None

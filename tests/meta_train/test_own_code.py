@@ -51,7 +51,7 @@ def bowl(settings: TaskSettings) -> Task:
 
 
 def rule() -> learned_opt.LearnedOptimizer:
-    return learned_opt.get_optimizer("sgdm")
+    return learned_opt.get_architecture("sgdm")
 
 
 def nothing() -> None:
@@ -76,10 +76,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     monkeypatch.setattr(task, "_REGISTRY", dict(task._REGISTRY))
-    known, modules = dict(learned_opt.OPTIMIZERS), set(sys.modules)
+    known, modules = dict(learned_opt.ARCHITECTURES), set(sys.modules)
     yield tmp_path
-    learned_opt.OPTIMIZERS.clear()
-    learned_opt.OPTIMIZERS.update(known)
+    learned_opt.ARCHITECTURES.clear()
+    learned_opt.ARCHITECTURES.update(known)
     for name in set(sys.modules) - modules:
         if name.partition(".")[0] in ("my_code", "my_data", "gifts"):
             del sys.modules[name]
@@ -95,7 +95,7 @@ def test_a_run_and_its_file(folder: Path) -> None:
     assert "optimizer: my_code:rule" in config
 
     # As in a process that does not know it yet.
-    del learned_opt.OPTIMIZERS["my_code:rule"]
+    del learned_opt.ARCHITECTURES["my_code:rule"]
     refused = "'my_code:rule', which is code outside this package and was not imported"
     for subcommand in ("inspect", "evaluate"):
         outcome = command.learned_opt(subcommand, "run")
@@ -106,7 +106,7 @@ def test_a_run_and_its_file(folder: Path) -> None:
 
     tx = learned_opt.load("run", optimizer=my_code.rule())
     with pytest.raises(learned_opt.UserError, match="does not hold the weights"):
-        learned_opt.load("run", optimizer=learned_opt.get_optimizer("mlp"))
+        learned_opt.load("run", optimizer=learned_opt.get_architecture("mlp"))
 
     outcome = command.learned_opt("inspect run --architectures my_code:rule")
     assert outcome.code == 0 and "my_code:rule" in outcome.out
@@ -132,9 +132,9 @@ def test_a_run_goes_on_where_the_command_names_its_code_again(folder: Path) -> N
 
 
 def test_weights_to_start_from(folder: Path) -> None:
-    theta = learned_opt.get_optimizer("my_code:rule").init_theta(jax.random.key(0), 1)
+    theta = learned_opt.get_architecture("my_code:rule").init_theta(jax.random.key(0), 1)
     learned_opt.save("weights", "my_code:rule", theta, {})
-    del learned_opt.OPTIMIZERS["my_code:rule"]
+    del learned_opt.ARCHITECTURES["my_code:rule"]
     outcome = meta_train(SMALL, "--start-from weights")
     assert outcome.code == 2 and "code outside this package" in outcome.err
     outcome = meta_train(
@@ -299,7 +299,7 @@ def test_a_run_imports_only_what_it_needs(folder: Path) -> None:
     ("argv", "code"), [("meta-train --updates 0", 2), ("learned-opt inspect weights", 0)]
 )
 def test_what_is_quick_imports_nothing_heavy(argv: str, code: int, tmp_path: Path) -> None:
-    theta = learned_opt.get_optimizer("sgdm").init_theta(jax.random.key(0), 1)
+    theta = learned_opt.get_architecture("sgdm").init_theta(jax.random.key(0), 1)
     learned_opt.save(tmp_path / "weights", "sgdm", theta, {})
     heavy = "orbax tensorstore sklearn matplotlib wandb tensorflow_datasets array_record requests PIL"
     done = installed(argv, blocking=heavy, cwd=tmp_path)
