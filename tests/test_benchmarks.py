@@ -19,8 +19,8 @@ QUICK = {
 SLOW = {
     "gpu": "--miniature",
     "estimators": "--estimators pes --seeds 0 --steps 640 --evaluation-seeds 1",
-    "settings": "--estimators pes --particles 2 --updates 2 --sigmas 0.1 --learning-rates 0.02 --validation 0.5 "
-    "--seeds 2 --evaluation-seeds 1",
+    "settings": "--estimators pes --particles 2 --updates 2 --sigmas 0.1 --learning-rates 0.02 "
+    "--validation 0.5 --seeds 2 --evaluation-seeds 1",
     "startup": "--tasks digits-mlp --rounds 1",
     "scaling": "--rounds 1",
     "throughput": "--tasks digits-mlp --rounds 1",
