@@ -69,6 +69,7 @@ def _combine(
         xi_norm=each.xi_norm.mean(),
         clipped=each.clipped.mean(),
         nonfinite=each.nonfinite.mean(),
+        dropped=each.dropped.mean(),
         episodes=each.episodes.sum(),
         steps=each.steps.sum(),
     )

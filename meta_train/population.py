@@ -50,6 +50,7 @@ class PopulationInfo(NamedTuple):
     xi_norm: jax.Array  # mean norm of the accumulated perturbations
     clipped: jax.Array  # share of real steps whose loss was finite and clipped
     nonfinite: jax.Array  # share of real steps whose loss was not finite
+    dropped: jax.Array  # share of the pairs that were dropped, since one member's loss was not finite
     episodes: jax.Array  # episodes completed
     steps: jax.Array  # particle-steps: real inner steps of all particles
 
@@ -226,6 +227,7 @@ def _combine(terms: tuple[Theta, jax.Array, Info]) -> tuple[Theta, PopulationInf
         xi_norm=info.xi_norm / info.units,
         clipped=info.clipped / info.steps,
         nonfinite=info.nonfinite / info.steps,
+        dropped=info.dropped / info.units,
         episodes=info.episodes,
         steps=info.steps,
     )

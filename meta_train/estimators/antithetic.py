@@ -58,6 +58,17 @@ def unroll_pair(
 
 
 def slope(pair: Window, sigma: float) -> jax.Array:
-    """``(L(+) - L(-)) / (2 sigma^2)``: what multiplies a perturbation to make it a gradient."""
+    """``(L(+) - L(-)) / (2 sigma^2)``: what multiplies a perturbation to make it a gradient.
+
+    It is 0 where exactly one of the members had a loss that was not finite. The other's loss says nothing
+    about the size of such a loss, and a single pair of this kind would outweigh all others: its difference
+    is as large as ``max_loss`` allows, in every window until the episode ends.
+    """
     positive, negative = pair.loss
-    return (positive - negative) / (2 * sigma**2)
+    return jnp.where(one_broke(pair), 0, (positive - negative) / (2 * sigma**2))
+
+
+def one_broke(pair: Window) -> jax.Array:
+    """Whether exactly one of the members of a pair had a loss that was not finite, bool []."""
+    positive, negative = pair.nonfinite > 0
+    return positive != negative

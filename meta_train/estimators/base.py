@@ -26,6 +26,7 @@ class Info(NamedTuple):
     steps: jax.Array  # real inner steps, of all that was unrolled: those inside an episode
     clipped: jax.Array  # steps whose loss was finite and clipped
     nonfinite: jax.Array  # steps whose loss was not finite
+    dropped: jax.Array  # antithetic pairs that count for nothing: one member had a loss that was not finite
     episodes: jax.Array  # episodes completed
     xi_norm: jax.Array  # norm of the accumulated perturbation; 0 where nothing is perturbed
     units: jax.Array  # antithetic pairs (or single particles) summed over

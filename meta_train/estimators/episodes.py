@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from inner_tasks import UnrolledProblem
+from meta_train.estimators.antithetic import one_broke
 from meta_train.estimators.base import Estimator, Info, State, Theta
 from meta_train.estimators.window import Window, real_steps
 
@@ -72,6 +73,7 @@ def episodic(
             steps=jnp.float32(members) * steps,
             clipped=_total(each.clipped for each in outcome.windows),
             nonfinite=_total(each.nonfinite for each in outcome.windows),
+            dropped=_total(one_broke(each) for each in outcome.windows if jnp.ndim(each.loss)),
             episodes=jnp.float32(members) * (position + steps >= problem.horizon),
             xi_norm=jnp.float32(0 if outcome.xi is None else optax.tree.norm(outcome.xi)),
             units=jnp.ones((), jnp.float32),
@@ -83,4 +85,4 @@ def episodic(
 
 
 def _total(values: Any) -> jax.Array:
-    return sum(jnp.sum(value) for value in values).astype(jnp.float32)
+    return sum((jnp.sum(value) for value in values), jnp.zeros(())).astype(jnp.float32)

@@ -58,6 +58,22 @@ class Noise:
 
 
 @problem
+class Cliff:
+    """The state is lost for good where theta is above 1; else the loss is theta."""
+
+    horizon: int = static(6)
+    max_loss: float | None = static(None)
+    differentiable: ClassVar[bool] = True
+
+    def init(self, key: jax.Array) -> jax.Array:
+        return jnp.zeros(())
+
+    def step(self, theta: Any, state: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        state = state + jnp.where(theta > 1, jnp.nan, 0)
+        return state, state + theta
+
+
+@problem
 class Descent:
     """SGD with the learnable learning rate ``exp(theta)`` on a quadratic, from a random start; loss before
     the step.

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from inner_tasks import LinearRecurrence
-from meta_train.estimators import pes, truncated_es
+from meta_train.estimators import nres, pes, truncated_es
 from meta_train.population import MAX_BLOCKS, blocks, population
-from tests.meta_train.problems import Noise, Pendulum
+from tests.meta_train.problems import Cliff, Noise, Pendulum
 
 LINEAR = LinearRecurrence(horizon=4, decay=0.9)
 # sum_{t=1}^{4} (1 - 0.9^t) / (1 - 0.9)
@@ -70,6 +70,33 @@ def test_losses_are_clipped_and_counted(value, max_loss, loss, clipped, nonfinit
     _, _, info = estimator.estimate(theta, state, jax.random.key(1))
     assert float(info.loss) == 6 * loss
     assert (float(info.clipped), float(info.nonfinite)) == (6 * clipped, 6 * nonfinite)
+
+
+@pytest.mark.parametrize("max_loss", [None, 5.0])
+@pytest.mark.parametrize("make_estimator", [pes, nres, truncated_es])
+def test_a_pair_of_which_one_member_breaks_is_dropped_until_its_episode_ends(make_estimator, max_loss):
+    """Against the perturbations themselves: a member breaks where its own takes theta above 1."""
+    estimator = make_estimator(Cliff(max_loss=max_loss), sigma=1.0, truncation=2)
+    estimate = jax.jit(estimator.estimate)
+    theta, broken = jnp.float32(0), 0
+    for seed in range(12):
+        state, lost = estimator.init(jax.random.key(seed), theta, 0.0), False
+        for window in range(3):
+            before = state.carried
+            gradient, state, info = estimate(theta, state, jax.random.fold_in(jax.random.key(seed), window))
+            lost = lost and make_estimator is not truncated_es  # whose pairs start from their mean
+            lost = lost or float(info.nonfinite) > 0
+            if float(info.nonfinite) == 4:  # by now the other member has broken as well
+                break
+            assert float(info.dropped) == lost
+            # The losses of a window of 2 steps add up to 2 (theta + epsilon): g = xi (2 epsilon) / K.
+            if lost:
+                assert float(gradient) == 0
+                broken += 1
+            elif make_estimator is pes:
+                epsilon = state.carried.xi - before.xi
+                np.testing.assert_allclose(gradient, state.carried.xi * epsilon, rtol=1e-5)
+    assert 5 < broken < 31
 
 
 @pytest.mark.parametrize("make_estimator", [pes, truncated_es])
