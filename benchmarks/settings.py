@@ -34,11 +34,13 @@ from inner_tasks.task import Data, Task
 from meta_train.config import OuterConfig
 from meta_train.estimators import ESTIMATORS
 from meta_train.evaluation import evaluation_key, train
+from meta_train.experiments.drawing import colour, picture
 from meta_train.outer import outer_optimizer, outer_step
 from meta_train.population import start_devices
 
 FIRST_SEED, FIRST_EVALUATION_SEED = 1_000, 1_000_000
 SEGMENT = 50  # updates to a dispatch
+MARKERS = "os^vDP*X"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Arguments:
     evaluation_seeds: int = 8
     """Training runs that an optimizer is judged by."""
     out: Path | None = None
-    """JSON lines, one for each run."""
+    """JSON lines, one for each run; a picture of all of them is drawn beside the file."""
 
 
 class Settings(NamedTuple):
@@ -102,6 +104,7 @@ def main() -> None:
                 for i in range(len(grid.seed)):
                     row = {name: float(value[i]) for name, value in (grid._asdict() | found).items()}
                     file.write(json.dumps({"optimizer": optimizer, "estimator": estimator} | row) + "\n")
+            draw(arguments.out)
 
 
 def _grid(arguments: Arguments) -> Settings:
@@ -224,9 +227,46 @@ def _table(title: str, grid: Settings, found: dict[str, np.ndarray]) -> Table:
 
 def _mean(values: np.ndarray) -> str:
     """Mean and standard error."""
-    if len(values) == 1:
-        return f"{values[0]:.4f}"
-    return f"{values.mean():.4f} ± {values.std(ddof=1) / len(values) ** 0.5:.4f}"
+    return f"{values.mean():.4f} ± {standard_error(values):.4f}"
+
+
+def standard_error(values: np.ndarray) -> Any:
+    """Of the mean over the first axis; NaN for a single value."""
+    return values.std(axis=0, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan * values[0]
+
+
+def draw(path: Path) -> None:
+    """Training loss against validation loss: a point for each setting, and standard errors over its seeds."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    settings: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("optimizer", "estimator", *Settings._fields[:-1]))
+        settings.setdefault(key, []).append((row["mean_loss"], row["validation_loss"]))
+    rates, shares = (sorted({key[i] for key in settings}) for i in (3, 5))
+    with picture(path.with_suffix(".png"), figsize=(7.5, 5)) as (_, axes):
+        for (_, estimator, _, rate, _, share), losses in settings.items():
+            (x, y), errors = np.mean(losses, axis=0), standard_error(np.array(losses))
+            style = {"color": colour(estimator), "marker": MARKERS[shares.index(share)]}
+            axes.errorbar(x, y, errors[1], errors[0], **style, ms=_size(rates, rate), lw=0.6, alpha=0.7)
+        for estimator in sorted({key[1] for key in settings}):
+            axes.plot([], [], "o", color=colour(estimator), label=estimator)
+        for share in shares:
+            marker = MARKERS[shares.index(share)]
+            axes.plot([], [], marker, color="0.5", label=f"objective: {share:.0%} validation loss")
+        for rate in rates:
+            axes.plot([], [], "o", color="0.5", ms=_size(rates, rate), label=f"learning rate {rate:.2g}")
+        # What failed would hide what did not.
+        middles = np.array([np.mean(losses, axis=0) for losses in settings.values()])
+        least, most = middles.min(axis=0) * 0.9, np.quantile(middles, 0.95, axis=0) * 1.1
+        axes.set(xlim=(least[0], most[0]), ylim=(least[1], most[1]))
+        axes.set(xlabel="mean training loss", ylabel="validation loss at the end")
+        axes.set_title("settings of meta-training")
+        axes.legend(fontsize=8)
+
+
+def _size(rates: list[float], rate: float) -> float:
+    """Size of a marker, by the learning rate."""
+    return 4 + 2.5 * rates.index(rate)
 
 
 if __name__ == "__main__":
