@@ -128,11 +128,13 @@ def _run(step: Step, arguments: argparse.Namespace, deadline: float, record: Any
     if limit <= GRACE_SECONDS:
         record(step.name, ended="left out: no time")
         return False
-    own = [flag for flag in sys.argv[1:] if flag not in ("--steps", *(s.name for s in STEPS))]
+    flags = ["--out", str(arguments.out), "--child", step.name]
+    flags += ["--miniature"] if arguments.miniature else []
+    flags += ["--resume", str(arguments.resume)] if arguments.resume else []
     platform = {"JAX_PLATFORMS": "cpu"} if arguments.miniature else {}
     began = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, __file__, *own, "--child", step.name],
+        [sys.executable, __file__, *flags],
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
