@@ -16,8 +16,9 @@ from learned_opt import LearnedOptimizer, UserError, pretrained_names
 from meta_train.evaluation import Contestant
 
 Rate = jax.Array | float  # a learning rate; traced, since many of them are tried by one program
-# Share of the steps in which the learning rate rises, where a schedule has a warm-up.
-WARM_UP = 0.05
+# Share of the steps in which the learning rate rises, where a schedule has a warm-up. A longer one would cost
+# short runs more than it brings.
+WARM_UP = 0.02
 
 
 class Rule(NamedTuple):
@@ -65,7 +66,7 @@ def constant(rate: Rate, steps: int) -> Rate:
 
 
 def cosine(rate: Rate, steps: int) -> optax.Schedule:
-    """Rises in equal steps to `rate` over the first twentieth of the steps, then falls to 0 as a cosine.
+    """Rises in equal steps to `rate` over the first fiftieth of the steps, then falls to 0 as a cosine.
 
     The first step has a rate above 0, and 0 is what would come after the last one: no step is wasted.
     """
@@ -99,8 +100,9 @@ BASELINES = {
     rule + ending: Baseline(RULES[rule], SCHEDULES[ending])
     for rule, ending in itertools.product(RULES, SCHEDULES)
 }
-# Those of every comparison: constant Adam, which ratios are named after, and scheduled ones of each kind.
-DEFAULT_BASELINES = ("adam", "adamw-cosine", "nadam-linear", "sgdm-cosine", "muon-cosine")
+# Those of every comparison: constant Adam, which ratios are named after, and other rules, each with the
+# schedule that suits it on digits-mlp.
+DEFAULT_BASELINES = ("adam", "adamw-cosine", "nadam-cosine", "sgdm-linear", "muon-linear")
 
 
 def find_baseline(name: str) -> Baseline:

@@ -71,13 +71,13 @@ CRITERIA: Mapping[str, Criterion] = {
     "final-loss": Criterion("final_loss", "final training loss", lambda runs: runs.final_loss),
     "validation-loss": Criterion(
         "validation_loss",
-        "validation loss at the end",
+        "final validation loss",
         lambda runs: runs.metrics["validation_loss"],
         "validation_loss",
     ),
     "validation-accuracy": Criterion(
         "validation_error",
-        "validation error at the end",
+        "final validation error",
         lambda runs: 1 - runs.metrics["validation_accuracy"],
         "validation_accuracy",
     ),

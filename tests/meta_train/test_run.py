@@ -24,7 +24,7 @@ from meta_train.run_folder import RunFolder, read_metrics
 from tests.meta_train import command
 from tests.meta_train.command import TINY, Run, lines, meta_train, words
 
-BASELINES = {"adam", "adamw-cosine", "nadam-linear", "sgdm-cosine", "muon-cosine"}
+BASELINES = {"adam", "adamw-cosine", "nadam-cosine", "sgdm-linear", "muon-linear"}
 
 
 def test_the_folder_of_a_run(tiny_run: Run) -> None:
@@ -174,7 +174,7 @@ def test_learned_opt_evaluate_finds_what_the_run_found(
         "mine",
     ):
         assert part in said
-    for part in ("AdamW, cosine", "Muon, cosine", f"report: {tmp_path}", f"recorded in {file}"):
+    for part in ("AdamW, cosine", "Muon, linear", f"report: {tmp_path}", f"recorded in {file}"):
         assert part in said
     found = json.loads((tmp_path / "evaluation.json").read_text())
     (own,), overall = found["comparisons"], found["overall"]
@@ -191,7 +191,7 @@ def test_learned_opt_evaluate_finds_what_the_run_found(
         assert own["optimizers"][name] == run["optimizers"][name]
     # 64-4-10: 310 parameters. Adam keeps two numbers for each, and counts; `mlp` six momenta.
     assert costs["adam"][1] == 4 * (2 * 310 + 1) and costs["mine"][1] == 4 * (6 * 310 + 1)
-    assert costs["sgdm-cosine"][1] == 4 * (310 + 1)
+    assert costs["sgdm-linear"][1] == 4 * (310 + 1)
     assert all(0 < update < step < 1 for update, _, step in costs.values())
     assert overall["mine"]["tasks"] == 1
     for ratio in ("ratio_to_best", "ratio_to_adam"):
