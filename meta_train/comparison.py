@@ -204,15 +204,15 @@ def summary(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-# What a card leaves out: it is the same wherever and whenever it was made.
-_MEASURED_TIMES = ("step_seconds", "update_seconds", "state_bytes")
+# What a card leaves out: it is the same on any machine.
+_COSTS = ("step_seconds", "update_seconds", "state_bytes")
 
 
 def card(comparison: Comparison, name: str) -> dict[str, Any]:
     """What an optimizer's own file tells of a comparison: its figures, and those of the tuned ones."""
     found = summary(comparison)
     optimizers = found.pop("optimizers")
-    own = {k: v for k, v in optimizers[name].items() if k not in ("learning_rate", *_MEASURED_TIMES)}
+    own = {k: v for k, v in optimizers[name].items() if k not in ("learning_rate", *_COSTS)}
     kept = ("learning_rate", "mean_loss", "final_loss", "validation_loss", comparison.criterion.key)
     tuned = {
         other: {k: v for k, v in values.items() if k in kept}
@@ -285,7 +285,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
             console.print(
                 f"{name}: {comparison.ratio_to_best(name):.3f} times the {criterion.label} of the best tuned "
                 f"optimizer ({label(comparison.best)}), {comparison.ratio_to_adam(name):.3f} times that of "
-                f"Adam; speed-up to Adam's final loss: {shown_speed_up(comparison, name)}",
+                f"Adam; speed-up to Adam's final training loss: {shown_speed_up(comparison, name)}",
                 highlight=False,
             )
 
@@ -297,9 +297,9 @@ def with_error(values: np.ndarray) -> str:
 
 
 def shown_speed_up(comparison: Comparison, name: str) -> str:
-    """The speed-up as tables show it."""
+    """The speed-up as tables show it; "never" where Adam's final loss is not reached."""
     speed_up = comparison.speed_up(name)
-    return "never there" if speed_up is None else f"{speed_up:.2f}x"
+    return "never" if speed_up is None else f"{speed_up:.2f}x"
 
 
 def standard_error(values: np.ndarray) -> float:

@@ -8,6 +8,8 @@ import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -19,7 +21,9 @@ import learned_opt
 from inner_tasks import TaskSettings, find_task, task
 from meta_train import optimizer_cli
 from meta_train.cli import parse
+from meta_train.comparison import Comparison
 from meta_train.estimators import ESTIMATORS
+from meta_train.evaluation import CRITERIA, Criterion
 from meta_train.run_folder import RunFolder, read_metrics
 from tests.meta_train import command
 from tests.meta_train.command import TINY, Run, lines, meta_train, words
@@ -205,6 +209,32 @@ def test_learned_opt_evaluate_finds_what_the_run_found(
     cards = [learned_opt.read(path).metadata["comparisons"] for path in (file, tiny_run.path)]
     assert cards[0] == [cards[1][0] | {"task": "tiny"}]
     assert "tiny, 5 steps, 1 seeds: mean loss" in command.learned_opt("inspect", file).out
+
+
+@pytest.mark.parametrize("objective", ["validation-loss", "validation-accuracy"])
+def test_the_report_is_ranked_by_the_objective(objective: str, tiny_run: Run, tmp_path: Path) -> None:
+    """Of a run, and of `learned-opt evaluate` with its file."""
+    asked = []
+
+    def compare(*args: Any, criterion: Criterion, **kwargs: Any) -> Comparison:
+        asked.append(criterion)
+        return tiny_run.comparison._replace(criterion=criterion)
+
+    flags = f"--updates 1 --devices 2 --task.objective {objective}"
+    with mock.patch("meta_train.run.compare", compare):
+        outcome = meta_train(TINY, flags, "--run-dir", tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert asked == [CRITERIA[objective]]
+    assert f"best {CRITERIA[objective].label} first" in " ".join(outcome.err.split())
+    found = json.loads((tmp_path / "report" / "summary.json").read_text())
+    key, optimizers = found["ranked_by"], found["optimizers"]
+    assert key == CRITERIA[objective].key
+    ratio = optimizers["learned"][key] / optimizers["adam"][key]
+    assert optimizers["learned"]["ratio_to_adam"] == pytest.approx(ratio)
+    (own,) = learned_opt.read(tmp_path).metadata["comparisons"]
+    assert (own["ranked_by"], own["own"]["ratio_to_adam"]) == (key, pytest.approx(ratio))
+    assert optimizer_cli._objective(tmp_path) == objective
+    assert optimizer_cli._objective(learned_opt.pretrained_path("adam-small-tasks")) == "training-loss"
 
 
 def test_names_of_optimizers_do_not_collide(
