@@ -42,11 +42,13 @@ class Schedule(NamedTuple):
       label: its name in tables and pictures, empty for a constant rate.
       make: ``(rate, steps)`` to what optax takes for a learning rate.
       line: the style of its line in pictures.
+      marker: the form of its mark where there are no lines.
     """
 
     label: str
     make: Callable[[Rate, int], Any]
     line: str
+    marker: str
 
 
 class Baseline(NamedTuple):
@@ -92,9 +94,9 @@ RULES = {
 }
 # By the ending of a baseline's name.
 SCHEDULES = {
-    "": Schedule("", constant, "-"),
-    "-cosine": Schedule("cosine", cosine, "--"),
-    "-linear": Schedule("linear", linear, ":"),
+    "": Schedule("", constant, "-", "x"),
+    "-cosine": Schedule("cosine", cosine, "--", "+"),
+    "-linear": Schedule("linear", linear, ":", "v"),
 }
 BASELINES = {
     rule + ending: Baseline(RULES[rule], SCHEDULES[ending])

@@ -16,8 +16,9 @@ from inner_tasks import Training
 from learned_opt._src.base import LearnedOptimizer, Params
 from meta_train.evaluation import Contestant
 
-ROUNDS = 7
-ROUND_SECONDS = 0.01
+# Turns are short and many: where the machine has other work, some of them are left in peace.
+ROUNDS = 15
+ROUND_SECONDS = 0.004
 MAX_STEPS = 1000
 
 
@@ -103,10 +104,12 @@ def _fastest(turns: Mapping[str, Turn]) -> dict[str, float]:
     All take their turns, several times over, and the fastest turn counts: so a load on the machine that comes
     and goes touches their ratio little.
     """
-    steps, seconds = {}, dict.fromkeys(turns, np.inf)
+    steps, seconds = dict.fromkeys(turns, 1), dict.fromkeys(turns, np.inf)
     for name, turn in turns.items():
         turn(1)  # compiles
-        steps[name] = int(np.clip(ROUND_SECONDS / turn(1), 1, MAX_STEPS))
+        for _ in range(2):  # a single step is too short to tell how many fill a turn
+            rate = steps[name] / turn(steps[name])
+            steps[name] = int(np.clip(ROUND_SECONDS * rate, 1, MAX_STEPS))
     for _ in range(ROUNDS):
         for name, turn in turns.items():
             seconds[name] = min(seconds[name], turn(steps[name]) / steps[name])

@@ -95,10 +95,10 @@ def draw_ratios(comparisons: Sequence[Comparison], path: Path) -> None:
         figure, axes = plt.subplots(figsize=(8, 1.6 + 0.4 * len(comparisons)))
         colours = _colours(comparisons[0])
         height = np.arange(len(comparisons))
-        for name, result in comparisons[0].results.items():
+        for name in comparisons[0].results:
             if name != REFERENCE:
                 ratios = [comparison.ratio_to_adam(name) for comparison in comparisons]
-                marker = "x" if result.tried else "o"
+                marker = BASELINES[name].schedule.marker if name in BASELINES else "o"
                 axes.plot(ratios, height, marker, color=colours[name], label=label(name))
         axes.axvline(1, color=colours[REFERENCE], lw=1, label="Adam, best learning rate")
         axes.set_yticks(height, [f"{c.task}, {c.steps} steps" for c in comparisons])
