@@ -84,12 +84,12 @@ CRITERIA: Mapping[str, Criterion] = {
 }
 
 
-def find_criterion(objectives: Iterable[str], trainings: Iterable[Training]) -> Criterion:
+def find_criterion(objectives: Iterable[str], metrics: Iterable[Iterable[str]]) -> Criterion:
     """What optimizers are ranked by.
 
     Args:
       objectives: what they were meta-trained for.
-      trainings: what they are compared on.
+      metrics: for each task that they are compared on, the names of its metrics.
 
     Returns:
       The criterion that belongs to the objective; mean training loss, if there are several objectives or
@@ -99,15 +99,15 @@ def find_criterion(objectives: Iterable[str], trainings: Iterable[Training]) -> 
     if len(objectives) != 1:
         return MEAN_LOSS
     criterion = CRITERIA.get(objectives.pop(), MEAN_LOSS)
-    if criterion.metric is None or all(criterion.metric in _metrics(training) for training in trainings):
+    if criterion.metric is None or all(criterion.metric in names for names in metrics):
         return criterion
     return MEAN_LOSS
 
 
-def _metrics(training: Training) -> Iterable[str]:
+def metrics_of(training: Training) -> list[str]:
     """The names of what a task measures after the last step."""
-    key = jax.random.key(0)
-    return jax.eval_shape(lambda: training.task.metrics(training.task.init(key), training.data))
+    task, key = training.task, jax.random.key(0)
+    return list(jax.eval_shape(lambda: task.metrics(task.init(key), training.data)))
 
 
 class Result(NamedTuple):

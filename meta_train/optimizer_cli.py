@@ -90,7 +90,7 @@ def evaluate(arguments: Evaluate) -> None:
     from inner_tasks import Training
     from meta_train.baselines import baseline
     from meta_train.comparison import Comparison, card, compare, learning_rates, print_comparison
-    from meta_train.evaluation import find_criterion
+    from meta_train.evaluation import find_criterion, metrics_of
     from meta_train.interrupt import StopRequest
     from meta_train.population import start_devices
     from meta_train.progress import RunsLine
@@ -104,8 +104,9 @@ def evaluate(arguments: Evaluate) -> None:
     def training(task: Task, horizon: int) -> Training:
         return Training(task.load(arguments.data_dir), task, baseline("adam", horizon).optimizer, horizon)
 
-    # Data that is missing is missed now, not after an hour.
-    criterion = find_criterion(objectives, [training(task, horizon) for _, task, horizon in tasks])
+    # All data is loaded once, so that what is missing is missed now, not after an hour.
+    metrics = [metrics_of(training(task, horizon)) for _, task, horizon in tasks]
+    criterion = find_criterion(objectives, metrics)
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
     suite: list[Comparison] = []

@@ -32,7 +32,7 @@ from meta_train.comparison import (
 )
 from meta_train.config import Config, code_names, save_config, to_dict
 from meta_train.estimators.base import Estimator, Theta
-from meta_train.evaluation import Contestant, find_criterion
+from meta_train.evaluation import Contestant, find_criterion, metrics_of
 from meta_train.interrupt import Interrupted, StopRequest
 from meta_train.mixture import mixture
 from meta_train.outer import RunState, Update, initial_state, outer_loop, outer_optimizer
@@ -172,7 +172,7 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
                     {"learned": learned} | {name: baseline(name, steps) for name in DEFAULT_BASELINES},
                     seeds=config.evaluation.seeds,
                     rates=learning_rates(config.evaluation.learning_rates),
-                    criterion=find_criterion([config.task.objective], [training]),
+                    criterion=find_criterion([config.task.objective], [metrics_of(training)]),
                     devices=setup.devices,
                     chunk=setup.chunk,
                     watch=partial(RunsLine, console, check),

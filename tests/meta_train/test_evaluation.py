@@ -40,6 +40,7 @@ from meta_train.evaluation import (
     Runs,
     evaluation_key,
     find_criterion,
+    metrics_of,
     run,
 )
 
@@ -301,12 +302,14 @@ def test_standard_errors():
 
 def test_the_criterion_follows_the_objective(digits):
     assert CRITERIA.keys() == OBJECTIVES.keys()
+    metrics = metrics_of(digits)
+    assert set(metrics) == {"validation_loss", "validation_accuracy"}
     for objective, criterion in CRITERIA.items():
-        assert find_criterion([objective, objective], [digits]) is criterion
-    assert find_criterion(["validation-loss", "training-loss"], [digits]) is MEAN_LOSS
-    assert find_criterion([], [digits]) is MEAN_LOSS
+        assert find_criterion([objective, objective], [metrics]) is criterion
+    assert find_criterion(["validation-loss", "training-loss"], [metrics]) is MEAN_LOSS
+    assert find_criterion([], [metrics]) is MEAN_LOSS
     # This task measures neither a validation loss nor an accuracy.
-    assert find_criterion(["validation-loss"], [digits, on_quadratic()]) is MEAN_LOSS
+    assert find_criterion(["validation-loss"], [metrics, metrics_of(on_quadratic())]) is MEAN_LOSS
 
 
 def compared(results: dict[str, Result], criterion: Criterion = MEAN_LOSS) -> Comparison:
