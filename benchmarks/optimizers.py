@@ -24,8 +24,9 @@ from rich.table import Table
 
 import learned_opt
 from learned_opt._src.base import Params
+from meta_train.baselines import baseline
 from meta_train.costs import update_costs
-from meta_train.evaluation import Contestant, baseline
+from meta_train.evaluation import Contestant
 
 LAYERS = 10
 
@@ -58,7 +59,7 @@ def model(parameters: int) -> Params:
 def main() -> None:
     """Print the table."""
     arguments = tyro.cli(Arguments)
-    contestants = {"optax.adam": baseline("adam")}
+    contestants = {"optax.adam": baseline("adam", 1)}
     for name in dict.fromkeys(arguments.optimizers):
         optimizer = learned_opt.get_architecture(name)
         contestants[name] = Contestant(optimizer, optimizer.init_theta(jax.random.key(0), 2 * LAYERS))

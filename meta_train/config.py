@@ -101,7 +101,7 @@ class EvaluationConfig:
     steps: int = 200
     """Inner steps of each run."""
     seeds: int = 8
-    """Seeds per optimizer and learning rate."""
+    """Seeds that each optimizer is reported on; learning rates are tuned on as many others."""
     learning_rates: int = 15
     """Learning rates tried for each baseline, evenly spaced in the logarithm from 1e-4 to 1."""
 

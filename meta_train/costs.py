@@ -1,9 +1,9 @@
-"""What an optimizer costs beside the gradient: time and memory."""
+"""What training with an optimizer costs: the time of a gradient, the time and memory of an update."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from inner_tasks import Training
 from learned_opt._src.base import LearnedOptimizer, Params
 from meta_train.evaluation import Contestant
 
-ROUNDS = 7
-ROUND_SECONDS = 0.02
+# Turns are short and many: where the machine has other work, some of them are left in peace.
+ROUNDS = 15
+ROUND_SECONDS = 0.004
 MAX_STEPS = 1000
 
 
@@ -27,26 +29,37 @@ class Cost(NamedTuple):
     state_bytes: int
 
 
+# Makes so many steps, and gives the seconds that they took.
+Turn = Callable[[int], float]
+
+
 def update_costs(params: Params, contestants: Mapping[str, Contestant]) -> dict[str, Cost]:
     """Time and memory of each optimizer, on one device.
 
-    All take their turns, several times over, and the fastest turn counts: so a load on the machine that comes
-    and goes touches their ratio little. A turn is a compiled loop of updates with the parameters themselves
-    for gradients.
+    A turn is a compiled loop of updates with the parameters themselves for gradients.
 
     Args:
       params: parameters of the network that is to be trained.
       contestants: the optimizers.
     """
-    turns = {name: _turn(params, contestant) for name, contestant in contestants.items()}
-    steps, seconds = {}, dict.fromkeys(turns, np.inf)
-    for name, turn in turns.items():
-        turn(1)  # compiles
-        steps[name] = int(np.clip(ROUND_SECONDS / turn(1), 1, MAX_STEPS))
-    for _ in range(ROUNDS):
-        for name, turn in turns.items():
-            seconds[name] = min(seconds[name], turn(steps[name]) / steps[name])
+    seconds = _fastest({name: _updates(params, contestant) for name, contestant in contestants.items()})
     return {name: Cost(seconds[name], state_bytes(params, each)) for name, each in contestants.items()}
+
+
+def gradient_seconds(training: Training) -> float:
+    """Time of a minibatch and its gradient, which every optimizer needs in a step, on one device."""
+    task = training.task
+
+    @jax.jit
+    def run(data: Any, params: Params, steps: int) -> Params:
+        def step(number: jax.Array, params: Params) -> Params:
+            batch = task.sample(data, jax.random.fold_in(jax.random.key(0), number))
+            gradients = jax.grad(task.loss)(params, batch)
+            return optax.apply_updates(params, optax.tree.scale(-1e-6, gradients))
+
+        return jax.lax.fori_loop(0, steps, step, params)
+
+    return _fastest({"gradient": _timed(run, training.data, task.init(jax.random.key(0)))})["gradient"]
 
 
 def state_bytes(params: Params, contestant: Contestant) -> int:
@@ -68,17 +81,36 @@ def repeated_updates(
     return jax.lax.fori_loop(0, steps, step, (params, state))[0]
 
 
-def _turn(params: Params, contestant: Contestant) -> Any:
-    """A function that makes so many steps, and gives the seconds that they took."""
+def _updates(params: Params, contestant: Contestant) -> Turn:
     optimizer = contestant.optimizer
     theta = jnp.float32(1e-3) if contestant.theta is None else contestant.theta
+    return _timed(jax.jit(partial(repeated_updates, optimizer)), theta, params, optimizer.init(params))
 
-    run = jax.jit(partial(repeated_updates, optimizer))
-    state = optimizer.init(params)
+
+def _timed(run: Callable[..., Any], *arguments: Any) -> Turn:
+    """The turn that calls a compiled function with these arguments and a number of steps."""
 
     def turn(steps: int) -> float:
         began = time.perf_counter()
-        jax.block_until_ready(run(theta, params, state, steps))
+        jax.block_until_ready(run(*arguments, steps))
         return time.perf_counter() - began
 
     return turn
+
+
+def _fastest(turns: Mapping[str, Turn]) -> dict[str, float]:
+    """Seconds of a step.
+
+    All take their turns, several times over, and the fastest turn counts: so a load on the machine that comes
+    and goes touches their ratio little.
+    """
+    steps, seconds = dict.fromkeys(turns, 1), dict.fromkeys(turns, np.inf)
+    for name, turn in turns.items():
+        turn(1)  # compiles
+        for _ in range(2):  # a single step is too short to tell how many fill a turn
+            rate = steps[name] / turn(steps[name])
+            steps[name] = int(np.clip(ROUND_SECONDS * rate, 1, MAX_STEPS))
+    for _ in range(ROUNDS):
+        for name, turn in turns.items():
+            seconds[name] = min(seconds[name], turn(steps[name]) / steps[name])
+    return seconds

@@ -1,19 +1,16 @@
-"""The comparison: a learned optimizer beside tuned hand-designed ones, on seeds that nothing has seen."""
+"""Training runs with an optimizer: tuned on some seeds, if it has a learning rate, and reported on others."""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from inner_tasks import Training
-from learned_opt import LearnedOptimizer, UserError, pretrained_names
+from learned_opt import LearnedOptimizer
 from learned_opt._src.base import Theta
 from meta_train.population import over_devices
 
@@ -23,12 +20,10 @@ MAX_EXTENSIONS = 15
 # Folded into a key where a run folds in 0, 1 or 2: so no seed of meta-training leads to evaluation's keys.
 EVALUATION_SALT = 2_147_483_647
 
-BASELINES: Mapping[str, Callable[..., optax.GradientTransformation]] = {
-    "adam": optax.adam,
-    "adamw": optax.adamw,
-    "sgdm": lambda learning_rate: optax.sgd(learning_rate, momentum=0.9),
-    "rmsprop": optax.rmsprop,
-}
+# Learning rates are tuned on the seeds from here on, and optimizers are reported on those from 0 on.
+FIRST_TUNING_SEED = 2_000_000_000
+# A grid is too coarse where even the better neighbour of the best rate is worse by more than this share.
+COARSE = 0.25
 
 
 class Runs(NamedTuple):
@@ -49,12 +44,96 @@ class Runs(NamedTuple):
         return _finite_or_infinite(self.losses[:, -last:].mean(axis=1))
 
 
+class Criterion(NamedTuple):
+    """What optimizers are tuned and ranked by; lower is better.
+
+    Attributes:
+      key: its name in ``summary.json``.
+      label: its name in tables and pictures.
+      measure: of each run, ``[seeds]``.
+      metric: the metric of the task that it reads, if it reads one.
+    """
+
+    key: str
+    label: str
+    measure: Callable[[Runs], np.ndarray]
+    metric: str | None = None
+
+    def of(self, runs: Runs) -> np.ndarray:
+        """Its value for each run, ``[seeds]``; infinite where a loss or the value itself is not finite."""
+        return np.where(np.isfinite(runs.losses).all(axis=1), _finite_or_infinite(self.measure(runs)), np.inf)
+
+
+MEAN_LOSS = Criterion("mean_loss", "mean training loss", lambda runs: runs.mean_loss)
+CRITERIA: Mapping[str, Criterion] = {
+    "training-loss": MEAN_LOSS,
+    "later-training-loss": MEAN_LOSS,
+    "final-loss": Criterion("final_loss", "final training loss", lambda runs: runs.final_loss),
+    "validation-loss": Criterion(
+        "validation_loss",
+        "final validation loss",
+        lambda runs: runs.metrics["validation_loss"],
+        "validation_loss",
+    ),
+    "validation-accuracy": Criterion(
+        "validation_error",
+        "final validation error",
+        lambda runs: 1 - runs.metrics["validation_accuracy"],
+        "validation_accuracy",
+    ),
+}
+
+
+def find_criterion(objectives: Iterable[str], metrics: Iterable[Iterable[str]]) -> Criterion:
+    """What optimizers are ranked by.
+
+    Args:
+      objectives: what they were meta-trained for.
+      metrics: for each task that they are compared on, the names of its metrics.
+
+    Returns:
+      The criterion that belongs to the objective; mean training loss, if there are several objectives or
+      none, or if a task does not measure what the criterion reads.
+    """
+    objectives = set(objectives)
+    if len(objectives) != 1:
+        return MEAN_LOSS
+    criterion = CRITERIA.get(objectives.pop(), MEAN_LOSS)
+    if criterion.metric is None or all(criterion.metric in names for names in metrics):
+        return criterion
+    return MEAN_LOSS
+
+
+def metrics_of(training: Training) -> list[str]:
+    """The names of what a task measures after the last step."""
+    task, key = training.task, jax.random.key(0)
+    return list(jax.eval_shape(lambda: task.metrics(task.init(key), training.data)))
+
+
 class Result(NamedTuple):
     """What an optimizer did on a task; one with a learning rate stands at the best of those tried."""
 
     runs: Runs
     learning_rate: float | None = None
-    tried: Mapping[float, float] = {}  # learning rate -> mean training loss over steps and seeds
+    # learning rate -> criterion, mean over the tuning seeds; in the order of the rates
+    tried: Mapping[float, float] = {}
+
+    @property
+    def coarse(self) -> str | None:
+        """What shows that the learning rates lie too far apart, or do not reach far enough; else None."""
+        if self.learning_rate is None:
+            return None
+        rates = list(self.tried)
+        index, best = rates.index(self.learning_rate), self.tried[self.learning_rate]
+        if not np.isfinite(best):
+            return "no rate gave runs that stayed finite"
+        if index in (0, len(rates) - 1):
+            return f"the best rate, {self.learning_rate:.1e}, is the last that was tried"
+        neighbour = min(self.tried[rates[index - 1]], self.tried[rates[index + 1]])
+        if neighbour > (1 + COARSE) * best:
+            rate = f"{self.learning_rate:.1e}"
+            return f"the better neighbour of {rate} gives {neighbour:.3g} instead of {best:.3g}"
+        return None
 
 
 class Contestant(NamedTuple):
@@ -90,19 +169,19 @@ def train(training: Training, theta: Theta, key: jax.Array) -> tuple[jax.Array, 
 
 
 def runner(
-    training: Training, seeds: int, *, devices: int, chunk: int, advance: Callable[[int], object]
-) -> Callable[[Theta], list[Runs]]:
+    training: Training, *, devices: int, chunk: int, advance: Callable[[int], object]
+) -> Callable[[Theta, Sequence[int]], list[Runs]]:
     """A function that trains with each of several thetas, on each of several seeds.
 
     Args:
       training: the task, with the optimizer, and as many steps as its horizon.
-      seeds: number of seeds; all thetas are run on the same ones.
       devices: devices to spread the runs over.
       chunk: runs that one device works on at once.
       advance: called now and then with the number of runs that have ended since.
 
     Returns:
-      A function of thetas, a pytree of arrays ``[n, ...]``, that gives n elements. It compiles once.
+      A function of thetas, a pytree of arrays ``[n, ...]``, and seeds, the same for all of them, that gives
+      n elements. It compiles once.
     """
 
     def one(training: Training, inputs: tuple[Theta, jax.Array]) -> Any:
@@ -111,9 +190,9 @@ def runner(
 
     run_all = over_devices(one, training, devices=devices, chunk=chunk, advance=advance)
 
-    def run_seeds(thetas: Theta) -> list[Runs]:
+    def run_seeds(thetas: Theta, seeds: Sequence[int]) -> list[Runs]:
         n = jax.tree.leaves(thetas)[0].shape[0]
-        each, seed = np.divmod(np.arange(n * seeds), seeds)
+        each, seed = np.repeat(np.arange(n), len(seeds)), np.tile(np.asarray(seeds), n)
         losses, metrics = run_all((jax.tree.map(lambda x: np.asarray(x)[each], thetas), seed))
         return [
             Runs(losses[each == i], {name: value[each == i] for name, value in metrics.items()})
@@ -129,25 +208,27 @@ def run(
     seeds: int,
     rates: Sequence[float] = LEARNING_RATES,
     *,
+    criterion: Criterion = MEAN_LOSS,
     devices: int,
     chunk: int = 1,
     watch: Callable[[int, int], object] = lambda done, total: None,
 ) -> Result:
     """Train with an optimizer on each seed, after finding its best learning rate if it has one.
 
-    The rate is judged by mean training loss over steps and seeds. While the best is an end point of those
-    tried, the grid goes on beyond it. It is chosen on the very runs that are reported, which favours the
-    optimizers that are tuned.
+    The rate is judged on as many seeds that are used for nothing else. While the best is an end point of
+    those tried, the grid goes on beyond it.
 
     Args:
       training: the task and the number of steps; its optimizer is replaced.
       contestant: what to train with.
       seeds: number of seeds, the same for every optimizer.
-      rates: learning rates to try, geometrically spaced.
+      rates: learning rates to try, geometrically spaced, ascending.
+      criterion: what the rate is chosen by.
       devices: devices to spread the runs over.
       chunk: runs that one device works on at once.
       watch: called now and then with the number of training runs done, and of all that are planned.
     """
+    reporting, tuning = range(seeds), range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + seeds)
     done, planned = 0, seeds
 
     def advance(runs: int) -> None:
@@ -156,55 +237,25 @@ def run(
         watch(done, planned)
 
     training = dataclasses.replace(training, optimizer=contestant.optimizer)
-    run_seeds = runner(training, seeds, devices=devices, chunk=chunk, advance=advance)
+    run_seeds = runner(training, devices=devices, chunk=chunk, advance=advance)
     if contestant.theta is not None:
-        return Result(run_seeds(jax.tree.map(lambda x: np.asarray(x)[None], contestant.theta))[0])
+        return Result(run_seeds(jax.tree.map(lambda x: np.asarray(x)[None], contestant.theta), reporting)[0])
     ratio = rates[1] / rates[0] if len(rates) > 1 else 2.0
-    results: dict[float, Runs] = {}
+    tried: dict[float, float] = {}
     todo = [float(rate) for rate in rates]
     for _ in range(1 + MAX_EXTENSIONS):
-        planned = seeds * (len(results) + len(todo))
-        runs = run_seeds(np.array(todo, np.float32))
-        results |= dict(zip(todo, runs, strict=True))
-        best = min(results, key=lambda rate: results[rate].mean_loss.mean())
-        if best == min(results):
+        planned = seeds * (len(tried) + len(todo) + 1)
+        for rate, runs in zip(todo, run_seeds(np.array(todo, np.float32), tuning), strict=True):
+            tried[rate] = float(criterion.of(runs).mean())
+        best = min(tried, key=tried.__getitem__)
+        if best == min(tried):
             todo = [best / ratio]
-        elif best == max(results):
+        elif best == max(tried):
             todo = [best * ratio]
         else:
             break
-    tried = {rate: float(results[rate].mean_loss.mean()) for rate in sorted(results)}
-    return Result(results[best], best, tried)
-
-
-def baseline(name: str) -> Contestant:
-    """An optax optimizer, to be tuned.
-
-    Args:
-      name: a key of ``BASELINES``, or of an optimizer in ``optax`` whose first argument is its learning rate,
-        such as ``lion``.
-
-    Raises:
-      UserError: there is none of this name.
-    """
-    make = BASELINES.get(name) or getattr(optax, name, None)
-    if not callable(make) or next(iter(inspect.signature(make).parameters), None) != "learning_rate":
-        raise UserError(
-            f"'{name}' is no optimizer file, no pretrained optimizer ({', '.join(pretrained_names())}), and "
-            f"no optimizer of optax that takes a learning rate, such as {', '.join(BASELINES)}"
-        )
-
-    def update(theta: jax.Array, gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        return make(theta).update(gradients, state, params)
-
-    return Contestant(
-        LearnedOptimizer(
-            init_theta=lambda key, blocks: jnp.float32(1e-3),
-            init=lambda params: make(1e-3).init(params),
-            update=update,
-        ),
-        None,
-    )
+    (runs,) = run_seeds(np.array([best], np.float32), reporting)
+    return Result(runs, best, dict(sorted(tried.items())))
 
 
 def _finite_or_infinite(loss: np.ndarray) -> np.ndarray:

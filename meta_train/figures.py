@@ -15,20 +15,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from meta_train.comparison import NAMES, REFERENCE, Comparison
+from meta_train.baselines import BASELINES, label
+from meta_train.comparison import REFERENCE, Comparison
 
 LEARNED = "#c1272d"
-COLOURS = {
-    "learned": LEARNED,
-    "adam": "#0000a7",
-    "adamw": "#57a0d3",
-    "sgdm": "#008176",
-    "rmsprop": "#b87333",
-}
 # For all that have no colour of their own.
-MORE_COLOURS = (LEARNED, "#e69f00", "#984ea3", "#4daf4a", "#f781bf", "#555555")
-# AdamW with optax's own weight decay lies almost on top of Adam.
-LINES = {"adamw": "--"}
+MORE_COLOURS = (LEARNED, "#4daf4a", "#f781bf", "#555555", "#a65628", "#999933")
 STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -44,56 +36,61 @@ WIDE_RATIO_TICKS = (0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 30, 100)
 
 
 def draw_training_curves(comparisons: Sequence[Comparison], path: Path) -> None:
-    """Training loss over inner steps, a panel for each task: mean and spread over seeds."""
-    about = f"{comparisons[0].seeds} unseen seeds: mean ± standard deviation"
+    """Training loss over inner steps, a panel for each task: mean and standard error over seeds.
+
+    The legend has the optimizers as they are ranked, with what they are ranked by.
+    """
+    criterion = comparisons[0].criterion
+    about = f"best {criterion.label} first; {comparisons[0].seeds} unseen seeds, mean ± standard error"
     with _panels(comparisons, path, about) as panels:
         for comparison, axes in panels:
             # A minibatch loss jumps about; a short running mean shows where it goes.
             width = max(1, comparison.steps // 40)
             colours = _colours(comparison)
-            for name, (runs, rate, _) in comparison.results.items():
-                label = NAMES.get(name, name) + (f" ({rate:.1e})" if rate else "")
+            for name in comparison.ranking:
+                runs, rate, _ = comparison.results[name]
+                text = label(name) + (f" ({rate:.1e})" if rate else "") + f": {comparison.score(name):.3g}"
                 losses = np.stack([_running_mean(x, width) for x in runs.losses])
                 steps = np.arange(losses.shape[1]) + (width + 1) / 2
-                mean, std = losses.mean(0), losses.std(0)
+                mean, error = losses.mean(0), losses.std(0) / max(1, len(losses) - 1) ** 0.5
                 line_width = 1.2 if rate else 2
-                axes.plot(steps, mean, LINES.get(name, "-"), label=label, color=colours[name], lw=line_width)
-                low = np.maximum(mean - std, losses.min(0))  # keeps the band above zero on the log axis
-                axes.fill_between(steps, low, mean + std, color=colours[name], alpha=0.15, lw=0)
+                axes.plot(steps, mean, _line(name), label=text, color=colours[name], lw=line_width)
+                low = np.maximum(mean - error, losses.min(0))  # keeps the band above zero on the log axis
+                axes.fill_between(steps, low, mean + error, color=colours[name], alpha=0.15, lw=0)
             axes.set(
                 xlabel="inner step",
                 ylabel=f"training loss (running mean over {width} steps)",
                 yscale="log",
             )
-            axes.legend()
+            axes.legend(fontsize="small")
 
 
 def draw_learning_rates(comparisons: Sequence[Comparison], path: Path) -> None:
-    """Mean training loss against learning rate, a panel for each task: how each baseline was tuned."""
+    """What they are ranked by against learning rate, a panel for each task: how each baseline was tuned."""
     with _panels(comparisons, path, "how the baselines were tuned") as panels:
         for comparison, axes in panels:
             colours = _colours(comparison)
             finite: list[float] = []
-            for name, (runs, _, tried) in comparison.results.items():
-                line = {"label": NAMES.get(name, name), "color": colours[name]}
+            for name, (_, _, tried) in comparison.results.items():
+                line = {"label": label(name), "color": colours[name]}
                 if tried:
-                    axes.plot(*np.array(list(tried.items())).T, "o" + LINES.get(name, "-"), ms=4, **line)
-                    finite += [loss for loss in tried.values() if np.isfinite(loss)]
+                    axes.plot(*np.array(list(tried.items())).T, "o" + _line(name), ms=4, **line)
+                    finite += [score for score in tried.values() if np.isfinite(score)]
                 else:
-                    axes.axhline(runs.mean_loss.mean(), lw=2, **line)
+                    axes.axhline(comparison.score(name), lw=2, **line)
             axes.set(
                 xlabel="learning rate",
-                ylabel=f"mean training loss over {comparison.steps} steps",
+                ylabel=f"{comparison.criterion.label}, {comparison.steps} steps",
                 xscale="log",
             )
             # Rates that diverge would squeeze the rest to a line.
             if finite:
                 axes.set_ylim(0, 1.1 * np.quantile(finite, 0.8))
-            axes.legend()
+            axes.legend(fontsize="small")
 
 
 def draw_ratios(comparisons: Sequence[Comparison], path: Path) -> None:
-    """Mean training loss over that of tuned Adam, a line: a row for each task, a dot for each optimizer."""
+    """What they are ranked by, over tuned Adam's: a row for each task, a mark for each optimizer."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8, 1.6 + 0.4 * len(comparisons)))
         colours = _colours(comparisons[0])
@@ -101,11 +98,12 @@ def draw_ratios(comparisons: Sequence[Comparison], path: Path) -> None:
         for name in comparisons[0].results:
             if name != REFERENCE:
                 ratios = [comparison.ratio_to_adam(name) for comparison in comparisons]
-                axes.plot(ratios, height, "o", color=colours[name], label=NAMES.get(name, name))
+                marker = BASELINES[name].schedule.marker if name in BASELINES else "o"
+                axes.plot(ratios, height, marker, color=colours[name], label=label(name))
         axes.axvline(1, color=colours[REFERENCE], lw=1, label="Adam, best learning rate")
         axes.set_yticks(height, [f"{c.task}, {c.steps} steps" for c in comparisons])
         axes.invert_yaxis()
-        axes.set(xlabel="mean training loss, in units of tuned Adam's", xscale="log")
+        axes.set(xlabel=f"{comparisons[0].criterion.label}, in units of tuned Adam's", xscale="log")
         low, high = axes.get_xlim()
         ticks = RATIO_TICKS if high < 4 * low else WIDE_RATIO_TICKS
         axes.set_xticks([x for x in ticks if low <= x <= high])
@@ -140,7 +138,12 @@ def _panels(
 
 def _colours(comparison: Comparison) -> dict[str, str]:
     more = itertools.cycle(MORE_COLOURS)
-    return {name: COLOURS.get(name) or next(more) for name in comparison.results}
+    own = {name: BASELINES[name].rule.colour for name in comparison.results if name in BASELINES}
+    return {name: own.get(name) or next(more) for name in comparison.results}
+
+
+def _line(name: str) -> str:
+    return BASELINES[name].schedule.line if name in BASELINES else "-"
 
 
 def draw_meta_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -36,11 +36,12 @@ class Inspect:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Compare optimizers on tasks, beside Adam at its best learning rate."""
+    """Compare optimizers on tasks, beside hand-designed ones at their best learning rates."""
 
     optimizers: tyro.conf.Positional[tuple[str, ...]]
-    """Optimizer files, folders of runs, names of pretrained ones, or names of optimizers in optax, which are
-    tuned, such as adamw, lion, and sgdm for SGD with momentum 0.9."""
+    """Optimizer files, folders of runs, names of pretrained ones, or names of hand-designed ones, which are
+    tuned: adam, adamw, nadam, sgdm, rmsprop, muon, or another of optax, such as lion; with the ending -cosine
+    or -linear for a schedule, as in lion-cosine."""
     architectures: tuple[str, ...] = ()
     """Architectures of your own, module:name, that the files may be of; their modules are imported."""
     tasks: tuple[str, ...] = ("digits-mlp",)
@@ -48,7 +49,7 @@ class Evaluate:
     horizons: tuple[int, ...] = ()
     """Training steps of each run, one after another; without any, those of the task."""
     seeds: int = 4
-    """Seeds per optimizer and learning rate."""
+    """Seeds that each optimizer is reported on; learning rates are tuned on as many others."""
     learning_rates: int = 15
     """Learning rates tried where there is one to tune, evenly spaced in the logarithm from 1e-4 to 1."""
     devices: Literal["auto"] | int = "auto"
@@ -80,43 +81,51 @@ def evaluate(arguments: Evaluate) -> None:
     }.items():
         if min(numbers, default=1) < 1:
             raise UserError(f"--{flag} is {min(numbers)}; it must be at least 1")
-    contestants, files = _contestants(arguments.optimizers)
+    learned, tuned, files = _contestants(arguments.optimizers)
     if arguments.record and not files:
         raise UserError("--record writes into optimizer files, and none is among the optimizers")
     # Imported late: reading a file and its errors need none of this.
     import jax
 
     from inner_tasks import Training
-    from meta_train.comparison import REFERENCE, card, compare, learning_rates, print_comparison
-    from meta_train.costs import update_costs
+    from meta_train.baselines import baseline
+    from meta_train.comparison import Comparison, card, compare, learning_rates, print_comparison
+    from meta_train.evaluation import find_criterion, metrics_of
     from meta_train.interrupt import StopRequest
     from meta_train.population import start_devices
     from meta_train.progress import RunsLine
-    from meta_train.suite import Judged, print_overall, write_so_far, write_suite
+    from meta_train.suite import print_overall, write_so_far, write_suite
 
     console = Console()
     devices = start_devices(None if arguments.devices == "auto" else arguments.devices)
+    objectives = [_objective(file) for file in files.values()]
     tasks = list(_tasks(arguments.tasks, arguments.horizons))
-    for _, task, _ in tasks[1:]:
-        task.load(arguments.data_dir)  # data that is missing is missed now, not after an hour
+
+    def training(task: Task, horizon: int) -> Training:
+        return Training(task.load(arguments.data_dir), task, baseline("adam", horizon).optimizer, horizon)
+
+    # All data is loaded once, so that what is missing is missed now, not after an hour.
+    metrics = [metrics_of(training(task, horizon)) for _, task, horizon in tasks]
+    criterion = find_criterion(objectives, metrics)
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
-    suite: list[Judged] = []
+    suite: list[Comparison] = []
     with StopRequest() as stop:
         check = partial(stop.check, "stopped; what was compared before is printed, and in --out")
         for number, (name, task, horizon) in enumerate(tasks, 1):
             console.print(f"[bold]{number} of {len(tasks)}: {name}, {horizon} steps[/]", highlight=False)
             comparison = compare(
                 name,
-                Training(task.load(arguments.data_dir), task, contestants[REFERENCE].optimizer, horizon),
-                contestants,
+                training(task, horizon),
+                learned | {name: baseline(name, horizon) for name in tuned},
                 seeds=arguments.seeds,
                 rates=learning_rates(arguments.learning_rates),
+                criterion=criterion,
                 devices=devices,
                 chunk=1 if jax.default_backend() == "cpu" else arguments.seeds * arguments.learning_rates,
                 watch=partial(RunsLine, console, check),
             )
-            suite.append(Judged(comparison, update_costs(task.init(jax.random.key(0)), contestants)))
+            suite.append(comparison)
             print_comparison(comparison, console)
             if arguments.out:
                 write_so_far(suite, arguments.out)
@@ -127,33 +136,44 @@ def evaluate(arguments: Evaluate) -> None:
     if arguments.record:
         for name, path in files.items():
             artifact = learned_opt.read(path)
-            cards = [card(comparison, name) for comparison, _ in suite]
+            cards = [card(comparison, name) for comparison in suite]
             meta_training = artifact.metadata["meta_training"]
             learned_opt.save(path, artifact.architecture, artifact.theta, meta_training, cards)
             console.print(f"recorded in {path}", highlight=False, soft_wrap=True)
 
 
-def _contestants(names: Sequence[str]) -> tuple[dict[str, Contestant], dict[str, Path]]:
-    """The optimizers by name, tuned Adam one of them, and the files of those that are learned."""
-    from meta_train.comparison import REFERENCE
-    from meta_train.evaluation import BASELINES, Contestant, baseline
+def _contestants(
+    names: Sequence[str],
+) -> tuple[dict[str, Contestant], list[str], dict[str, Path]]:
+    """The learned optimizers by name, the names of those to be tuned, and the files of the learned ones.
 
-    contestants, files = {}, {}
-    names = list(dict.fromkeys((*names, REFERENCE)))
+    Raises:
+      UserError: a name is neither.
+    """
+    from meta_train.baselines import BASELINES, DEFAULT_BASELINES, find_baseline
+    from meta_train.evaluation import Contestant
+
+    learned, tuned, files = {}, [], {}
+    names = list(dict.fromkeys((*names, *DEFAULT_BASELINES)))
     for name in names:
         file = None if name in BASELINES else find_optimizer(name)
         if file is None:
-            contestants[name] = baseline(name)
+            find_baseline(name)
+            tuned.append(name)
         else:
             artifact = learned_opt.read(file)
             # The name of the file says little where it is the usual one: then it is that of its folder.
             short = file.parent.name if file.name == FILE_NAME else file.stem
-            label = name if short in (*names, *contestants) else short
-            contestants[label] = Contestant(
-                learned_opt.get_architecture(artifact.architecture), artifact.theta
-            )
+            label = name if short in (*names, *learned) else short
+            learned[label] = Contestant(learned_opt.get_architecture(artifact.architecture), artifact.theta)
             files[label] = file
-    return contestants, files
+    return learned, tuned, files
+
+
+def _objective(file: Path) -> str:
+    """What an optimizer was meta-trained for; the training loss where its file does not say."""
+    task = learned_opt.read(file).metadata["meta_training"].get("task")
+    return task.get("objective", "training-loss") if isinstance(task, dict) else "training-loss"
 
 
 def _tasks(names: Sequence[str], horizons: Sequence[int]) -> Iterator[tuple[str, Task, int]]:

@@ -20,6 +20,7 @@ from inner_tasks import TaskDistribution, Training, find_objective, find_task
 from learned_opt import LearnedOptError, UserError
 from learned_opt._src.shelf import find_optimizer
 from meta_train import processes, saving
+from meta_train.baselines import DEFAULT_BASELINES, baseline
 from meta_train.comparison import (
     Comparison,
     card,
@@ -31,7 +32,7 @@ from meta_train.comparison import (
 )
 from meta_train.config import Config, code_names, save_config, to_dict
 from meta_train.estimators.base import Estimator, Theta
-from meta_train.evaluation import BASELINES, Contestant, baseline
+from meta_train.evaluation import Contestant, find_criterion, metrics_of
 from meta_train.interrupt import Interrupted, StopRequest
 from meta_train.mixture import mixture
 from meta_train.outer import RunState, Update, initial_state, outer_loop, outer_optimizer
@@ -162,16 +163,16 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
                         raise Interrupted(f"stopped during the comparison; {advice}", asked)
 
                 learned = Contestant(setup.training.optimizer, theta)
-                # Optimizers are compared by the training loss, whatever was meta-trained for.
-                training = Training(
-                    setup.training.data, setup.training.task, learned.optimizer, config.evaluation.steps
-                )
+                steps = config.evaluation.steps
+                # Runs show the training loss, whatever was meta-trained for; the criterion follows that.
+                training = Training(setup.training.data, setup.training.task, learned.optimizer, steps)
                 comparison = compare(
                     setup.members[0],
                     training,
-                    {"learned": learned} | {name: baseline(name) for name in BASELINES},
+                    {"learned": learned} | {name: baseline(name, steps) for name in DEFAULT_BASELINES},
                     seeds=config.evaluation.seeds,
                     rates=learning_rates(config.evaluation.learning_rates),
+                    criterion=find_criterion([config.task.objective], [metrics_of(training)]),
                     devices=setup.devices,
                     chunk=setup.chunk,
                     watch=partial(RunsLine, console, check),
@@ -324,6 +325,8 @@ def _report(config: Config, folder: RunFolder, comparison: Comparison, tracker: 
     draw_meta_training(list(read_metrics(folder.metrics)), meta)
     pictures = write_comparison(comparison, folder.report, {"updates": config.updates})
     tracker.report(rows(comparison), {path.stem: path for path in (*pictures, meta)})
-    ratio = comparison.ratio_to_adam("learned")
-    if math.isfinite(ratio):
-        tracker.summary({"ratio_to_adam": ratio})
+    ratios = {
+        "ratio_to_best": comparison.ratio_to_best("learned"),
+        "ratio_to_adam": comparison.ratio_to_adam("learned"),
+    }
+    tracker.summary({name: ratio for name, ratio in ratios.items() if math.isfinite(ratio)})

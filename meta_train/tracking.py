@@ -48,7 +48,7 @@ class Tracker:
         self._attempt(lambda run: run.log(dict(metrics), step=update, commit=True))
 
     def summary(self, values: Mapping[str, float]) -> None:
-        """Sets results of the whole run, such as the `ratio_to_adam` that sweeps minimise."""
+        """Sets results of the whole run, such as the `ratio_to_best` that sweeps minimise."""
         self._attempt(lambda run: run.summary.update(dict(values)))
 
     def report(self, rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Path]) -> None:

@@ -239,12 +239,16 @@ def _printable(text: str) -> str:
 def _compared(comparison: Any) -> str:
     """One comparison in a sentence; as JSON where it is not such as this package writes."""
     try:
-        own, adam = comparison["own"], comparison["tuned"]["adam"]
-        ratio, rate = own["ratio_to_adam"], adam["learning_rate"]
+        own, tuned = comparison["own"], comparison["tuned"]
+        adam = tuned["adam"]
+        # Files of before these were written were ranked by mean loss, and told of Adam alone.
+        key, best = comparison.get("ranked_by", "mean_loss"), comparison.get("best", "adam")
+        ratio = own.get("ratio_to_best", own["ratio_to_adam"])
         return (
-            f"{comparison['task']}, {comparison['steps']} steps, {comparison['seeds']} seeds: mean training "
-            f"loss {own['mean_loss']:.4g}, that of Adam at its best learning rate ({rate:.1e}) "
-            f"{adam['mean_loss']:.4g}, ratio {ratio:.3f}"
+            f"{comparison['task']}, {comparison['steps']} steps, {comparison['seeds']} seeds: "
+            f"{key.replace('_', ' ')} {own[key]:.4g}; that of {best}, the best tuned optimizer, "
+            f"{tuned[best][key]:.4g}, ratio {ratio:.3f}; that of Adam at its best learning rate "
+            f"({adam['learning_rate']:.1e}) {adam[key]:.4g}, ratio {own['ratio_to_adam']:.3f}"
         )
     except (KeyError, TypeError, ValueError):
         return json.dumps(comparison)

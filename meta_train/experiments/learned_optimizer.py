@@ -28,6 +28,7 @@ import learned_opt
 from inner_tasks import TaskSettings, Training
 from inner_tasks.images import mlp_task
 from meta_train import evaluation
+from meta_train.baselines import baseline
 from meta_train.config import OuterConfig
 from meta_train.estimators import Estimator, nres, pes, truncated_es
 from meta_train.experiments.base import Experiment, Outcome, Result, Settings, Verdict
@@ -79,7 +80,7 @@ def run(settings: Settings, console: Console) -> Result:
     with RunsLine(console, lambda: None, "Adam") as watch:
         adam = evaluation.run(
             problem,
-            evaluation.baseline("adam"),
+            baseline("adam", task.horizon),
             protocol.runs,
             devices=settings.devices,
             chunk=settings.chunk,

@@ -58,6 +58,15 @@ def test_one_beats_tuned_adam_on_most_held_out_tasks_and_fails_on_none():
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_each_card_is_described_in_sentences(name):
+    """Cards from before there were scheduled rivals, too."""
+    artifact = learned_opt.read(learned_opt.pretrained_path(name))
+    for number, each in enumerate(artifact.metadata["comparisons"], 1):
+        said = learned_opt.describe(artifact)[f"comparison {number}"]
+        assert said.startswith(f"{each['task']}, {each['steps']} steps, 4 seeds: mean loss ")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_each_trains_a_small_network_as_it_is(name):
     registration = find_task("small-tasks")
     distribution = registration.build(registration.settings)

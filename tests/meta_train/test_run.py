@@ -8,6 +8,8 @@ import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -19,12 +21,14 @@ import learned_opt
 from inner_tasks import TaskSettings, find_task, task
 from meta_train import optimizer_cli
 from meta_train.cli import parse
+from meta_train.comparison import Comparison
 from meta_train.estimators import ESTIMATORS
+from meta_train.evaluation import CRITERIA, Criterion
 from meta_train.run_folder import RunFolder, read_metrics
 from tests.meta_train import command
 from tests.meta_train.command import TINY, Run, lines, meta_train, words
 
-BASELINES = {"adam", "adamw", "sgdm", "rmsprop"}
+BASELINES = {"adam", "adamw-cosine", "nadam-cosine", "sgdm-linear", "muon-linear"}
 
 
 def test_the_folder_of_a_run(tiny_run: Run) -> None:
@@ -120,10 +124,13 @@ def test_summary_has_the_names_that_others_script_against(tiny_run: Run) -> None
         tried = {entry["learning_rate"]: entry["mean_loss"] for entry in baseline["tried"]}
         assert {1e-4, 1e-2, 1.0} <= tried.keys()
         assert baseline["learning_rate"] == min(tried, key=tried.__getitem__)
-        assert baseline["mean_loss"] == pytest.approx(min(tried.values()))
         assert min(tried) < baseline["learning_rate"] < max(tried)
-    ratio = summary["optimizers"]["learned"]["mean_loss"] / summary["optimizers"]["adam"]["mean_loss"]
-    assert summary["optimizers"]["learned"]["ratio_to_adam"] == pytest.approx(ratio)
+    assert summary["ranked_by"] == "mean_loss"
+    learned, adam = (summary["optimizers"][name] for name in ("learned", "adam"))
+    assert learned["ratio_to_adam"] == pytest.approx(learned["mean_loss"] / adam["mean_loss"])
+    best = min(summary["optimizers"][name]["mean_loss"] for name in BASELINES)
+    assert summary["optimizers"][summary["best"]]["mean_loss"] == best
+    assert learned["ratio_to_best"] == pytest.approx(learned["mean_loss"] / best)
 
 
 def test_the_optimizer_file(tiny_run: Run) -> None:
@@ -161,39 +168,73 @@ def test_learned_opt_evaluate_finds_what_the_run_found(
     file = tmp_path / "mine" / "optimizer.safetensors"
     file.parent.mkdir()
     shutil.copy(tiny_run.path / "optimizer.safetensors", file)
-    flags = "adamw sgdm rmsprop --tasks tiny --seeds 1 --learning-rates 3 --devices 2 --record --out"
+    flags = "--tasks tiny --seeds 1 --learning-rates 3 --devices 2 --record --out"
     outcome = command.learned_opt("evaluate", file.parent, flags, tmp_path)
     assert outcome.code == 0, outcome.err
     said = " ".join(outcome.out.split())
-    for part in ("1 of 1: tiny, 5 steps", "tiny: training loss over 5 steps, 1 unseen seeds", "mine"):
+    for part in (
+        "1 of 1: tiny, 5 steps",
+        "tiny: 5 steps, 1 unseen seeds, best mean training loss first",
+        "mine",
+    ):
         assert part in said
-    for part in ("AdamW", "RMSProp", f"report: {tmp_path}", f"recorded in {file}"):
+    for part in ("AdamW, cosine", "Muon, linear", f"report: {tmp_path}", f"recorded in {file}"):
         assert part in said
     found = json.loads((tmp_path / "evaluation.json").read_text())
     (own,), overall = found["comparisons"], found["overall"]
-    costs = {
-        name: (values.pop("update_seconds"), values.pop("state_bytes"))
-        for name, values in own["optimizers"].items()
-    }
     run = json.loads((tiny_run.path / "report" / "summary.json").read_text())
+    costs, *_ = (
+        {
+            name: tuple(values.pop(cost) for cost in ("update_seconds", "state_bytes", "step_seconds"))
+            for name, values in comparison["optimizers"].items()
+        }
+        for comparison in (own, run)
+    )
     assert own["optimizers"]["mine"] == run["optimizers"]["learned"]
     for name in BASELINES:
         assert own["optimizers"][name] == run["optimizers"][name]
     # 64-4-10: 310 parameters. Adam keeps two numbers for each, and counts; `mlp` six momenta.
     assert costs["adam"][1] == 4 * (2 * 310 + 1) and costs["mine"][1] == 4 * (6 * 310 + 1)
-    assert costs["sgdm"][1] == 4 * 310
-    assert all(0 < seconds < 1 for seconds, _ in costs.values())
+    assert costs["sgdm-linear"][1] == 4 * (310 + 1)
+    assert all(0 < update < step < 1 for update, _, step in costs.values())
     assert overall["mine"]["tasks"] == 1
-    assert overall["mine"]["ratio_to_adam"] == pytest.approx(own["optimizers"]["mine"]["ratio_to_adam"])
+    for ratio in ("ratio_to_best", "ratio_to_adam"):
+        assert overall["mine"][ratio] == pytest.approx(own["optimizers"]["mine"][ratio])
     assert overall["mine"]["memory_to_adam"] == pytest.approx(costs["mine"][1] / costs["adam"][1])
     for name in ("training_curves.png", "learning_rates.png", "ratios.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     table = (tmp_path / "table.md").read_text().splitlines()
-    assert len(table) == 2 + 5 and len({line.count("|") for line in table}) == 1
+    assert len(table) == 2 + 6 and len({line.count("|") for line in table}) == 1
     # The card: as the run itself had written it, but for the name of the task.
     cards = [learned_opt.read(path).metadata["comparisons"] for path in (file, tiny_run.path)]
     assert cards[0] == [cards[1][0] | {"task": "tiny"}]
-    assert "tiny, 5 steps, 1 seeds: mean training loss" in command.learned_opt("inspect", file).out
+    assert "tiny, 5 steps, 1 seeds: mean loss" in command.learned_opt("inspect", file).out
+
+
+@pytest.mark.parametrize("objective", ["validation-loss", "validation-accuracy"])
+def test_the_report_is_ranked_by_the_objective(objective: str, tiny_run: Run, tmp_path: Path) -> None:
+    """Of a run, and of `learned-opt evaluate` with its file."""
+    asked = []
+
+    def compare(*args: Any, criterion: Criterion, **kwargs: Any) -> Comparison:
+        asked.append(criterion)
+        return tiny_run.comparison._replace(criterion=criterion)
+
+    flags = f"--updates 1 --devices 2 --task.objective {objective}"
+    with mock.patch("meta_train.run.compare", compare):
+        outcome = meta_train(TINY, flags, "--run-dir", tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert asked == [CRITERIA[objective]]
+    assert f"best {CRITERIA[objective].label} first" in " ".join(outcome.err.split())
+    found = json.loads((tmp_path / "report" / "summary.json").read_text())
+    key, optimizers = found["ranked_by"], found["optimizers"]
+    assert key == CRITERIA[objective].key
+    ratio = optimizers["learned"][key] / optimizers["adam"][key]
+    assert optimizers["learned"]["ratio_to_adam"] == pytest.approx(ratio)
+    (own,) = learned_opt.read(tmp_path).metadata["comparisons"]
+    assert (own["ranked_by"], own["own"]["ratio_to_adam"]) == (key, pytest.approx(ratio))
+    assert optimizer_cli._objective(tmp_path) == objective
+    assert optimizer_cli._objective(learned_opt.pretrained_path("adam-small-tasks")) == "training-loss"
 
 
 def test_names_of_optimizers_do_not_collide(
@@ -205,10 +246,9 @@ def test_names_of_optimizers_do_not_collide(
     for folder in ("adam", "a/run", "b/run"):
         Path(folder).mkdir(parents=True)
         shutil.copy(tiny_run.path / "optimizer.safetensors", folder)
-    contestants, files = optimizer_cli._contestants(["./adam", "a/run", "b/run", "sgdm"])
-    assert list(contestants) == ["./adam", "run", "b/run", "sgdm", "adam"]
-    assert {name for name, each in contestants.items() if each.theta is None} == {"sgdm", "adam"}
-    assert list(files) == ["./adam", "run", "b/run"]
+    learned, tuned, files = optimizer_cli._contestants(["./adam", "a/run", "b/run", "sgdm"])
+    assert list(learned) == list(files) == ["./adam", "run", "b/run"]
+    assert set(tuned) == {"sgdm", *BASELINES}
 
 
 @pytest.mark.parametrize(

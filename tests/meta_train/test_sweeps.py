@@ -40,7 +40,7 @@ def draw(file: Path, count: int, seed: int = 0) -> list[dict[str, Any]]:
         drawn.append({name: entry["value"] for name, entry in run.config.items()})
         # A made-up result, so that the Bayesian search has something to learn from.
         run.state = sweeps.RunState.finished
-        run.summary_metrics = {"ratio_to_adam": abs(np.log(drawn[-1]["estimator.sigma"] / 0.03))}
+        run.summary_metrics = {"ratio_to_best": abs(np.log(drawn[-1]["estimator.sigma"] / 0.03))}
         runs.append(run)
     return drawn
 
@@ -64,7 +64,7 @@ def test_one_random_and_one_bayesian_sweep():
 @every_file
 def test_file_is_valid_and_minimises_the_ratio(file: Path):
     config = sweeps.SweepConfig(load(file))
-    assert config["metric"]["name"] == "ratio_to_adam"
+    assert config["metric"]["name"] == "ratio_to_best"
     assert config["metric"]["goal"] == "minimize"
     assert set(config["parameters"]) == RANGES.keys() | CHOICES.keys()
 

@@ -96,7 +96,8 @@ def test_whole_meta_training_is_recorded_offline(no_comparing: None):
     last = {key.split(".")[0] for key in parsed["history"][max(parsed["history"])]}
     assert {"comparison", "training_curves", "learning_rates", "meta_training"} <= last
     optimizers = json.loads((run / "report" / "summary.json").read_text())["optimizers"]
-    assert parsed["summary"]["ratio_to_adam"] == optimizers["learned"]["ratio_to_adam"]
+    for ratio in ("ratio_to_best", "ratio_to_adam"):
+        assert parsed["summary"][ratio] == optimizers["learned"][ratio]
     (entry,) = parsed["artifacts"]["optimizer"].manifest.contents
     assert entry.path == "optimizer.safetensors"
     assert entry.size == (run / "optimizer.safetensors").stat().st_size

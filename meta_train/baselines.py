@@ -1,0 +1,159 @@
+"""The hand-designed optimizers of a comparison: an update rule, and a schedule for its learning rate."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from learned_opt import LearnedOptimizer, UserError, pretrained_names
+from meta_train.evaluation import Contestant
+
+Rate = jax.Array | float  # a learning rate; traced, since many of them are tried by one program
+# Share of the steps in which the learning rate rises, where a schedule has a warm-up. A longer one would cost
+# short runs more than it brings.
+WARM_UP = 0.02
+
+
+class Rule(NamedTuple):
+    """An update rule.
+
+    Attributes:
+      label: its name in tables and pictures.
+      make: makes it from a learning rate or from a schedule of optax.
+      colour: its colour in pictures; None for one of those that are left.
+    """
+
+    label: str
+    make: Callable[[Any], optax.GradientTransformation]
+    colour: str | None = None
+
+
+class Schedule(NamedTuple):
+    """How the learning rate goes over a run.
+
+    Attributes:
+      label: its name in tables and pictures, empty for a constant rate.
+      make: ``(rate, steps)`` to what optax takes for a learning rate.
+      line: the style of its line in pictures.
+      marker: the form of its mark where there are no lines.
+    """
+
+    label: str
+    make: Callable[[Rate, int], Any]
+    line: str
+    marker: str
+
+
+class Baseline(NamedTuple):
+    """A rule with a schedule."""
+
+    rule: Rule
+    schedule: Schedule
+
+    @property
+    def label(self) -> str:
+        return f"{self.rule.label}, {self.schedule.label}" if self.schedule.label else self.rule.label
+
+
+def constant(rate: Rate, steps: int) -> Rate:
+    """The same learning rate at all steps."""
+    return rate
+
+
+def cosine(rate: Rate, steps: int) -> optax.Schedule:
+    """Rises in equal steps to `rate` over the first fiftieth of the steps, then falls to 0 as a cosine.
+
+    The first step has a rate above 0, and 0 is what would come after the last one: no step is wasted.
+    """
+    peak = max(1, round(WARM_UP * steps)) - 1
+    rise = optax.linear_schedule(rate / (peak + 1), rate, peak)
+    return optax.join_schedules([rise, optax.cosine_decay_schedule(rate, steps - peak)], [peak])
+
+
+def linear(rate: Rate, steps: int) -> optax.Schedule:
+    """Falls from `rate` at the first step in equal steps; 0 is what would come after the last one."""
+    return optax.linear_schedule(rate, 0.0, steps)
+
+
+# NAdam forgets second moments sooner, which suits short runs. Muon's steps have the size of Adam's, so that
+# one learning rate suits its matrices and what it leaves to Adam. All else is as optax has it.
+RULES = {
+    "adam": Rule("Adam", optax.adam, "#0000a7"),
+    "adamw": Rule("AdamW", optax.adamw, "#57a0d3"),
+    "nadam": Rule("NAdam", partial(optax.nadam, b2=0.99), "#984ea3"),
+    "sgdm": Rule("SGD, momentum", partial(optax.sgd, momentum=0.9), "#008176"),
+    "rmsprop": Rule("RMSProp", optax.rmsprop, "#b87333"),
+    "muon": Rule("Muon", partial(optax.contrib.muon, consistent_rms=0.2), "#e69f00"),
+}
+# By the ending of a baseline's name.
+SCHEDULES = {
+    "": Schedule("", constant, "-", "x"),
+    "-cosine": Schedule("cosine", cosine, "--", "+"),
+    "-linear": Schedule("linear", linear, ":", "v"),
+}
+BASELINES = {
+    rule + ending: Baseline(RULES[rule], SCHEDULES[ending])
+    for rule, ending in itertools.product(RULES, SCHEDULES)
+}
+# Those of every comparison: constant Adam, which ratios are named after, and other rules, each with the
+# schedule that suits it on digits-mlp.
+DEFAULT_BASELINES = ("adam", "adamw-cosine", "nadam-cosine", "sgdm-linear", "muon-linear")
+
+
+def find_baseline(name: str) -> Baseline:
+    """The baseline called `name`.
+
+    Args:
+      name: a key of ``BASELINES``; or an optimizer in ``optax`` whose first argument is its learning rate,
+        such as ``lion``, with the ending of a schedule or without, such as ``lion-cosine``.
+
+    Raises:
+      UserError: there is none of this name.
+    """
+    if name in BASELINES:
+        return BASELINES[name]
+    ending = next((ending for ending in SCHEDULES if ending and name.endswith(ending)), "")
+    make = getattr(optax, name.removesuffix(ending), None)
+    if not callable(make) or next(iter(inspect.signature(make).parameters), None) != "learning_rate":
+        raise UserError(
+            f"'{name}' is no optimizer file, no pretrained optimizer ({', '.join(pretrained_names())}), and "
+            f"no optimizer of optax that takes a learning rate, such as {', '.join(RULES)}, with or without "
+            f"the ending {' or '.join(filter(None, SCHEDULES))} for a schedule"
+        )
+    return Baseline(Rule(name.removesuffix(ending), make), SCHEDULES[ending])
+
+
+def baseline(name: str, steps: int) -> Contestant:
+    """A hand-designed optimizer for runs of so many steps, its learning rate to be tuned.
+
+    Raises:
+      UserError: there is none of this name.
+    """
+    rule, schedule = find_baseline(name)
+
+    def make(rate: Rate) -> optax.GradientTransformation:
+        return rule.make(schedule.make(rate, steps))
+
+    def update(theta: jax.Array, gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        return make(theta).update(gradients, state, params)
+
+    return Contestant(
+        LearnedOptimizer(
+            init_theta=lambda key, blocks: jnp.float32(1e-3),
+            init=lambda params: make(1e-3).init(params),
+            update=update,
+        ),
+        None,
+    )
+
+
+def label(name: str) -> str:
+    """What an optimizer of a comparison is called in tables and pictures."""
+    return BASELINES[name].label if name in BASELINES else name
