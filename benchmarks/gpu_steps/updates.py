@@ -16,8 +16,8 @@ import numpy as np
 import learned_opt
 from gpu_steps.forms import KERNEL_OPTIMIZERS, form
 from inner_tasks import find_task
+from meta_train.baselines import baseline
 from meta_train.costs import repeated_updates
-from meta_train.evaluation import baseline
 
 # Of `mlp`, per parameter: moved by a step and by the pass over the mean squares; computed.
 BYTES, OPERATIONS = 60 + 32, 2_688
@@ -123,7 +123,7 @@ def _lowered(
 ) -> Callable[[], Callable[[], object]]:
     """A function that compiles a loop of updates, and returns one that runs it."""
     if variant.form == "optax":
-        optimizer, theta = baseline("adam").optimizer, jnp.float32(1e-3)
+        optimizer, theta = baseline("adam", steps).optimizer, jnp.float32(1e-3)
     else:
         optimizer = learned_opt.get_architecture(variant.optimizer)
         theta = optimizer.init_theta(_key(), tensors)
