@@ -108,6 +108,7 @@ def _measure(
     emit(
         update_of=what,
         count=count,
+        of_mlp_per_parameter={"bytes": BYTES, "operations": OPERATIONS},
         picoseconds_per_parameter={name: statistics.median(each) for name, each in seconds.items()},
         ranges={name: [min(each), max(each)] for name, each in seconds.items()},
         **({"failed": failed} if failed else {}),
