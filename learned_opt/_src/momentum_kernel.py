@@ -85,8 +85,8 @@ def momentum_kernel(
             p,
             m,
             jnp.asarray(owner),
-            _chunked(firsts.reshape(len(group), -1)),
-            _chunked(jnp.concatenate([x.reshape(-1) for x in shared])),
+            _padded(firsts.reshape(len(group), -1), THREADS),  # each thread copies as many weights
+            _padded(jnp.concatenate([x.reshape(-1) for x in shared]), THREADS),
             decays=tuple(decays),
             widths=tuple(x.shape[0] for x in shared[::2]),
             block_size=block_size,
@@ -134,14 +134,9 @@ def _large_block(layers: int) -> int:
     return THREADS * (4 if layers > 2 else 6)
 
 
-def _padded(x: jax.Array, block_size: int) -> jax.Array:
-    """Zeros behind it, up to whole blocks."""
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % block_size)])
-
-
-def _chunked(weights: jax.Array) -> jax.Array:
-    """Zeros behind it, so that each thread copies as many as the others."""
-    return jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, -weights.shape[-1] % THREADS)])
+def _padded(x: jax.Array, multiple: int) -> jax.Array:
+    """Zeros behind it, up to a multiple of this length."""
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % multiple)])
 
 
 def _block(
