@@ -4,7 +4,7 @@
 
 The sizes take their turns in one run, for every architecture with a network and on tensors of each size, one
 tensor on every core as in meta-training. The package uses one size for all (`BLOCK_SIZE` in
-`learned_opt/per_parameter.py`): this is the table that it was read off.
+`learned_opt/_src/architectures/per_parameter.py`): this is the table that it was read off.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import learned_opt
-from learned_opt._src import per_parameter
+from learned_opt._src.architectures import per_parameter
 from meta_train.costs import repeated_updates
 from meta_train.population import start_devices
 

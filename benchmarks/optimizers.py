@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 import learned_opt
-from learned_opt._src.base import Params
+from learned_opt._src.learned_optimizer import Params
 from meta_train.baselines import baseline
 from meta_train.costs import update_costs
 from meta_train.evaluation import Contestant

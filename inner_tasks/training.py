@@ -11,7 +11,7 @@ import optax
 from inner_tasks.objectives import TRAINING_LOSS, Objective, TrainingStep
 from inner_tasks.task import Data, Params, Task
 from learned_opt import LearnedOptimizer
-from learned_opt._src.base import State, Theta
+from learned_opt._src.learned_optimizer import State, Theta
 
 
 class InnerState(NamedTuple):

@@ -3,13 +3,13 @@
 tx = learned_opt.load("optimizer.safetensors")    # where optax.adam(1e-3) stood
 """
 
-from learned_opt._src.artifact import Artifact, describe, load, read, save
-from learned_opt._src.base import LearnedOptimizer, Params, State, Theta
+from learned_opt._src.architectures import ARCHITECTURES, get_architecture
+from learned_opt._src.architectures.state import LearnedState
 from learned_opt._src.errors import LearnedOptError, UserError
-from learned_opt._src.registry import ARCHITECTURES, get_architecture
-from learned_opt._src.shelf import pretrained, pretrained_names, pretrained_path
-from learned_opt._src.state import LearnedState
-from learned_opt._src.transform import as_optax, scale_by_learned
+from learned_opt._src.learned_optimizer import LearnedOptimizer, Params, State, Theta
+from learned_opt._src.optax_transformation import as_optax, scale_by_learned
+from learned_opt._src.optimizer_file import Artifact, describe, load, read, save
+from learned_opt._src.pretrained import pretrained, pretrained_names, pretrained_path
 
 __version__ = "0.1.0"
 

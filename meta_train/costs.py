@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from inner_tasks import Training
-from learned_opt._src.base import LearnedOptimizer, Params
+from learned_opt._src.learned_optimizer import LearnedOptimizer, Params
 from meta_train.evaluation import Contestant
 
 # Turns are short and many: where the machine has other work, some of them are left in peace.

@@ -11,7 +11,7 @@ import numpy as np
 
 from inner_tasks import Training
 from learned_opt import LearnedOptimizer
-from learned_opt._src.base import Theta
+from learned_opt._src.learned_optimizer import Theta
 from meta_train.population import over_devices
 
 LEARNING_RATES = np.logspace(-4, 0, 15)

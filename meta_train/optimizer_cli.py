@@ -14,8 +14,8 @@ from rich.markup import escape
 
 import learned_opt
 from learned_opt import UserError
-from learned_opt._src.artifact import FILE_NAME
-from learned_opt._src.shelf import find_optimizer
+from learned_opt._src.optimizer_file import FILE_NAME
+from learned_opt._src.pretrained import find_optimizer
 
 if TYPE_CHECKING:
     from inner_tasks import Task

@@ -18,7 +18,7 @@ import learned_opt
 from checkpoints import CheckpointStore
 from inner_tasks import TaskDistribution, Training, find_objective, find_task
 from learned_opt import LearnedOptError, UserError
-from learned_opt._src.shelf import find_optimizer
+from learned_opt._src.pretrained import find_optimizer
 from meta_train import processes, saving
 from meta_train.baselines import DEFAULT_BASELINES, baseline
 from meta_train.comparison import (

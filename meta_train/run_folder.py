@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from learned_opt import UserError
-from learned_opt._src.artifact import FILE_NAME
+from learned_opt._src.optimizer_file import FILE_NAME
 
 RUNS = Path("runs")
 

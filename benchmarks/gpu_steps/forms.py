@@ -9,7 +9,7 @@ from unittest import mock
 
 import jax
 
-from learned_opt._src import momentum_kernel, per_tensor
+from learned_opt._src.architectures import momentum_kernel, per_tensor
 
 KERNEL_OPTIMIZERS = ("mlp", "metz2019")
 

@@ -40,9 +40,9 @@ from rich.console import Console
 from inner_tasks import InnerState, TaskSettings, Training, find_objective
 from inner_tasks.images import mlp_task
 from inner_tasks.task import Params
-from learned_opt._src.base import Theta
-from learned_opt._src.sgdm import ZERO, Accumulators, heavy_ball
-from learned_opt._src.tunable import tunable
+from learned_opt._src.architectures.sgdm import ZERO, Accumulators, heavy_ball
+from learned_opt._src.architectures.tunable import tunable
+from learned_opt._src.learned_optimizer import Theta
 from meta_train.estimators import Estimator, nres, pes, truncated_es
 from meta_train.experiments.base import Experiment, Outcome, Result, Settings, Verdict
 from meta_train.experiments.learning import learn, mean_losses

@@ -33,8 +33,8 @@ from rich.console import Console
 from inner_tasks import TaskSettings, Training, find_objective
 from inner_tasks.images import mlp_task
 from learned_opt import LearnedOptimizer
-from learned_opt._src.sgdm import ZERO, Accumulators, heavy_ball
-from learned_opt._src.tunable import inverse_time_decay, tunable
+from learned_opt._src.architectures.sgdm import ZERO, Accumulators, heavy_ball
+from learned_opt._src.architectures.tunable import inverse_time_decay, tunable
 from meta_train.estimators import pes, truncated_es
 from meta_train.experiments.base import Experiment, Outcome, Result, Settings, Verdict
 from meta_train.experiments.learning import learn, mean_losses

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from learned_opt import ARCHITECTURES, UserError, get_architecture
-from learned_opt._src.per_parameter import BLOCK_SIZE, PerParameterMLP, apply_network
+from learned_opt._src.architectures.per_parameter import BLOCK_SIZE, PerParameterMLP, apply_network
 from tests.learned_opt.plain import RULES
 
 SIZES = {

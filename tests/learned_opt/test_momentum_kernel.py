@@ -13,8 +13,8 @@ from jax.extend.core import jaxprs_in_params
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from learned_opt import get_architecture
-from learned_opt._src import momentum_kernel, per_tensor
-from learned_opt._src.momentum_kernel import SMALL, SMALL_BLOCK
+from learned_opt._src.architectures import momentum_kernel, per_tensor
+from learned_opt._src.architectures.momentum_kernel import SMALL, SMALL_BLOCK
 from tests.learned_opt.test_architectures import random_theta, relative_error
 
 NAMES = ("mlp", "metz2019")

@@ -28,7 +28,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import learned_opt
-from learned_opt._src.layers import separate_layers
+from learned_opt._src.layer_axes import separate_layers
 from tests.compiling import briefly, often
 from tests.learned_opt.test_optax_contract import (
     NAMES,

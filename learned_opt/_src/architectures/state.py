@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from learned_opt._src.base import Params
+from learned_opt._src.learned_optimizer import Params
 
 Accumulators = Any  # NamedTuple of arrays: what a rule carries from step to step for one tensor
 PyTreeDef = jax.tree_util.PyTreeDef

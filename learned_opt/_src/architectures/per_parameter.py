@@ -22,8 +22,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from learned_opt._src import features as ft
-from learned_opt._src.base import Theta
+from learned_opt._src.architectures import features as ft
+from learned_opt._src.learned_optimizer import Theta
 
 # Both hidden layers of a block (2 x 32 x 1024 floats) fit the L2 cache of one core.
 BLOCK_SIZE = 1024

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from learned_opt._src import features as ft
-from learned_opt._src.base import LearnedOptimizer, Theta
-from learned_opt._src.per_parameter import PerParameterMLP, init_network
-from learned_opt._src.per_tensor import per_tensor
+from learned_opt._src.architectures import features as ft
+from learned_opt._src.architectures.per_parameter import PerParameterMLP, init_network
+from learned_opt._src.architectures.per_tensor import per_tensor
+from learned_opt._src.learned_optimizer import LearnedOptimizer, Theta
 
 HIDDEN = (16, 16)
 STEP_HIDDEN = (16,)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from learned_opt._src import features as ft
-from learned_opt._src.base import LearnedOptimizer, Theta
-from learned_opt._src.per_parameter import init_network, small_step
-from learned_opt._src.per_tensor import per_tensor
+from learned_opt._src.architectures import features as ft
+from learned_opt._src.architectures.per_parameter import init_network, small_step
+from learned_opt._src.architectures.per_tensor import per_tensor
+from learned_opt._src.learned_optimizer import LearnedOptimizer, Theta
 
 HIDDEN = (4, 4)
 # Where the learned decays start.

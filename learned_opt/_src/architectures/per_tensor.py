@@ -12,10 +12,16 @@ import numpy as np
 import optax
 from jax.sharding import AxisType
 
-from learned_opt._src import features as ft
-from learned_opt._src.base import LearnedOptimizer, Params, Theta
-from learned_opt._src.per_parameter import BLOCK_SIZE, apply_network
-from learned_opt._src.state import Accumulators, LearnedState, by_field, by_tensor, initial_state
+from learned_opt._src.architectures import features as ft
+from learned_opt._src.architectures.per_parameter import BLOCK_SIZE, apply_network
+from learned_opt._src.architectures.state import (
+    Accumulators,
+    LearnedState,
+    by_field,
+    by_tensor,
+    initial_state,
+)
+from learned_opt._src.learned_optimizer import LearnedOptimizer, Params, Theta
 
 # To stack tensors and take them apart again copies them and their state at every step, and needs memory for
 # that. With a few of them, or large ones, this is worth more than what is saved in compiling, once.

@@ -8,10 +8,10 @@ from typing import Literal, NamedTuple
 
 import jax
 
-from learned_opt._src import features as ft
-from learned_opt._src.base import LearnedOptimizer, Theta
-from learned_opt._src.per_parameter import init_network, small_step
-from learned_opt._src.per_tensor import per_tensor
+from learned_opt._src.architectures import features as ft
+from learned_opt._src.architectures.per_parameter import init_network, small_step
+from learned_opt._src.architectures.per_tensor import per_tensor
+from learned_opt._src.learned_optimizer import LearnedOptimizer, Theta
 
 EPSILON = 1e-5
 
@@ -66,7 +66,7 @@ def momentum_network(
         accumulators: Sequence[Accumulators],
         count: jax.Array,
     ) -> list[tuple[jax.Array, Accumulators]]:
-        from learned_opt._src.momentum_kernel import momentum_kernel
+        from learned_opt._src.architectures.momentum_kernel import momentum_kernel
 
         time = ft.time_features(count, time_scales)
         run = partial(momentum_kernel, features=features, decays=momentum_decays, epsilon=EPSILON)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from learned_opt._src.base import LearnedOptimizer
-from learned_opt._src.momentum_network import momentum_network
+from learned_opt._src.architectures.momentum_network import momentum_network
+from learned_opt._src.learned_optimizer import LearnedOptimizer
 
 HIDDEN = (32,)
 MOMENTUM_DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)

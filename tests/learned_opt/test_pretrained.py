@@ -13,7 +13,7 @@ import yaml
 
 import learned_opt
 from inner_tasks import TaskDistribution, Training, find_task
-from learned_opt._src.shelf import find_optimizer
+from learned_opt._src.pretrained import find_optimizer
 from meta_train.evaluation import Contestant, run
 from tests.learned_opt.plain import RULES
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from learned_opt._src.base import LearnedOptimizer, Params, State, Theta
 from learned_opt._src.errors import UserError
-from learned_opt._src.layers import separate_layers
+from learned_opt._src.layer_axes import separate_layers
+from learned_opt._src.learned_optimizer import LearnedOptimizer, Params, State, Theta
 
 
 def as_optax(

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import jax
 
-from learned_opt._src import features as ft
-from learned_opt._src.base import LearnedOptimizer
-from learned_opt._src.tunable import inverse_time_decay, tunable
+from learned_opt._src.architectures import features as ft
+from learned_opt._src.architectures.tunable import inverse_time_decay, tunable
+from learned_opt._src.learned_optimizer import LearnedOptimizer
 
 INITIAL = {
     "log_learning_rate": -4.0,  # 0.018

@@ -23,11 +23,11 @@ import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save as to_safetensors
 
-from learned_opt._src.base import LearnedOptimizer, Theta
+from learned_opt._src.architectures import ARCHITECTURES, get_architecture
 from learned_opt._src.errors import UserError
 from learned_opt._src.files import write_whole
-from learned_opt._src.registry import ARCHITECTURES, get_architecture
-from learned_opt._src.transform import as_optax
+from learned_opt._src.learned_optimizer import LearnedOptimizer, Theta
+from learned_opt._src.optax_transformation import as_optax
 
 FORMAT_VERSION = 1
 METADATA_KEY = "learned_opt"
@@ -39,7 +39,7 @@ FEW_WEIGHTS = 64
 class Artifact(NamedTuple):
     """What an optimizer file holds."""
 
-    architecture: str  # name in learned_opt.registry.ARCHITECTURES, or module:name
+    architecture: str  # name in learned_opt.ARCHITECTURES, or module:name
     theta: Theta  # nested dict of float32 arrays
     metadata: dict[str, Any]  # format_version, architecture, feature_version, digest, licence, ...
 

@@ -9,10 +9,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from learned_opt._src.base import LearnedOptimizer, Params, Theta
+from learned_opt._src.architectures.features import state_dtype
+from learned_opt._src.architectures.state import (
+    Accumulators,
+    LearnedState,
+    by_field,
+    by_tensor,
+    initial_state,
+)
 from learned_opt._src.errors import UserError
-from learned_opt._src.features import state_dtype
-from learned_opt._src.state import Accumulators, LearnedState, by_field, by_tensor, initial_state
+from learned_opt._src.learned_optimizer import LearnedOptimizer, Params, Theta
 
 # ``(hyperparameters, gradient, accumulators, count) -> (update, accumulators)``, of one tensor
 Rule = Callable[[Mapping[str, jax.Array], jax.Array, Accumulators, jax.Array], tuple[jax.Array, Accumulators]]

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from functools import partial
 
-from learned_opt._src.adam import adam
-from learned_opt._src.base import LearnedOptimizer
-from learned_opt._src.celo2_style import celo2_style
+from learned_opt._src.architectures.adam import adam
+from learned_opt._src.architectures.celo2_style import celo2_style
+from learned_opt._src.architectures.metz2019 import metz2019
+from learned_opt._src.architectures.mlp import mlp
+from learned_opt._src.architectures.relative_mlp import relative_mlp
+from learned_opt._src.architectures.sgdm import sgdm
+from learned_opt._src.architectures.small_fc import small_fc
 from learned_opt._src.errors import UserError, choices
-from learned_opt._src.metz2019 import metz2019
-from learned_opt._src.mlp import mlp
+from learned_opt._src.learned_optimizer import LearnedOptimizer
 from learned_opt._src.modules import find_in_module
-from learned_opt._src.relative_mlp import relative_mlp
-from learned_opt._src.sgdm import sgdm
-from learned_opt._src.small_fc import small_fc
 
 # To add an architecture: write it in one file, and name it here.
 ARCHITECTURES = {

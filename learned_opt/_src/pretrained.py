@@ -12,15 +12,15 @@ from typing import Any
 import jax
 import optax
 
-from learned_opt._src.artifact import FILE_NAME, load
 from learned_opt._src.errors import UserError, choices
+from learned_opt._src.optimizer_file import FILE_NAME, load
 
-SHELF = Path(__file__).parents[1] / "shelf"
+FOLDER = Path(__file__).parents[1] / "pretrained_optimizers"
 
 
 def pretrained_names() -> list[str]:
     """Names of the optimizers that come with the package."""
-    return sorted(path.parent.name for path in SHELF.glob(f"*/{FILE_NAME}"))
+    return sorted(path.parent.name for path in FOLDER.glob(f"*/{FILE_NAME}"))
 
 
 def pretrained(
@@ -68,7 +68,7 @@ def pretrained_path(name: str) -> Path:
     names = pretrained_names()
     if name not in names:
         raise UserError(f"there is no pretrained optimizer '{name}'; {choices(name, names)}")
-    return SHELF / name / FILE_NAME
+    return FOLDER / name / FILE_NAME
 
 
 def find_optimizer(name: str) -> Path | None:

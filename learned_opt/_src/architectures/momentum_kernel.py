@@ -24,9 +24,9 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from learned_opt._src import features as ft
-from learned_opt._src.base import Theta
-from learned_opt._src.per_parameter import layers, small_step
+from learned_opt._src.architectures import features as ft
+from learned_opt._src.architectures.per_parameter import layers, small_step
+from learned_opt._src.learned_optimizer import Theta
 
 THREADS = 128  # of a program
 # Parameters of a program of packed tensors, which are padded to whole ones.

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from learned_opt._src.base import LearnedOptimizer, Params, State, Theta
 from learned_opt._src.errors import UserError
+from learned_opt._src.learned_optimizer import LearnedOptimizer, Params, State, Theta
 
 WHOLE = -1  # in the place of an axis: no layers
 
