@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +55,17 @@ class Task:
     differentiable: bool = True
     sample_validation: Callable[[Data, jax.Array], Batch] | None = None
     accuracy: Callable[[Params, Batch], jax.Array] | None = None
+
+
+@dataclass(frozen=True)
+class TaskDistribution:
+    """Tasks of different shapes that are meta-trained on together.
+
+    Attributes:
+      members: the tasks by name, drawn once and for all; the report of a run shows the first.
+    """
+
+    members: Mapping[str, Task]
 
 
 _DEFAULT_SETTINGS = TaskSettings()

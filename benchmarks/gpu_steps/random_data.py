@@ -11,7 +11,7 @@ import numpy as np
 
 from inner_tasks import Task, TaskSettings, find_task, register_task
 from inner_tasks.datasets import IMAGE_SIZES, Split
-from inner_tasks.images import NUM_CLASSES, ImageData
+from inner_tasks.tasks.images import NUM_CLASSES, ImageData
 
 EXAMPLES = 50_000
 

@@ -1,8 +1,8 @@
 """Control: PES learns to swim from short unrolls, ahead of full ES; truncated ES does not learn it.
 
-Protocol: a linear policy of 16 numbers for the swimmer (``inner_tasks.swimmer``), from zeros, episodes of
-T = 1,000 steps. N = 10 pairs; SGD. The gradient is ``sum(L u) / (std(L) N)``, with L the losses of the
-windows, u the perturbations in units of sigma, and std over all particles.
+Protocol: a linear policy of 16 numbers for the swimmer (``inner_tasks.problems.swimmer``), from zeros,
+episodes of T = 1,000 steps. N = 10 pairs; SGD. The gradient is ``sum(L u) / (std(L) N)``, with L the losses
+of the windows, u the perturbations in units of sigma, and std over all particles.
 
 | Method | K | sigma | learning rate |
 |---|---|---|---|
@@ -31,7 +31,15 @@ import optax
 from matplotlib.axes import Axes
 from rich.console import Console
 
-from inner_tasks.swimmer import ACTIONS, FRAME_SKIP, OBSERVATIONS, RESET_NOISE, Swimmer, c_model, swimmer
+from inner_tasks.problems.swimmer import (
+    ACTIONS,
+    FRAME_SKIP,
+    OBSERVATIONS,
+    RESET_NOISE,
+    Swimmer,
+    c_model,
+    swimmer,
+)
 from meta_train.estimators import Estimator, full_es, mean_of, pes, truncated_es
 from meta_train.estimators.base import Info, State
 from meta_train.estimators.window import unroll

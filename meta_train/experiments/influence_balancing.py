@@ -1,7 +1,7 @@
 """Influence balancing: short truncations move theta the wrong way, PES does not.
 
-Protocol: the linear system of ``inner_tasks.influence_balancing`` from theta = 0.5, never reset; 3,000
-updates of plain gradient descent with learning rate 1e-4 (UORO 1e-5). K = 1, for TBPTT also 10 and 100,
+Protocol: the linear system of ``inner_tasks.problems.influence_balancing`` from theta = 0.5, never reset;
+3,000 updates of plain gradient descent with learning rate 1e-4 (UORO 1e-5). K = 1, for TBPTT also 10 and 100,
 with the loss taken at the end of each window. Evolution strategies have sigma = 0.1 and N particles (N/2
 pairs); NRES, in an episode without end, keeps its first perturbations for ever. Measured is the loss after
 500 steps with the theta reached. The small scale has 400 updates and the main methods.
@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from rich.console import Console
 
-from inner_tasks.influence_balancing import InfluenceBalancing
+from inner_tasks.problems.influence_balancing import InfluenceBalancing
 from meta_train.estimators import Estimator, mean_of, nres, pes, rtrl, tbptt, truncated_es, uoro
 from meta_train.experiments.base import Experiment, Outcome, Result, Settings, Verdict
 from meta_train.experiments.descent import descend

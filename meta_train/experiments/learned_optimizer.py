@@ -26,7 +26,7 @@ from rich.console import Console
 
 import learned_opt
 from inner_tasks import TaskSettings, Training
-from inner_tasks.images import mlp_task
+from inner_tasks.tasks.images import mlp_task
 from meta_train import evaluation
 from meta_train.baselines import baseline
 from meta_train.config import OuterConfig

@@ -38,8 +38,8 @@ import optax
 from rich.console import Console
 
 from inner_tasks import InnerState, TaskSettings, Training, find_objective
-from inner_tasks.images import mlp_task
 from inner_tasks.task import Params
+from inner_tasks.tasks.images import mlp_task
 from learned_opt._src.architectures.sgdm import ZERO, Accumulators, heavy_ball
 from learned_opt._src.architectures.tunable import tunable
 from learned_opt._src.learned_optimizer import Theta

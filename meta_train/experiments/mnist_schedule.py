@@ -31,7 +31,7 @@ from matplotlib.axes import Axes
 from rich.console import Console
 
 from inner_tasks import TaskSettings, Training, find_objective
-from inner_tasks.images import mlp_task
+from inner_tasks.tasks.images import mlp_task
 from learned_opt import LearnedOptimizer
 from learned_opt._src.architectures.sgdm import ZERO, Accumulators, heavy_ball
 from learned_opt._src.architectures.tunable import inverse_time_decay, tunable

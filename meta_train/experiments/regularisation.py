@@ -1,10 +1,10 @@
 """Regularisation: PES finds the best L2 coefficient from everywhere, truncated ES settles beside it.
 
 Protocol: theta is the logarithm of the L2 coefficient of a linear regression, trained by gradient descent
-with a learning rate of 0.001 (``inner_tasks.ridge``); 50,000 updates of Adam (learning rate 0.003) from each
-of six starts, K = 1, sigma = 0.01, N = 4 particles, and T = 10^6, so that nothing ever restarts. Measured,
-every hundredth of the way, is the held-out loss of the ridge solution for theta, of the worst start; below
-theta = -8 it hardly changes, and counts as there.
+with a learning rate of 0.001 (``inner_tasks.problems.ridge``); 50,000 updates of Adam (learning rate 0.003)
+from each of six starts, K = 1, sigma = 0.01, N = 4 particles, and T = 10^6, so that nothing ever restarts.
+Measured, every hundredth of the way, is the held-out loss of the ridge solution for theta, of the worst
+start; below theta = -8 it hardly changes, and counts as there.
 
 It departs from the published protocol in the data, scikit-learn's diabetes instead of UCI yacht (so the
 optimum is another), and PES is also run with N = 16. With N = 4 some of the runs from theta = -5 wander off
@@ -39,7 +39,7 @@ import optax
 from matplotlib.axes import Axes
 from rich.console import Console
 
-from inner_tasks.ridge import RidgeRegression, diabetes
+from inner_tasks.problems.ridge import RidgeRegression, diabetes
 from meta_train.estimators import Estimator, mean_of, nres, pes, rtrl, truncated_es
 from meta_train.estimators.base import Info, State
 from meta_train.experiments.base import Experiment, Outcome, Result, Settings, Verdict

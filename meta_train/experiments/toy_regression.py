@@ -1,11 +1,11 @@
 """Toy regression: PES finds the global optimum of a learning-rate schedule, truncated methods a local one.
 
-Protocol: the problem of ``inner_tasks.toy_regression``, T = 100, from theta = (-4, -4); 20,000 updates of
-Adam (learning rate 1e-2, beta_1 0.99) with K = 10. Evolution strategies and UORO have 100 particles, all in
-step; sigma is 0.3, and 1 for truncated ES. Measured, every 10 updates, is the meta-loss of the unperturbed
-theta. A PES that is correct settles where the surface smoothed with sigma = 0.3 is lowest, at raw losses of
-560 to 575 and not at the raw minimum of 552. The small scale has 1,500 updates and the methods that
-perturb.
+Protocol: the problem of ``inner_tasks.problems.toy_regression``, T = 100, from theta = (-4, -4); 20,000
+updates of Adam (learning rate 1e-2, beta_1 0.99) with K = 10. Evolution strategies and UORO have 100
+particles, all in step; sigma is 0.3, and 1 for truncated ES. Measured, every 10 updates, is the meta-loss of
+the unperturbed theta. A PES that is correct settles where the surface smoothed with sigma = 0.3 is lowest, at
+raw losses of 560 to 575 and not at the raw minimum of 552. The small scale has 1,500 updates and the methods
+that perturb.
 
 Source: Vicol, Metz, Sohl-Dickstein, ICML 2021, and its published code.
 """
@@ -27,7 +27,7 @@ from matplotlib.image import AxesImage
 from rich.console import Console
 from scipy.ndimage import gaussian_filter
 
-from inner_tasks.toy_regression import ToyRegression
+from inner_tasks.problems.toy_regression import ToyRegression
 from meta_train.estimators import Estimator, mean_of, nres, pes, rtrl, tbptt, truncated_es, uoro
 from meta_train.experiments.base import Experiment, Outcome, Result, Settings, Verdict
 from meta_train.experiments.descent import descend

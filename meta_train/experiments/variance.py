@@ -38,8 +38,8 @@ import optax
 from rich.console import Console
 
 from inner_tasks import UnrolledProblem
-from inner_tasks.character_lstm import CharacterLSTM
 from inner_tasks.datasets.text import encode, python_help
+from inner_tasks.problems.character_lstm import CharacterLSTM
 from learned_opt import UserError
 from meta_train.estimators import Estimator, full_es, nres, pes
 from meta_train.estimators.antithetic import perturbation

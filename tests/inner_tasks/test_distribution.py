@@ -13,10 +13,11 @@ import pytest
 from sklearn.datasets import load_sample_image
 
 from inner_tasks import Task, TaskDistribution, TaskSettings, Training, find_task
-from inner_tasks.distribution import KINDS, MEMBERS, reparametrised
-from inner_tasks.images import autoencoder_task
 from inner_tasks.networks import Conv
-from inner_tasks.teacher import teacher_task
+from inner_tasks.tasks.augmentation import reparametrised
+from inner_tasks.tasks.images import autoencoder_task
+from inner_tasks.tasks.small_tasks import KINDS, MEMBERS
+from inner_tasks.tasks.teacher import teacher_task
 from tests.inner_tasks.test_tasks import SGD, NumPyMLP, build
 
 

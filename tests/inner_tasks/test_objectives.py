@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from inner_tasks import OBJECTIVES, TaskSettings, Training, find_objective, find_task
-from inner_tasks.distribution import TaskDistribution
+from inner_tasks import OBJECTIVES, TaskDistribution, TaskSettings, Training, find_objective, find_task
 from learned_opt import UserError, get_architecture
 from meta_train.run_folder import read_metrics
 from tests.meta_train.command import meta_train

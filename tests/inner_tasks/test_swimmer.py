@@ -14,7 +14,7 @@ pytest.importorskip("mujoco")
 import gymnasium  # noqa: E402
 import mujoco  # noqa: E402
 
-from inner_tasks.swimmer import SwimmerState, advance, c_model, swimmer  # noqa: E402
+from inner_tasks.problems.swimmer import SwimmerState, advance, c_model, swimmer  # noqa: E402
 from tests.compiling import briefly  # noqa: E402
 
 PROBLEM = swimmer()

@@ -16,7 +16,7 @@ import pytest
 import learned_opt
 from inner_tasks import InnerState, Registration, Task, TaskSettings, Training, find_task, task, task_names
 from inner_tasks.datasets import Dataset, load_dataset
-from inner_tasks.images import ImageBatch
+from inner_tasks.tasks.images import ImageBatch
 from learned_opt import LearnedOptimizer, UserError
 from meta_train.estimators.window import unroll
 from tests.meta_train.command import lines, meta_train, start

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from inner_tasks import LinearRecurrence, swimmer
+from inner_tasks import LinearRecurrence
+from inner_tasks.problems import swimmer
 from meta_train.estimators import mean_of, pes
 from meta_train.experiments import control
 from meta_train.experiments.base import Outcome

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from inner_tasks.influence_balancing import InfluenceBalancing
-from inner_tasks.toy_regression import ToyRegression
+from inner_tasks.problems.influence_balancing import InfluenceBalancing
+from inner_tasks.problems.toy_regression import ToyRegression
 from meta_train import paper_cli
 from meta_train.estimators import mean_of, pes, rtrl
 from meta_train.experiments import EXPERIMENTS

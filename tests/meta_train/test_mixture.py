@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from inner_tasks import LinearRecurrence, distribution
+from inner_tasks import LinearRecurrence
+from inner_tasks.tasks import small_tasks
 from learned_opt import read
 from meta_train.estimators import pes
 from meta_train.mixture import mixture
@@ -51,7 +52,7 @@ SMALL = (
 
 def test_a_run_on_a_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_comparing: None) -> None:
     """It names its tasks, learns, and goes on to the same bits on another number of devices."""
-    monkeypatch.setattr(distribution, "MEMBERS", 3)
+    monkeypatch.setattr(small_tasks, "MEMBERS", 3)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     outcome = meta_train(SMALL, "--updates 3 --devices 1 --run-dir", whole)
     assert outcome.code == 0, outcome.err

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from inner_tasks.ridge import diabetes
+from inner_tasks.problems.ridge import diabetes
 from meta_train.estimators import rtrl, truncated_es
 from meta_train.experiments import regularisation
 from meta_train.experiments.base import Settings, write_result

@@ -14,8 +14,8 @@ import optax
 import pytest
 
 from inner_tasks import TaskSettings, Training
-from inner_tasks.images import mlp_task
 from inner_tasks.networks import MLP
+from inner_tasks.tasks.images import mlp_task
 from meta_train.experiments import (
     learned_optimizer,
     many_hyperparameters,

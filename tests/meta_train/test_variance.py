@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from inner_tasks.character_lstm import CharacterLSTM
 from inner_tasks.datasets.text import encode
+from inner_tasks.problems.character_lstm import CharacterLSTM
 from learned_opt import UserError
 from meta_train.experiments import variance
 from meta_train.experiments.base import Outcome, Result

@@ -1,28 +1,12 @@
-"""The small networks that inner tasks train."""
+"""Convolutions of stride 2, for small images."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-Activation = Callable[[jax.Array], jax.Array]
-
-
-class MLP(nn.Module):
-    """Dense layers with a nonlinearity between them, ``[batch, inputs] -> [batch, outputs]``."""
-
-    hidden: tuple[int, ...]
-    outputs: int
-    activation: Activation = nn.relu
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for width in self.hidden:
-            x = self.activation(nn.Dense(width)(x))
-        return nn.Dense(self.outputs)(x)
+from inner_tasks.networks.activation import Activation
 
 
 class Conv(nn.Module):

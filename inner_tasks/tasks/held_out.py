@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import jax
 
-from inner_tasks.distribution import TaskDistribution
-from inner_tasks.images import autoencoder_task, conv_task, mlp_task
-from inner_tasks.task import TaskSettings, register_task
+from inner_tasks.task import TaskDistribution, TaskSettings, register_task
+from inner_tasks.tasks.images import autoencoder_task, conv_task, mlp_task
 
 
 @register_task("held-out", TaskSettings(horizon=2000))

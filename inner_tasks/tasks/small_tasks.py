@@ -2,54 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-import jax
 import numpy as np
 
-from inner_tasks.images import conv_task, mlp_task
-from inner_tasks.networks import Activation
-from inner_tasks.patches import patches_autoencoder
-from inner_tasks.task import Task, TaskSettings, register_task
-from inner_tasks.teacher import teacher_task
-from inner_tasks.text import text_mlp
+from inner_tasks.networks import ACTIVATIONS
+from inner_tasks.task import TaskDistribution, TaskSettings, register_task
+from inner_tasks.tasks.augmentation import reparametrised
+from inner_tasks.tasks.images import conv_task, mlp_task
+from inner_tasks.tasks.patches import patches_autoencoder
+from inner_tasks.tasks.teacher import teacher_task
+from inner_tasks.tasks.text import text_mlp
 
 KINDS = ("digits-mlp", "teacher-mlp", "text-mlp", "patches-autoencoder", "digits-conv")
-ACTIVATIONS: Mapping[str, Activation] = {"relu": jax.nn.relu, "tanh": jax.nn.tanh, "gelu": jax.nn.gelu}
 MEMBERS = 16
-
-
-@dataclass(frozen=True)
-class TaskDistribution:
-    """Tasks of different shapes that are meta-trained on together.
-
-    Attributes:
-      members: the tasks by name, drawn once and for all; the report of a run shows the first.
-    """
-
-    members: Mapping[str, Task]
-
-
-def reparametrised(task: Task, scale: float) -> Task:
-    """The same task in other units: its parameters are `scale` times smaller, and its gradients larger.
-
-    It computes the same function of the data; but an optimizer that takes steps of a fixed size has to cope.
-    Metz et al., "VeLO: training versatile learned optimizers by scaling up", 2022 (task augmentation).
-    """
-
-    def original(params: jax.Array) -> jax.Array:
-        return jax.tree.map(lambda p: scale * p, params)
-
-    accuracy = task.accuracy
-    return dataclasses.replace(
-        task,
-        init=lambda key: jax.tree.map(lambda p: p / scale, task.init(key)),
-        loss=lambda params, batch: task.loss(original(params), batch),
-        metrics=lambda params, data: task.metrics(original(params), data),
-        accuracy=accuracy and (lambda params, batch: accuracy(original(params), batch)),
-    )
 
 
 @register_task("small-tasks", TaskSettings(hidden=(64,), batch_size=128, horizon=2000))
