@@ -23,8 +23,8 @@ from rich.table import Table
 
 import learned_opt
 from learned_opt._src.architectures import per_parameter
-from meta_train.costs import repeated_updates
-from meta_train.population import start_devices
+from meta_train.outer.population import start_devices
+from meta_train.report.costs import repeated_updates
 
 NETWORKS = ("mlp", "metz2019", "small-fc", "celo2-style", "relative-mlp")
 WORK = 2**20  # parameters times steps, of a turn

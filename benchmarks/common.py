@@ -11,8 +11,8 @@ import jax
 from rich.console import Console
 from rich.progress import Progress
 
-from meta_train.config import Config, default_config, validate
-from meta_train.run import Setup
+from meta_train.run.config import Config, default_config, validate
+from meta_train.run.run import Setup
 
 
 def interleaved(

@@ -27,11 +27,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from meta_train.config import Config
-from meta_train.estimate import estimate, size
-from meta_train.outer import initial_state, outer_loop, outer_optimizer
-from meta_train.population import start_devices
-from meta_train.run import Setup, prepare
+from meta_train.outer.loop import initial_state, outer_loop, outer_optimizer
+from meta_train.outer.population import start_devices
+from meta_train.run.config import Config
+from meta_train.run.estimate import estimate, size
+from meta_train.run.run import Setup, prepare
 
 RUNS = {
     "digits-mlp, 2,048 hidden units, 64 particles": dict(task="digits-mlp", hidden=(2_048,), particles=64),

@@ -22,11 +22,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from meta_train.config import Config, default_config, validate
-from meta_train.evaluation import Contestant, baseline, run
-from meta_train.outer import outer_loop, outer_optimizer
-from meta_train.progress import ProgressLine
-from meta_train.run import prepare, start
+from meta_train.outer.loop import outer_loop, outer_optimizer
+from meta_train.report.evaluation import Contestant, baseline, run
+from meta_train.run.config import Config, default_config, validate
+from meta_train.run.progress import ProgressLine
+from meta_train.run.run import prepare, start
 
 
 @dataclass(frozen=True)

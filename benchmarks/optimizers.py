@@ -24,9 +24,9 @@ from rich.table import Table
 
 import learned_opt
 from learned_opt._src.learned_optimizer import Params
-from meta_train.baselines import baseline
-from meta_train.costs import update_costs
-from meta_train.evaluation import Contestant
+from meta_train.report.baselines import baseline
+from meta_train.report.costs import update_costs
+from meta_train.report.evaluation import Contestant
 
 LAYERS = 10
 

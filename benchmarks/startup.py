@@ -27,7 +27,7 @@ from rich.table import Table
 
 FIRST_UPDATE = """
 from common import configured, updating
-from meta_train.run import prepare
+from meta_train.run.run import prepare
 updating(prepare(configured({task!r})))()
 """
 
@@ -51,7 +51,7 @@ def main() -> None:
         "python alone": "pass",
         "import jax": "import jax",
         "import learned_opt": "import learned_opt",
-        "import of the command line": "import meta_train.cli",
+        "import of the command line": "import meta_train.commands.meta_train",
         **{f"{task}: first update": FIRST_UPDATE.format(task=task) for task in arguments.tasks},
     }
     seconds: dict[str, dict[str, list[float]]] = {name: {"cold": [], "warm": []} for name in programs}

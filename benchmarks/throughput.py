@@ -31,8 +31,8 @@ from rich.console import Console
 from rich.table import Table
 
 from inner_tasks.training import InnerState
-from meta_train.population import replicate
-from meta_train.run import Setup, prepare
+from meta_train.outer.population import replicate
+from meta_train.run.run import Setup, prepare
 
 # Floating-point operations: of the optimizer per parameter, of the gradient per parameter and example.
 OPTIMIZER_OPERATIONS, GRADIENT_OPERATIONS = 2_688, 6

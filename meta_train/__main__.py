@@ -8,6 +8,6 @@ if not sys.flags.safe_path:
     # The current folder, which -m puts first: what lies in it is not to be taken for a package.
     del sys.path[0]
 
-from meta_train.commands import meta_train  # noqa: E402
+from meta_train.commands.entry_points import meta_train  # noqa: E402
 
 meta_train()

@@ -42,7 +42,7 @@ def forget_programs() -> Any:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Three updates on two devices, and a real comparison. Not to be changed."""
-    from meta_train.run import compare
+    from meta_train.run.run import compare
 
     path = tmp_path_factory.mktemp("tiny") / "run"
     comparisons = []
@@ -51,7 +51,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         comparisons.append(compare(*args, **kwargs))
         return comparisons[0]
 
-    with mock.patch("meta_train.run.compare", keep):
+    with mock.patch("meta_train.run.run.compare", keep):
         outcome = meta_train(TINY, "--updates 3 --checkpoint-every 2 --devices 2", "--run-dir", path)
     assert outcome.code == 0, outcome.err
     return Run(path, outcome, *comparisons)

@@ -16,10 +16,12 @@ import pytest
 
 import learned_opt
 from inner_tasks import task as tasks
-from meta_train import cli, optimizer_cli, paper_cli
-from meta_train.config import default_config, save_config, validate
+from meta_train.commands import learned_opt as learned_opt_command
+from meta_train.commands import meta_train as meta_train_command
+from meta_train.commands import pes_paper as pes_paper_command
 from meta_train.estimators import ESTIMATORS
-from meta_train.population import PopulationInfo
+from meta_train.outer.population import PopulationInfo
+from meta_train.run.config import default_config, save_config, validate
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -124,17 +126,17 @@ def test_code_runs_and_commands_are_accepted(page: Path, workplace: Path, monkey
             exec(compile(source, str(page), "exec", dont_inherit=True), namespace)
 
     parsed = []
-    monkeypatch.setattr(optimizer_cli, "inspect", parsed.append)
-    monkeypatch.setattr(optimizer_cli, "evaluate", parsed.append)
+    monkeypatch.setattr(learned_opt_command, "inspect", parsed.append)
+    monkeypatch.setattr(learned_opt_command, "evaluate", parsed.append)
     for line, (program, *arguments) in commands(page):
         where = f"{name_of(page)}:{line}: {program} {shlex.join(arguments)}"
         try:
             if program == "meta-train":
-                validate(cli.parse(arguments).settings)
+                validate(meta_train_command.parse(arguments).settings)
             elif program == "pes-paper":
-                paper_cli.check(paper_cli.parse(arguments))
+                pes_paper_command.check(pes_paper_command.parse(arguments))
             else:
-                optimizer_cli.command(arguments)
+                learned_opt_command.command(arguments)
                 for name in getattr(parsed.pop(), "tasks", ()):
                     tasks.find_task(name)
         except SystemExit as end:
@@ -148,7 +150,7 @@ def test_configuration_files_are_accepted(tmp_path: Path):
     assert shown
     for text in shown:
         (tmp_path / "config.yaml").write_text(text)
-        validate(cli.parse(["--config", str(tmp_path / "config.yaml")]).settings)
+        validate(meta_train_command.parse(["--config", str(tmp_path / "config.yaml")]).settings)
 
 
 def test_a_wrong_command_would_be_noticed(tmp_path: Path):
@@ -163,7 +165,7 @@ def test_a_wrong_command_would_be_noticed(tmp_path: Path):
         ["learned-opt", "inspect", "x"],
     ]
     with pytest.raises(SystemExit):
-        cli.parse(["--updates", "3", "--no-such-flag"])
+        meta_train_command.parse(["--updates", "3", "--no-such-flag"])
 
 
 def flags_of(command, *arguments: str) -> set[str]:
@@ -174,9 +176,9 @@ def flags_of(command, *arguments: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", text.getvalue())) - {"--help", "--no-debug"}
 
 
-META_TRAIN_FLAGS = flags_of(cli.parse)
-FLAGS = META_TRAIN_FLAGS | flags_of(optimizer_cli.command, "evaluate") | {"--help"}
-FLAGS = FLAGS.union(*(flags_of(paper_cli.parse, experiment) for experiment in paper_cli.EXPERIMENTS))
+META_TRAIN_FLAGS = flags_of(meta_train_command.parse)
+FLAGS = META_TRAIN_FLAGS | flags_of(learned_opt_command.command, "evaluate") | {"--help"}
+FLAGS |= set().union(*(flags_of(pes_paper_command.parse, name) for name in pes_paper_command.EXPERIMENTS))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

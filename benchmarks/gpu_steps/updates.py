@@ -16,8 +16,8 @@ import numpy as np
 import learned_opt
 from gpu_steps.forms import KERNEL_OPTIMIZERS, form
 from inner_tasks import find_task
-from meta_train.baselines import baseline
-from meta_train.costs import repeated_updates
+from meta_train.report.baselines import baseline
+from meta_train.report.costs import repeated_updates
 
 # Of `mlp`, per parameter: moved by a step and by the pass over the mean squares; computed.
 BYTES, OPERATIONS = 60 + 32, 2_688

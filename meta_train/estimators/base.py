@@ -41,7 +41,7 @@ class Estimator(NamedTuple):
 
     An estimator of this package is the smallest unit that makes sense by itself: one antithetic pair
     of particles, or one particle that is not perturbed. A population of many, averaged, is an estimator
-    again (``meta_train.population``).
+    again (``meta_train.outer.population``).
 
     Attributes:
       init: ``(key, theta, phase) -> state``; phase in [0, 1) is the share of an episode that counts as

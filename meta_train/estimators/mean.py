@@ -12,7 +12,7 @@ def mean_of(estimator: Estimator, units: int) -> Estimator:
     """Many copies of an estimator in step with each other, averaged: an estimator again.
 
     It can be used inside ``scan`` and ``vmap``, which makes it quick where the inner steps are tiny. A
-    meta-training run uses ``meta_train.population``, which spreads its units over devices.
+    meta-training run uses ``meta_train.outer.population``, which spreads its units over devices.
 
     Args:
       estimator: one unit: an antithetic pair, or a particle.

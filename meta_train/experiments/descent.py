@@ -16,9 +16,9 @@ from rich.console import Console
 from meta_train.estimators import Estimator
 from meta_train.estimators.base import Theta
 from meta_train.experiments.base import Outcome
-from meta_train.outer import outer_step
-from meta_train.population import over_devices
-from meta_train.progress import ProgressLine
+from meta_train.outer.loop import outer_step
+from meta_train.outer.population import over_devices
+from meta_train.run.progress import ProgressLine
 
 
 def descend(

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from meta_train.experiments.base import Outcome
-from meta_train.figures import STYLE, plt
+from meta_train.report.figures import STYLE, plt
 
 # A method keeps its colour from picture to picture; variants of one differ in their lines.
 COLOURS = {

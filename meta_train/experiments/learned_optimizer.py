@@ -27,14 +27,14 @@ from rich.console import Console
 import learned_opt
 from inner_tasks import TaskSettings, Training
 from inner_tasks.tasks.images import mlp_task
-from meta_train import evaluation
-from meta_train.baselines import baseline
-from meta_train.config import OuterConfig
 from meta_train.estimators import Estimator, nres, pes, truncated_es
 from meta_train.experiments.base import Experiment, Outcome, Result, Settings, Verdict
 from meta_train.experiments.learning import learn, mean_losses
-from meta_train.outer import outer_optimizer
-from meta_train.progress import RunsLine
+from meta_train.outer.loop import outer_optimizer
+from meta_train.report import evaluation
+from meta_train.report.baselines import baseline
+from meta_train.run.config import OuterConfig
+from meta_train.run.progress import RunsLine
 
 METHODS: Mapping[str, tuple[Callable[..., Estimator], str]] = {
     "pes": (pes, "PES"),

@@ -18,11 +18,11 @@ from inner_tasks import UnrolledProblem
 from learned_opt._src.files import write_whole
 from meta_train.estimators.base import Estimator, Theta
 from meta_train.estimators.window import unroll
-from meta_train.evaluation import evaluation_key
 from meta_train.experiments.base import Settings
-from meta_train.outer import gathered, initial_state, outer_loop, scattered
-from meta_train.population import over_devices, population, spread_evenly
-from meta_train.progress import ProgressLine, RunsLine
+from meta_train.outer.loop import gathered, initial_state, outer_loop, scattered
+from meta_train.outer.population import over_devices, population, spread_evenly
+from meta_train.report.evaluation import evaluation_key
+from meta_train.run.progress import ProgressLine, RunsLine
 
 SAVE_EVERY_SECONDS = 30.0
 

@@ -31,7 +31,7 @@ from inner_tasks.problems.toy_regression import ToyRegression
 from meta_train.estimators import Estimator, mean_of, nres, pes, rtrl, tbptt, truncated_es, uoro
 from meta_train.experiments.base import Experiment, Outcome, Result, Settings, Verdict
 from meta_train.experiments.descent import descend
-from meta_train.progress import ProgressLine
+from meta_train.run.progress import ProgressLine
 
 START = (-4.0, -4.0)
 TRUNCATION = 10

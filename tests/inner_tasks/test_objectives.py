@@ -12,7 +12,7 @@ import pytest
 
 from inner_tasks import OBJECTIVES, TaskDistribution, TaskSettings, Training, find_objective, find_task
 from learned_opt import UserError, get_architecture
-from meta_train.run_folder import read_metrics
+from meta_train.run.folder import read_metrics
 from tests.meta_train.command import meta_train
 
 SETTINGS = TaskSettings(hidden=(6,), batch_size=40, horizon=8)

@@ -14,7 +14,7 @@ import yaml
 import learned_opt
 from inner_tasks import TaskDistribution, Training, find_task
 from learned_opt._src.pretrained import find_optimizer
-from meta_train.evaluation import Contestant, run
+from meta_train.report.evaluation import Contestant, run
 from tests.learned_opt.plain import RULES
 
 ROOT = Path(learned_opt.__file__).parents[1]

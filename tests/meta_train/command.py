@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-from meta_train import cli, optimizer_cli, paper_cli
-from meta_train.commands import exit_code_of
-from meta_train.comparison import Comparison
-from meta_train.run_folder import MetricsFile
+from meta_train.commands import learned_opt as learned_opt_command
+from meta_train.commands import meta_train as meta_train_command
+from meta_train.commands import pes_paper as pes_paper_command
+from meta_train.commands.entry_points import exit_code_of
+from meta_train.report.comparison import Comparison
+from meta_train.run.folder import MetricsFile
 
-ROOT = Path(cli.__file__).parents[1]
+ROOT = Path(meta_train_command.__file__).parents[2]
 # The smallest run that has everything: windows that do not divide an episode, and pairs for 4 devices.
 TINY = (
     "--task.horizon 10 --task.hidden 4 --outer.learning-rate 0.02 "
@@ -66,22 +68,22 @@ def in_process(program: str, command: Callable[[Sequence[str]], None], *argv: ob
 
 def meta_train(*argv: object) -> Outcome:
     """`meta-train`, here."""
-    return in_process("meta-train", cli.command, *argv)
+    return in_process("meta-train", meta_train_command.command, *argv)
 
 
 def learned_opt(*argv: object) -> Outcome:
     """`learned-opt`, here."""
-    return in_process("learned-opt", optimizer_cli.command, *argv)
+    return in_process("learned-opt", learned_opt_command.command, *argv)
 
 
 def pes_paper(*argv: object) -> Outcome:
     """`pes-paper`, here."""
-    return in_process("pes-paper", paper_cli.command, *argv)
+    return in_process("pes-paper", pes_paper_command.command, *argv)
 
 
 def without_comparing(comparison: Comparison) -> contextlib.AbstractContextManager[Any]:
     """Runs get this comparison at their end and make none: that is most of the time of a small run."""
-    return mock.patch("meta_train.run.compare", lambda *_, **__: comparison)
+    return mock.patch("meta_train.run.run.compare", lambda *_, **__: comparison)
 
 
 def start(*argv: object, program: str | None = None) -> subprocess.Popen[str]:

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from learned_opt import LearnedOptError, UserError
-from meta_train.cli import parse
-from meta_train.commands import exit_code_of
-from meta_train.config import config_flags, default_config, save_config, to_dict, validate
-from meta_train.interrupt import Interrupted
+from meta_train.commands.entry_points import exit_code_of
+from meta_train.commands.meta_train import parse
+from meta_train.run.config import config_flags, default_config, save_config, to_dict, validate
+from meta_train.run.interrupt import Interrupted
 from tests.meta_train.command import ROOT, learned_opt, meta_train, words
 
 # Names that others script against.
@@ -177,9 +177,10 @@ def test_a_mistake_is_noticed_before_jax_starts(tmp_path: Path) -> None:
 import sys
 from unittest import mock
 import jax
-from meta_train import cli, commands
+from meta_train.commands import meta_train as meta_train_command
+from meta_train.commands import entry_points as commands
 with mock.patch.object(jax._src.xla_bridge, "backends", side_effect=AssertionError("JAX was started")):
-    sys.exit(commands.exit_code_of("meta-train", cli.command, sys.argv[1:]))
+    sys.exit(commands.exit_code_of("meta-train", meta_train_command.command, sys.argv[1:]))
 """
     result = subprocess.run(
         [sys.executable, "-c", script, "--estimator.particles", "3"],

@@ -25,7 +25,7 @@ from inner_tasks import LinearRecurrence
 from learned_opt import UserError
 from meta_train.estimators import ESTIMATORS, Estimator, Info
 from meta_train.estimators.rtrl import MAX_ENTRIES
-from meta_train.population import population
+from meta_train.outer.population import population
 from tests.compiling import briefly, often
 from tests.meta_train.problems import (
     Descent,

@@ -12,9 +12,9 @@ import pytest
 
 from inner_tasks import Training, find_task
 from learned_opt import get_architecture
-from meta_train.estimate import size
 from meta_train.estimators import pes
-from meta_train.population import Memory, population
+from meta_train.outer.population import Memory, population
+from meta_train.run.estimate import size
 from tests.meta_train.command import TINY, meta_train
 
 
@@ -52,7 +52,7 @@ def test_the_estimate_is_printed_and_nothing_is_made(tmp_path: Path) -> None:
 
 
 def test_a_run_that_needs_too_much_is_refused_before_its_folder_is_made(tmp_path: Path) -> None:
-    with mock.patch("meta_train.estimate._memory_of_device", lambda: 10_000):
+    with mock.patch("meta_train.run.estimate._memory_of_device", lambda: 10_000):
         outcome = meta_train(TINY, "--run-dir", tmp_path / "run")
     assert outcome.code == 2
     assert "on each device, and there are 9.77 KiB; try a smaller --chunk (it is 1), fewer" in outcome.err

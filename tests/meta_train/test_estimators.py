@@ -11,7 +11,7 @@ import pytest
 
 from inner_tasks import LinearRecurrence
 from meta_train.estimators import nres, pes, truncated_es
-from meta_train.population import MAX_BLOCKS, blocks, population
+from meta_train.outer.population import MAX_BLOCKS, blocks, population
 from tests.meta_train.problems import Cliff, Noise, Pendulum
 
 LINEAR = LinearRecurrence(horizon=4, decay=0.9)

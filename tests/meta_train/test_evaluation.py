@@ -15,9 +15,16 @@ from rich.console import Console
 
 import learned_opt
 from inner_tasks import OBJECTIVES, Task, TaskSettings, Training, find_task
-from meta_train import evaluation
-from meta_train.baselines import BASELINES, DEFAULT_BASELINES, RULES, SCHEDULES, baseline, find_baseline
-from meta_train.comparison import (
+from meta_train.report import evaluation
+from meta_train.report.baselines import (
+    BASELINES,
+    DEFAULT_BASELINES,
+    RULES,
+    SCHEDULES,
+    baseline,
+    find_baseline,
+)
+from meta_train.report.comparison import (
     REFERENCE,
     Comparison,
     card,
@@ -28,8 +35,8 @@ from meta_train.comparison import (
     standard_error,
     summary,
 )
-from meta_train.costs import Cost
-from meta_train.evaluation import (
+from meta_train.report.costs import Cost
+from meta_train.report.evaluation import (
     CRITERIA,
     FIRST_TUNING_SEED,
     LEARNING_RATES,

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from inner_tasks.problems.influence_balancing import InfluenceBalancing
 from inner_tasks.problems.toy_regression import ToyRegression
-from meta_train import paper_cli
+from meta_train.commands import pes_paper as pes_paper_command
 from meta_train.estimators import mean_of, pes, rtrl
 from meta_train.experiments import EXPERIMENTS
 from meta_train.experiments.base import (
@@ -207,7 +207,7 @@ def test_all_experiments_make_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return experiment._replace(name=f"it-{holds}", run=run, options=options, variants=variants)
 
     made_up = {"it-False": noted(False, NoOptions), "it-True": noted(True, Targets)}
-    monkeypatch.setattr(paper_cli, "EXPERIMENTS", made_up)
+    monkeypatch.setattr(pes_paper_command, "EXPERIMENTS", made_up)
     out = tmp_path / "out"
     ended = pes_paper("all --seeds 5 --out", out)
     assert ended.code == 1 and "what it-False is to show does not hold" in ended.err

@@ -27,8 +27,8 @@ from safetensors.numpy import save_file
 
 import learned_opt
 from inner_tasks import Registration, Task, TaskSettings, task
-from meta_train import tracking
-from meta_train.run import MAX_SKIPPED
+from meta_train.run import tracking
+from meta_train.run.run import MAX_SKIPPED
 from tests.meta_train.command import (
     ROOT,
     TINY,
@@ -506,7 +506,7 @@ def test_a_full_disk_at_a_file(file: str, tiny_run: Run, no_comparing: None) -> 
 
 WITHIN_4_KIB = """
 import resource
-from meta_train.commands import meta_train
+from meta_train.commands.entry_points import meta_train
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 meta_train()

@@ -14,8 +14,8 @@ from inner_tasks import LinearRecurrence
 from inner_tasks.tasks import small_tasks
 from learned_opt import read
 from meta_train.estimators import pes
-from meta_train.mixture import mixture
-from meta_train.population import population
+from meta_train.outer.mixture import mixture
+from meta_train.outer.population import population
 from tests.meta_train.command import lines, meta_train
 
 

@@ -96,7 +96,7 @@ def test_a_signal_during_the_comparison(number: int, code: int, tiny_run: Run, t
             signal.raise_signal(number)
             advance(2, 3)
 
-    with mock.patch("meta_train.run.compare", interrupted):
+    with mock.patch("meta_train.run.run.compare", interrupted):
         outcome = meta_train("--resume", folder)
     assert outcome.code == code
     assert outcome.err.splitlines()[-1] == (
@@ -115,7 +115,7 @@ def test_a_signal_during_the_comparison(number: int, code: int, tiny_run: Run, t
 
 STOPPABLE = """
 import time
-from meta_train.interrupt import StopRequest
+from meta_train.run.interrupt import StopRequest
 
 with StopRequest() as stop:
     print("ready", flush=True)

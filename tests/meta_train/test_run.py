@@ -19,12 +19,12 @@ from safetensors import safe_open
 
 import learned_opt
 from inner_tasks import TaskSettings, find_task, task
-from meta_train import optimizer_cli
-from meta_train.cli import parse
-from meta_train.comparison import Comparison
+from meta_train.commands import learned_opt as learned_opt_command
+from meta_train.commands.meta_train import parse
 from meta_train.estimators import ESTIMATORS
-from meta_train.evaluation import CRITERIA, Criterion
-from meta_train.run_folder import RunFolder, read_metrics
+from meta_train.report.comparison import Comparison
+from meta_train.report.evaluation import CRITERIA, Criterion
+from meta_train.run.folder import RunFolder, read_metrics
 from tests.meta_train import command
 from tests.meta_train.command import TINY, Run, lines, meta_train, words
 
@@ -221,7 +221,7 @@ def test_the_report_is_ranked_by_the_objective(objective: str, tiny_run: Run, tm
         return tiny_run.comparison._replace(criterion=criterion)
 
     flags = f"--updates 1 --devices 2 --task.objective {objective}"
-    with mock.patch("meta_train.run.compare", compare):
+    with mock.patch("meta_train.run.run.compare", compare):
         outcome = meta_train(TINY, flags, "--run-dir", tmp_path)
     assert outcome.code == 0, outcome.err
     assert asked == [CRITERIA[objective]]
@@ -233,8 +233,8 @@ def test_the_report_is_ranked_by_the_objective(objective: str, tiny_run: Run, tm
     assert optimizers["learned"]["ratio_to_adam"] == pytest.approx(ratio)
     (own,) = learned_opt.read(tmp_path).metadata["comparisons"]
     assert (own["ranked_by"], own["own"]["ratio_to_adam"]) == (key, pytest.approx(ratio))
-    assert optimizer_cli._objective(tmp_path) == objective
-    assert optimizer_cli._objective(learned_opt.pretrained_path("adam-small-tasks")) == "training-loss"
+    assert learned_opt_command._objective(tmp_path) == objective
+    assert learned_opt_command._objective(learned_opt.pretrained_path("adam-small-tasks")) == "training-loss"
 
 
 def test_names_of_optimizers_do_not_collide(
@@ -246,7 +246,7 @@ def test_names_of_optimizers_do_not_collide(
     for folder in ("adam", "a/run", "b/run"):
         Path(folder).mkdir(parents=True)
         shutil.copy(tiny_run.path / "optimizer.safetensors", folder)
-    learned, tuned, files = optimizer_cli._contestants(["./adam", "a/run", "b/run", "sgdm"])
+    learned, tuned, files = learned_opt_command._contestants(["./adam", "a/run", "b/run", "sgdm"])
     assert list(learned) == list(files) == ["./adam", "run", "b/run"]
     assert set(tuned) == {"sgdm", *BASELINES}
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from meta_train import tracking
-from meta_train.tracking import Tracker, start_tracking
+from meta_train.run import tracking
+from meta_train.run.tracking import Tracker, start_tracking
 from tests.meta_train.command import TINY, meta_train
 from tests.meta_train.wandb_records import read_records
 
@@ -299,7 +299,7 @@ def test_disabled_imports_no_wandb(mode, tmp_path):
     script = f"""
 import sys
 from pathlib import Path
-from meta_train.tracking import start_tracking
+from meta_train.run.tracking import start_tracking
 tracker = start_tracking({mode!r}, Path({str(tmp_path)!r}), {{}})
 tracker.log(1, {{"loss": 1.0}})
 tracker.finish(0)
@@ -313,7 +313,7 @@ def test_it_is_quiet_and_leaves_signals_alone(tmp_path):
     script = f"""
 import os, signal, time
 from pathlib import Path
-from meta_train.tracking import start_tracking
+from meta_train.run.tracking import start_tracking
 signals = signal.SIGINT, signal.SIGTERM
 caught = []
 for number in signals:

@@ -188,8 +188,8 @@ def test_a_stopped_experiment_goes_on(
 def test_losses_of_thetas_are_those_of_whole_episodes(tmp_path: Path) -> None:
     from rich.console import Console
 
-    from meta_train.evaluation import evaluation_key
     from meta_train.experiments.learning import mean_losses
+    from meta_train.report.evaluation import evaluation_key
 
     problem = Training(DIGITS.load(None), DIGITS, mnist_schedule.schedule(5), 5)
     thetas = {"log_learning_rate": np.float32([[-2], [-1], [5]]), "log_power": np.float32([[0], [0], [-9]])}

@@ -15,8 +15,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from meta_train.baselines import BASELINES, label
-from meta_train.comparison import REFERENCE, Comparison
+from meta_train.report.baselines import BASELINES, label
+from meta_train.report.comparison import REFERENCE, Comparison
 
 LEARNED = "#c1272d"
 # For all that have no colour of their own.

@@ -10,10 +10,10 @@ import jax
 from rich.console import Console
 
 from learned_opt import UserError
-from meta_train.config import Config
-from meta_train.outer import initial_state, outer_loop, outer_optimizer
-from meta_train.population import Memory, Population
-from meta_train.run import Setup
+from meta_train.outer.loop import initial_state, outer_loop, outer_optimizer
+from meta_train.outer.population import Memory, Population
+from meta_train.run.config import Config
+from meta_train.run.run import Setup
 
 # Rounds (as many particles as all devices work on at once) of the two small populations that are timed.
 FEW, MORE = 1, 3

@@ -19,9 +19,13 @@ from checkpoints import CheckpointStore
 from inner_tasks import TaskDistribution, Training, find_objective, find_task
 from learned_opt import LearnedOptError, UserError
 from learned_opt._src.pretrained import find_optimizer
-from meta_train import processes, saving
-from meta_train.baselines import DEFAULT_BASELINES, baseline
-from meta_train.comparison import (
+from meta_train.devices import processes
+from meta_train.estimators.base import Estimator, Theta
+from meta_train.outer.loop import RunState, Update, initial_state, outer_loop, outer_optimizer
+from meta_train.outer.mixture import mixture
+from meta_train.outer.population import Population, population, start_devices
+from meta_train.report.baselines import DEFAULT_BASELINES, baseline
+from meta_train.report.comparison import (
     Comparison,
     card,
     compare,
@@ -30,16 +34,13 @@ from meta_train.comparison import (
     rows,
     write_comparison,
 )
-from meta_train.config import Config, code_names, save_config, to_dict
-from meta_train.estimators.base import Estimator, Theta
-from meta_train.evaluation import Contestant, find_criterion, metrics_of
-from meta_train.interrupt import Interrupted, StopRequest
-from meta_train.mixture import mixture
-from meta_train.outer import RunState, Update, initial_state, outer_loop, outer_optimizer
-from meta_train.population import Population, population, start_devices
-from meta_train.progress import ProgressLine, RunsLine
-from meta_train.run_folder import MetricsFile, RunFolder, read_metrics
-from meta_train.tracking import Tracker, start_tracking
+from meta_train.report.evaluation import Contestant, find_criterion, metrics_of
+from meta_train.run import saving
+from meta_train.run.config import Config, code_names, save_config, to_dict
+from meta_train.run.folder import MetricsFile, RunFolder, read_metrics
+from meta_train.run.interrupt import Interrupted, StopRequest
+from meta_train.run.progress import ProgressLine, RunsLine
+from meta_train.run.tracking import Tracker, start_tracking
 
 # So many updates in a row without a finite meta-gradient, and the run gives up.
 MAX_SKIPPED = 20
@@ -318,7 +319,7 @@ def _start_from(folder: RunFolder) -> dict[str, str]:
 
 def _report(config: Config, folder: RunFolder, comparison: Comparison, tracker: Tracker) -> None:
     """Draw and write the report, and hand it to the tracker."""
-    from meta_train.figures import draw_meta_training
+    from meta_train.report.figures import draw_meta_training
 
     folder.report.mkdir(exist_ok=True)
     meta = folder.report / "meta_training.png"

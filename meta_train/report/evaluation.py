@@ -12,7 +12,7 @@ import numpy as np
 from inner_tasks import Training
 from learned_opt import LearnedOptimizer
 from learned_opt._src.learned_optimizer import Theta
-from meta_train.population import over_devices
+from meta_train.outer.population import over_devices
 
 LEARNING_RATES = np.logspace(-4, 0, 15)
 # How often the grid may be lengthened by one step while its best value is an end point.

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from checkpoints import CheckpointStore, Restored, part_folder, saved_parts
-from meta_train import processes
-from meta_train.outer import RunState, gathered, scattered
-from meta_train.population import Population
+from meta_train.devices import processes
+from meta_train.outer.loop import RunState, gathered, scattered
+from meta_train.outer.population import Population
 
 
 def open_store(folder: Path) -> CheckpointStore:

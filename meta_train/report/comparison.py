@@ -16,9 +16,9 @@ from rich.table import Table
 
 from inner_tasks import Training
 from learned_opt._src.files import write_whole
-from meta_train.baselines import label
-from meta_train.costs import Cost, gradient_seconds, update_costs
-from meta_train.evaluation import LEARNING_RATES, MEAN_LOSS, Contestant, Criterion, Result, run
+from meta_train.report.baselines import label
+from meta_train.report.costs import Cost, gradient_seconds, update_costs
+from meta_train.report.evaluation import LEARNING_RATES, MEAN_LOSS, Contestant, Criterion, Result, run
 
 # Adam with a constant learning rate, which ratios and speed-ups refer to.
 REFERENCE = "adam"
@@ -320,7 +320,7 @@ def write_comparison(comparison: Comparison, folder: Path, extra: Mapping[str, A
     Returns:
       The pictures.
     """
-    from meta_train.figures import draw_learning_rates, draw_training_curves
+    from meta_train.report.figures import draw_learning_rates, draw_training_curves
 
     folder.mkdir(parents=True, exist_ok=True)
     curves, rates = folder / "training_curves.png", folder / "learning_rates.png"

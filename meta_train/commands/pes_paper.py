@@ -21,8 +21,8 @@ from learned_opt._src.files import write_whole
 from meta_train.experiments import EXPERIMENTS
 from meta_train.experiments.base import Experiment, NoOptions, Result, Settings, described, write_result
 from meta_train.experiments.page import write_page
-from meta_train.population import start_devices
-from meta_train.run_folder import new_folder
+from meta_train.outer.population import start_devices
+from meta_train.run.folder import new_folder
 
 RESULTS = Path("results")
 SETTINGS = "settings.json"

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from meta_train.config import OuterConfig
 from meta_train.estimators.base import Theta
-from meta_train.population import Population, PopulationInfo
+from meta_train.outer.population import Population, PopulationInfo
+from meta_train.run.config import OuterConfig
 
 
 class RunState(NamedTuple):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from learned_opt import LearnedOptError
-from meta_train import processes
+from meta_train.devices import processes
 
 
 def exit_code_of(program: str, command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
@@ -64,7 +64,7 @@ def _command_of(module: str) -> Callable[[Sequence[str]], None]:
 def meta_train() -> None:
     """Entry point of `meta-train`."""
     argv = sys.argv[1:]
-    run = partial(exit_code_of, "meta-train", _command_of("meta_train.cli"), argv)
+    run = partial(exit_code_of, "meta-train", _command_of("meta_train.commands.meta_train"), argv)
     if processes.WATCHED in os.environ:
         sys.exit(processes.watched(run))
     many = any(word.partition("=")[0] == "--coordinator" for word in argv)
@@ -73,9 +73,9 @@ def meta_train() -> None:
 
 def learned_opt() -> None:
     """Entry point of `learned-opt`."""
-    sys.exit(exit_code_of("learned-opt", _command_of("meta_train.optimizer_cli"), sys.argv[1:]))
+    sys.exit(exit_code_of("learned-opt", _command_of("meta_train.commands.learned_opt"), sys.argv[1:]))
 
 
 def pes_paper() -> None:
     """Entry point of `pes-paper`."""
-    sys.exit(exit_code_of("pes-paper", _command_of("meta_train.paper_cli"), sys.argv[1:]))
+    sys.exit(exit_code_of("pes-paper", _command_of("meta_train.commands.pes_paper"), sys.argv[1:]))

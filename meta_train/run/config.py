@@ -14,7 +14,7 @@ from inner_tasks import OBJECTIVES, TaskSettings, find_task, task_names
 from learned_opt import ARCHITECTURES, UserError, get_architecture
 from learned_opt._src.files import write_whole
 from meta_train.estimators import ESTIMATORS, Method, find_estimator
-from meta_train.tracking import WandbMode
+from meta_train.run.tracking import WandbMode
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from learned_opt import LearnedOptimizer, UserError, pretrained_names
-from meta_train.evaluation import Contestant
+from meta_train.report.evaluation import Contestant
 
 Rate = jax.Array | float  # a learning rate; traced, since many of them are tried by one program
 # Share of the steps in which the learning rate rises, where a schedule has a warm-up. A longer one would cost

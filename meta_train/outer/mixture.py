@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from meta_train.estimators.base import State, Theta
-from meta_train.population import Memory, Population, PopulationInfo
+from meta_train.outer.population import Memory, Population, PopulationInfo
 
 
 def mixture(populations: Sequence[Population], clip_norm: float) -> Population:

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from learned_opt._src.files import write_whole
-from meta_train.baselines import label
-from meta_train.comparison import REFERENCE, Comparison, shown_speed_up, summary, with_error
+from meta_train.report.baselines import label
+from meta_train.report.comparison import REFERENCE, Comparison, shown_speed_up, summary, with_error
 
 
 def as_json(suite: Sequence[Comparison]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def print_overall(suite: Sequence[Comparison], console: Console) -> None:
 
 def write_suite(suite: Sequence[Comparison], folder: Path) -> None:
     """Write ``table.md``, ``training_curves.png``, ``learning_rates.png`` and ``ratios.png``."""
-    from meta_train.figures import draw_learning_rates, draw_ratios, draw_training_curves
+    from meta_train.report.figures import draw_learning_rates, draw_ratios, draw_training_curves
 
     draw_training_curves(suite, folder / "training_curves.png")
     draw_learning_rates(suite, folder / "learning_rates.png")

@@ -26,9 +26,9 @@ import optax
 from inner_tasks import UnrolledProblem
 from inner_tasks.datasets.cache import cache_folder
 from learned_opt import UserError
+from meta_train.devices.processes import concatenated
 from meta_train.estimators.base import Estimator, Info, State, Theta
 from meta_train.estimators.window import chunked_map
-from meta_train.processes import concatenated
 
 # Up to here every pair hands over its own term; larger populations hand over this many sums at most.
 MAX_BLOCKS = 256

@@ -14,9 +14,9 @@ import tyro
 from rich.console import Console
 
 from learned_opt import UserError
-from meta_train import processes
-from meta_train.config import Config, check_resume, code_names, config_flags, default_config, validate
-from meta_train.run_folder import RunFolder
+from meta_train.devices import processes
+from meta_train.run.config import Config, check_resume, code_names, config_flags, default_config, validate
+from meta_train.run.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ def command(argv: Sequence[str]) -> None:
             )
             return
     # Imported late: parsing and its errors need no JAX program.
-    from meta_train.estimate import estimate, memory, print_estimate, size
-    from meta_train.run import meta_train, origin, prepare
+    from meta_train.run.estimate import estimate, memory, print_estimate, size
+    from meta_train.run.run import meta_train, origin, prepare
 
     start_from = None if arguments.resume else origin(config)
     if many:

@@ -19,7 +19,7 @@ from learned_opt._src.pretrained import find_optimizer
 
 if TYPE_CHECKING:
     from inner_tasks import Task
-    from meta_train.evaluation import Contestant
+    from meta_train.report.evaluation import Contestant
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ def evaluate(arguments: Evaluate) -> None:
     import jax
 
     from inner_tasks import Training
-    from meta_train.baselines import baseline
-    from meta_train.comparison import Comparison, card, compare, learning_rates, print_comparison
-    from meta_train.evaluation import find_criterion, metrics_of
-    from meta_train.interrupt import StopRequest
-    from meta_train.population import start_devices
-    from meta_train.progress import RunsLine
-    from meta_train.suite import print_overall, write_so_far, write_suite
+    from meta_train.outer.population import start_devices
+    from meta_train.report.baselines import baseline
+    from meta_train.report.comparison import Comparison, card, compare, learning_rates, print_comparison
+    from meta_train.report.evaluation import find_criterion, metrics_of
+    from meta_train.report.suite import print_overall, write_so_far, write_suite
+    from meta_train.run.interrupt import StopRequest
+    from meta_train.run.progress import RunsLine
 
     console = Console()
     devices = start_devices(None if arguments.devices == "auto" else arguments.devices)
@@ -150,8 +150,8 @@ def _contestants(
     Raises:
       UserError: a name is neither.
     """
-    from meta_train.baselines import BASELINES, DEFAULT_BASELINES, find_baseline
-    from meta_train.evaluation import Contestant
+    from meta_train.report.baselines import BASELINES, DEFAULT_BASELINES, find_baseline
+    from meta_train.report.evaluation import Contestant
 
     learned, tuned, files = {}, [], {}
     names = list(dict.fromkeys((*names, *DEFAULT_BASELINES)))

@@ -14,7 +14,7 @@ import optax
 
 from inner_tasks import Training
 from learned_opt._src.learned_optimizer import LearnedOptimizer, Params
-from meta_train.evaluation import Contestant
+from meta_train.report.evaluation import Contestant
 
 # Turns are short and many: where the machine has other work, some of them are left in peace.
 ROUNDS = 15

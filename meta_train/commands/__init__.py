@@ -1,0 +1,1 @@
+"""The commands `meta-train`, `learned-opt` and `pes-paper`."""

@@ -1,0 +1,1 @@
+"""Which devices and processes do the work."""
