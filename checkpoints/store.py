@@ -97,7 +97,8 @@ class CheckpointStore:
 
         Args:
           like: a pytree of arrays, scalars or `jax.ShapeDtypeStruct` with the structure, shapes
-            and dtypes of the state that was saved. Values and shardings do not matter.
+            and dtypes of the state that was saved. Values and shardings do not matter. Saved arrays
+            that are not in it are left out: an older version may have saved more than is needed.
           newest: checkpoints of later updates are passed over without a word.
 
         Returns:
@@ -105,8 +106,8 @@ class CheckpointStore:
           was damaged.
 
         Raises:
-          UserError: there is no checkpoint, none is whole, or the newest whole one is of another
-            structure, dtype or shape than `like`.
+          UserError: there is no checkpoint, none is whole, or the newest whole one lacks an array of
+            `like`, or has it with another dtype or shape.
           LearnedOptError: a save in the background has failed.
         """
         self.wait()

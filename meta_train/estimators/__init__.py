@@ -6,10 +6,12 @@ To add one: write it in a file here, and name it in ``ESTIMATORS``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from inner_tasks import UnrolledProblem
 from learned_opt._src.errors import UserError, choices
 from learned_opt._src.modules import find_in_module
+from meta_train.estimators.analytic_pes import analytic_pes
 from meta_train.estimators.base import Estimator, Info
 from meta_train.estimators.full_es import full_es
 from meta_train.estimators.mean import mean_of
@@ -29,8 +31,13 @@ class Method(NamedTuple):
     particles: int = 2  # in one unit: an antithetic pair (whose `make` also takes `chunk`), or 1
 
 
+def _pes(problem: UnrolledProblem, *, analytic: bool, **settings: Any) -> Estimator:
+    """PES, with or without the control variate: one name on the command line."""
+    return (analytic_pes if analytic else pes)(problem, **settings)
+
+
 ESTIMATORS = {
-    "pes": Method(pes, ("sigma", "truncation", "analytic")),
+    "pes": Method(_pes, ("sigma", "truncation", "analytic")),
     "nres": Method(nres),
     "gpes": Method(gpes, ("sigma", "truncation", "perturbation_period")),
     "full-es": Method(full_es, ("sigma",)),
@@ -66,6 +73,7 @@ __all__ = [
     "Estimator",
     "Info",
     "Method",
+    "analytic_pes",
     "bptt",
     "find_estimator",
     "full_es",

@@ -33,12 +33,12 @@ def unroll_pair(
     truncation: int,
     chunk: int,
 ) -> Window:
-    """Unroll a window of both members of a pair, with ``theta + epsilon`` and ``theta - epsilon``.
+    """Unroll a window of both particles of a pair, with ``theta + epsilon`` and ``theta - epsilon``.
 
     Args:
       problem: what is unrolled.
       theta: the centre of the pair.
-      epsilon: the perturbation of the positive member.
+      epsilon: the perturbation of the positive particle.
       states: their inner states, ``[2, ...]``: positive, negative.
       position: int32 [], where both stand in the episode.
       key: randomness of the data, common to both: it drops out of the difference of their losses.
@@ -49,18 +49,18 @@ def unroll_pair(
       A window whose arrays have a leading axis of 2.
     """
 
-    def member(inputs: tuple[Theta, State]) -> Window:
+    def particle(inputs: tuple[Theta, State]) -> Window:
         theta, state = inputs
         return unroll(problem, theta, state, position, key, truncation)
 
     thetas = jax.tree.map(lambda t, e: jnp.stack([t + e, t - e]), theta, epsilon)
-    return chunked_map(member, (thetas, states), chunk)
+    return chunked_map(particle, (thetas, states), chunk)
 
 
 def slope(pair: Window, sigma: float) -> jax.Array:
     """``(L(+) - L(-)) / (2 sigma^2)``: what multiplies a perturbation to make it a gradient.
 
-    It is 0 where exactly one of the members had a loss that was not finite. The other's loss says nothing
+    It is 0 where exactly one of the particles had a loss that was not finite. The other's loss says nothing
     about the size of such a loss, and a single pair of this kind would outweigh all others: its difference
     is as large as ``max_loss`` allows, in every window until the episode ends.
     """
@@ -69,6 +69,6 @@ def slope(pair: Window, sigma: float) -> jax.Array:
 
 
 def one_broke(pair: Window) -> jax.Array:
-    """Whether exactly one of the members of a pair had a loss that was not finite, bool []."""
+    """Whether exactly one of the particles of a pair had a loss that was not finite, bool []."""
     positive, negative = pair.nonfinite > 0
     return positive != negative

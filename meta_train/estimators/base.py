@@ -35,13 +35,13 @@ class Info(NamedTuple):
 class Estimator(NamedTuple):
     """Two pure functions, in the way of an optax transformation.
 
-    What is estimated is the gradient of ``(sum of the losses of the window's real steps) / K``, with K
-    the truncation length, a constant: so the estimates of one episode, times K, add up to the gradient
-    of the episode's sum of losses, also when K does not divide the horizon T.
+    Two conventions hold for every estimator of this package:
 
-    An estimator of this package is the smallest unit that makes sense by itself: one antithetic pair
-    of particles, or one particle that is not perturbed. A population of many, averaged, is an estimator
-    again (``meta_train.outer.population``).
+    - The estimate is of the gradient of ``(sum of the losses of the window's real steps) / K``, where K is
+      the truncation length, a constant. So the estimates of one episode, times K, add up to the gradient
+      of the episode's sum of losses, even when K does not divide the horizon T.
+    - An estimator is a single unit: one antithetic pair of particles, or one particle that is not perturbed.
+      A population averages many of them and is an estimator again (``meta_train.outer.population``).
 
     Attributes:
       init: ``(key, theta, phase) -> state``; phase in [0, 1) is the share of an episode that counts as

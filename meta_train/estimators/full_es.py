@@ -20,7 +20,7 @@ def full_es(problem: UnrolledProblem, *, sigma: float, chunk: int = 1) -> Estima
     Args:
       problem: what is unrolled.
       sigma: standard deviation of the perturbations.
-      chunk: particles unrolled at once: 1, or 2 and more for both members together.
+      chunk: particles unrolled at once: 1, or 2 and more for both particles together.
 
     Source: Salimans, Ho, Chen, Sidor, Sutskever, "Evolution Strategies as a Scalable Alternative to
     Reinforcement Learning", 2017; with antithetic pairs and common random numbers.

@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
 from inner_tasks import UnrolledProblem
-from meta_train.estimators.base import Estimator
-from meta_train.estimators.pes import pes
+from learned_opt import UserError
+from meta_train.estimators.antithetic import pair_of, perturbation, slope, unroll_pair
+from meta_train.estimators.base import Estimator, State, Theta
+from meta_train.estimators.episodes import Estimate, episodic
+
+
+class ReusingPair(NamedTuple):
+    """One antithetic pair of particles, and a perturbation that lasts."""
+
+    inner: State  # inner states of both particles, [2, ...]: positive, negative
+    xi: Theta  # sum of the perturbations drawn for the positive particle in this episode
+    epsilon: Theta  # the newest of them
+    reuse: jax.Array  # int32 [], further windows for which epsilon is kept
 
 
 def gpes(
@@ -26,10 +43,10 @@ def gpes(
       truncation: K, steps per window; it need not divide T.
       perturbation_period: steps for which a perturbation is kept, a multiple of K (T and more: to the end
         of the episode). It is counted from where a particle starts.
-      chunk: particles unrolled at once: 1, or 2 and more for both members together.
+      chunk: particles unrolled at once: 1, or 2 and more for both particles together.
 
     Returns:
-      An estimator that carries a ``Pair``.
+      An estimator that carries a ``ReusingPair``.
 
     Raises:
       UserError: the period is no multiple of K.
@@ -37,9 +54,28 @@ def gpes(
     Source: Li, Harrison, Sohl-Dickstein, Smith, Metz, "Variance-Reduced Gradient Estimation via
     Noise-Reuse in Online Evolution Strategies", NeurIPS 2023.
     """
-    return pes(
-        problem, sigma=sigma, truncation=truncation, chunk=chunk, perturbation_period=perturbation_period
-    )
+    if perturbation_period < 1 or perturbation_period % truncation and perturbation_period < problem.horizon:
+        raise UserError(
+            f"the perturbation period is {perturbation_period} steps; it must be a multiple of the "
+            f"truncation length K = {truncation}, or at least the horizon T = {problem.horizon}"
+        )
+
+    def start(key: jax.Array, theta: Theta) -> ReusingPair:
+        zero = optax.tree.zeros_like(theta)
+        return ReusingPair(pair_of(problem.init(key)), zero, zero, jnp.zeros((), jnp.int32))
+
+    def window(
+        theta: Theta, pair: ReusingPair, position: jax.Array, noise_key: jax.Array, data_key: jax.Array
+    ) -> Estimate:
+        draw = pair.reuse == 0
+        epsilon = optax.tree.where(draw, perturbation(noise_key, theta, sigma), pair.epsilon)
+        xi = optax.tree.where(draw, optax.tree.add(pair.xi, epsilon), pair.xi)
+        reuse = jnp.where(draw, -(-perturbation_period // truncation), pair.reuse) - 1
+        particles = unroll_pair(problem, theta, epsilon, pair.inner, position, data_key, truncation, chunk)
+        gradient = optax.tree.scale(slope(particles, sigma), xi)
+        return Estimate(gradient, ReusingPair(particles.state, xi, epsilon, reuse), (particles,), xi)
+
+    return episodic(problem, truncation, start, window)
 
 
 def nres(problem: UnrolledProblem, *, sigma: float, truncation: int, chunk: int = 1) -> Estimator:

@@ -1,4 +1,4 @@
-"""Truncated evolution strategies: the biased method that PES mends."""
+"""Truncated evolution strategies: the biased method that PES corrects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from meta_train.estimators.window import unroll
 def truncated_es(problem: UnrolledProblem, *, sigma: float, truncation: int, chunk: int = 1) -> Estimator:
     """Antithetic evolution strategies on one window at a time.
 
-    Each window starts both members of a pair from one mean state, which is then advanced with the
+    Each window starts both particles of a pair from one mean state, which is then advanced with the
     unperturbed theta::
 
         g = epsilon (L(+) - L(-)) / (2 sigma^2 K),  epsilon ~ N(0, sigma^2 I)
@@ -30,7 +30,7 @@ def truncated_es(problem: UnrolledProblem, *, sigma: float, truncation: int, chu
       problem: what is unrolled.
       sigma: standard deviation of the perturbations.
       truncation: K, steps per window; it need not divide T.
-      chunk: particles unrolled at once: 1, or 2 and more for both members together.
+      chunk: particles unrolled at once: 1, or 2 and more for both particles together.
 
     Returns:
       An estimator that carries one inner state.
@@ -46,9 +46,9 @@ def truncated_es(problem: UnrolledProblem, *, sigma: float, truncation: int, chu
         theta: Theta, inner: State, position: jax.Array, noise_key: jax.Array, data_key: jax.Array
     ) -> Estimate:
         epsilon = perturbation(noise_key, theta, sigma)
-        members = unroll_pair(problem, theta, epsilon, pair_of(inner), position, data_key, truncation, chunk)
+        pair = unroll_pair(problem, theta, epsilon, pair_of(inner), position, data_key, truncation, chunk)
         mean = unroll(problem, theta, inner, position, data_key, truncation)
-        gradient = optax.tree.scale(slope(members, sigma), epsilon)
-        return Estimate(gradient, mean.state, (members, mean), epsilon)
+        gradient = optax.tree.scale(slope(pair, sigma), epsilon)
+        return Estimate(gradient, mean.state, (pair, mean), epsilon)
 
     return episodic(problem, truncation, start, window)
