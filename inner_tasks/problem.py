@@ -38,13 +38,19 @@ class UnrolledProblem(Protocol):
     """
 
     @property
-    def horizon(self) -> int: ...
+    def horizon(self) -> int:
+        """T, the number of steps of an episode."""
+        ...
 
     @property
-    def max_loss(self) -> float | None: ...
+    def max_loss(self) -> float | None:
+        """Where the loss of a step is clipped, or None."""
+        ...
 
     @property
-    def differentiable(self) -> bool: ...
+    def differentiable(self) -> bool:
+        """Whether the losses have a derivative that says something."""
+        ...
 
     def init(self, key: jax.Array) -> State:
         """Inner state at the start of an episode. The key is consumed."""

@@ -45,10 +45,12 @@ class Training:
 
     @property
     def max_loss(self) -> float | None:
+        """The bound of the task."""
         return self.task.max_loss
 
     @property
     def differentiable(self) -> bool:
+        """Whether both the task and the objective are."""
         return self.task.differentiable and self.objective.differentiable
 
     def init_theta(self, key: jax.Array) -> Theta:

@@ -1,6 +1,8 @@
 """Learned optimizers: what one is, how it is used from optax code, and the file it travels in.
 
-tx = learned_opt.load("optimizer.safetensors")    # where optax.adam(1e-3) stood
+An optimizer goes where ``optax.adam(1e-3)`` stood::
+
+    tx = learned_opt.load("optimizer.safetensors")
 """
 
 from learned_opt._src.architectures import ARCHITECTURES, get_architecture

@@ -25,8 +25,10 @@ from meta_train.run.config import default_config, save_config, validate
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-# README.md and those of docs/ hold code; the others are looked through for links and flags.
-WITH_CODE = [path for path in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))) if path.exists()]
+# README.md and those of docs/ hold code; the others are looked through for links and flags. The first page of
+# the site, docs/index.md, only includes README.md.
+DOCUMENTATION = [page for page in sorted(DOCS.glob("*.md")) if page.name != "index.md"]
+WITH_CODE = [path for path in (ROOT / "README.md", *DOCUMENTATION) if path.exists()]
 PAGES = [*WITH_CODE, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "sweeps" / "README.md"]
 PROGRAMS = ("meta-train", "learned-opt", "pes-paper")
 # Flags of other programs that pages name.
@@ -220,5 +222,11 @@ def test_links_lead_somewhere(page: Path):
 
 def test_every_page_is_in_the_index():
     index = (DOCS / "README.md").read_text()
-    for page in DOCS.glob("*.md"):
+    for page in DOCUMENTATION:
         assert page.name == "README.md" or f"({page.name})" in index, page.name
+
+
+def test_every_page_is_on_the_site():
+    listed = (DOCS / "index.md").read_text().splitlines()
+    for page in DOCUMENTATION:
+        assert page.stem in listed or f"All pages <{page.stem}>" in listed, page.name
