@@ -23,7 +23,7 @@ from rich.table import Table
 
 import learned_opt
 from learned_opt._src.architectures import per_parameter
-from meta_train.outer.population import start_devices
+from meta_train.devices.choice import start_devices
 from meta_train.report.costs import repeated_updates
 
 NETWORKS = ("mlp", "metz2019", "small-fc", "celo2-style", "relative-mlp")
@@ -47,7 +47,7 @@ class Arguments:
 def main() -> None:
     """Print the table."""
     arguments = tyro.cli(Arguments)
-    devices = start_devices(None)
+    devices = start_devices()
     table = Table(title=f"ns per parameter of an update on each of {devices} devices", box=SIMPLE_HEAD)
     for column in ("optimizer", "parameters", *(f"{size:,}" for size in arguments.sizes)):
         table.add_column(column, justify="left" if column == "optimizer" else "right")

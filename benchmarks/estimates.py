@@ -27,8 +27,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from meta_train.outer.loop import initial_state, outer_loop, outer_optimizer
-from meta_train.outer.population import start_devices
+from meta_train.devices.choice import start_devices
+from meta_train.outer.loop import initial_state, outer_loop
+from meta_train.outer.optimizers import outer_optimizer
 from meta_train.run.config import Config
 from meta_train.run.estimate import estimate, size
 from meta_train.run.run import Setup, prepare
@@ -90,7 +91,7 @@ def _estimate(config: Config) -> dict[str, float]:
 
 
 def _measure(config: Config, seconds: float) -> dict[str, float]:
-    start_devices(None)
+    start_devices()
     jax.block_until_ready(jax.jit(lambda: jax.random.normal(jax.random.key(0)))())  # JAX has started
     before = _memory("VmRSS")
     setup = prepare(config)

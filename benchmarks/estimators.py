@@ -22,8 +22,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from meta_train.outer.loop import outer_loop, outer_optimizer
-from meta_train.report.evaluation import Contestant, baseline, run
+from meta_train.outer.loop import outer_loop
+from meta_train.outer.optimizers import outer_optimizer
+from meta_train.report.baselines import baseline
+from meta_train.report.evaluation import Contestant, run
 from meta_train.run.config import Config, default_config, validate
 from meta_train.run.progress import ProgressLine
 from meta_train.run.run import prepare, start
@@ -64,13 +66,15 @@ def measure(config: Config, arguments: Arguments, console: Console) -> tuple[flo
     state, key = start(config, setup), jax.random.key(0)
     # The first window of every particle lies inside an episode: so it says what an update takes.
     _, particles, info = setup.population.estimate(state.theta, state.particles, key)
-    updates = max(1, round(arguments.steps / float(info.steps)))
+    updates = max(1, round(arguments.steps / float(info["steps"])))
     state, began = start(config, setup), time.perf_counter()
     tx = outer_optimizer(config.outer, updates)
     label = f"{config.estimator.name}, rate {config.outer.learning_rate:g}, seed {config.seed}"
     with ProgressLine(console, updates, 0, label) as progress:
         for update in outer_loop(setup.population, tx, state, 0, updates):
-            progress.advance(update.number, float(update.info.loss), float(update.info.steps), update.seconds)
+            progress.advance(
+                update.number, float(update.metrics["loss"]), float(update.metrics["steps"]), update.seconds
+            )
     seconds = time.perf_counter() - began
     learned = Contestant(setup.training.optimizer, update.state.theta)
     result = run(setup.training, learned, arguments.evaluation_seeds, devices=setup.devices)
@@ -104,7 +108,9 @@ def main() -> None:
             f"{np.mean(seconds):.0f}",
         )
     training = prepare(configure("pes", arguments.learning_rates[0], arguments.seeds[0])).training
-    adam = run(training, baseline("adam"), arguments.evaluation_seeds, devices=jax.device_count())
+    adam = run(
+        training, baseline("adam", training.horizon), arguments.evaluation_seeds, devices=jax.device_count()
+    )
     table.add_row(f"(Adam, best rate {adam.learning_rate:.2g})", "", "", f"{adam.runs.mean_loss.mean():.4f}")
     Console().print(table)
 

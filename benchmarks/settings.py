@@ -31,12 +31,11 @@ import learned_opt
 from inner_tasks import Training, find_task
 from inner_tasks.objectives import Objective, TrainingStep
 from inner_tasks.task import Data, Task
+from meta_train.devices.choice import start_devices
 from meta_train.estimators import ESTIMATORS
 from meta_train.experiments.drawing import colour, picture
-from meta_train.outer.loop import outer_optimizer, outer_step
-from meta_train.outer.population import start_devices
+from meta_train.outer.optimizers import OuterConfig, outer_optimizer, outer_step
 from meta_train.report.evaluation import evaluation_key, train
-from meta_train.run.config import OuterConfig
 
 FIRST_SEED, FIRST_EVALUATION_SEED = 1_000, 1_000_000
 SEGMENT = 50  # updates to a dispatch

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from inner_tasks.training import InnerState
-from meta_train.outer.population import replicate
+from meta_train.devices.mapping import STRATEGY
 from meta_train.run.run import Setup, prepare
 
 # Floating-point operations: of the optimizer per parameter, of the gradient per parameter and example.
@@ -185,7 +185,7 @@ def _repeats(turn: Callable[[], object]) -> int:
 def _parts(setup: Setup, theta: Any, length: int) -> dict[str, Callable[[], object]]:
     """So many steps of one particle on each device: of its training, or of a part of that."""
     task, optimizer = setup.training.task, setup.training.optimizer
-    data = replicate(setup.training.data, setup.devices)
+    data = STRATEGY.replicate(setup.training.data, setup.devices)
 
     def minibatch(data: Any, theta: Any, state: InnerState, key: jax.Array) -> tuple[InnerState, Any]:
         return state, jax.tree.map(lambda x: x.reshape(-1)[0], task.sample(data, key))

@@ -1,0 +1,1 @@
+"""Meta-training: how theta is learned, and the commands that do it."""

@@ -17,7 +17,8 @@ from common import configured, updating
 
 import gpu_steps.random_data  # noqa: F401  (registers its tasks)
 from gpu_steps.forms import form
-from meta_train.outer.population import Memory, start_devices
+from meta_train.devices.choice import start_devices
+from meta_train.outer.population import Memory
 from meta_train.run.run import Setup, prepare
 
 TRUNCATION = 20

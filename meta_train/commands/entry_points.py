@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from learned_opt import LearnedOptError
-from meta_train.devices import processes
+from meta_train.commands import watcher
 
 
 def exit_code_of(program: str, command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
@@ -65,10 +65,10 @@ def meta_train() -> None:
     """Entry point of `meta-train`."""
     argv = sys.argv[1:]
     run = partial(exit_code_of, "meta-train", _command_of("meta_train.commands.meta_train"), argv)
-    if processes.WATCHED in os.environ:
-        sys.exit(processes.watched(run))
+    if watcher.WATCHED in os.environ:
+        sys.exit(watcher.watched(run))
     many = any(word.partition("=")[0] == "--coordinator" for word in argv)
-    sys.exit(processes.watch("meta-train", argv) if many else run())
+    sys.exit(watcher.watch("meta-train", argv) if many else run())
 
 
 def learned_opt() -> None:

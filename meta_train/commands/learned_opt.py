@@ -85,19 +85,20 @@ def evaluate(arguments: Evaluate) -> None:
     if arguments.record and not files:
         raise UserError("--record writes into optimizer files, and none is among the optimizers")
     # Imported late: reading a file and its errors need none of this.
-    import jax
 
     from inner_tasks import Training
-    from meta_train.outer.population import start_devices
+    from meta_train.devices.choice import start_devices, units_at_once
     from meta_train.report.baselines import baseline
-    from meta_train.report.comparison import Comparison, card, compare, learning_rates, print_comparison
+    from meta_train.report.comparison import Comparison, compare, learning_rates
     from meta_train.report.evaluation import find_criterion, metrics_of
-    from meta_train.report.suite import print_overall, write_so_far, write_suite
+    from meta_train.report.files import write_so_far, write_suite
+    from meta_train.report.suite import print_overall
+    from meta_train.report.tables import card, print_comparison
     from meta_train.run.interrupt import StopRequest
     from meta_train.run.progress import RunsLine
 
     console = Console()
-    devices = start_devices(None if arguments.devices == "auto" else arguments.devices)
+    devices = start_devices(arguments.devices)
     objectives = [_objective(file) for file in files.values()]
     tasks = list(_tasks(arguments.tasks, arguments.horizons))
 
@@ -122,7 +123,7 @@ def evaluate(arguments: Evaluate) -> None:
                 rates=learning_rates(arguments.learning_rates),
                 criterion=criterion,
                 devices=devices,
-                chunk=1 if jax.default_backend() == "cpu" else arguments.seeds * arguments.learning_rates,
+                chunk=units_at_once("auto", arguments.seeds * arguments.learning_rates),
                 watch=partial(RunsLine, console, check),
             )
             suite.append(comparison)

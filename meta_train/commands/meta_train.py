@@ -14,6 +14,7 @@ import tyro
 from rich.console import Console
 
 from learned_opt import UserError
+from meta_train.commands.watcher import lost_process_detected
 from meta_train.devices import processes
 from meta_train.run.config import Config, check_resume, code_names, config_flags, default_config, validate
 from meta_train.run.folder import RunFolder
@@ -131,13 +132,13 @@ def command(argv: Sequence[str]) -> None:
     if many:
         processes.join(many)
     setup = prepare(config)
-    console.quiet = not processes.leads()
+    console.quiet = not processes.is_primary()
     if arguments.estimate:
         print_estimate(estimate(config, setup), config, setup.devices, console)
         return
     needed = memory(setup)
     if not arguments.resume:
-        folder = RunFolder(Path(processes.told(_new_folder(arguments, start_from))))
+        folder = RunFolder(Path(processes.broadcast(_new_folder(arguments, start_from))))
     estimator = config.estimator
     settings = [
         name.replace("_", " ") + ("" if value is True else f" {value}")
@@ -152,13 +153,13 @@ def command(argv: Sequence[str]) -> None:
         f"{setup.devices} devices, {size(sum(needed))} each",
         highlight=False,
     )
-    with processes.losses_said():
+    with lost_process_detected():
         meta_train(config, setup, folder, console, resume=arguments.resume is not None)
 
 
 def _new_folder(arguments: Arguments, start_from: Path | None) -> str:
     """Make the folder of a new run; of many processes, the first does."""
-    if not processes.leads():
+    if not processes.is_primary():
         return ""
     folder = RunFolder.create(arguments.run_dir, arguments.settings.task.name)
     if start_from:

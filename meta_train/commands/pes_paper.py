@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-import jax
 import numpy as np
 import tyro
 from rich.box import SIMPLE_HEAD
@@ -18,10 +17,10 @@ from rich.table import Table
 from learned_opt import LearnedOptError, UserError
 from learned_opt._src.errors import choices
 from learned_opt._src.files import write_whole
+from meta_train.devices.choice import start_devices, units_at_once
 from meta_train.experiments import EXPERIMENTS
 from meta_train.experiments.base import Experiment, NoOptions, Result, Settings, described, write_result
 from meta_train.experiments.page import write_page
-from meta_train.outer.population import start_devices
 from meta_train.run.folder import new_folder
 
 RESULTS = Path("results")
@@ -130,10 +129,9 @@ def command(argv: Sequence[str]) -> None:
             console.print(f"[bold]{experiment.name:>20}[/]  {experiment.summary}", highlight=False)
         return
     chosen = EXPERIMENTS.values() if arguments.name == ALL else [EXPERIMENTS[arguments.name]]
-    devices = start_devices(None if any(experiment.spread for experiment in chosen) else 1)
+    devices = start_devices("auto" if any(experiment.spread for experiment in chosen) else 1)
     folder = prepare(arguments)
-    # As in a meta-training run: one after another on a CPU, many at once on a GPU.
-    chunk = 1 if jax.default_backend() == "cpu" else GPU_CHUNK
+    chunk = units_at_once("auto", GPU_CHUNK)
     settings = chosen_settings(arguments)._replace(folder=folder, devices=devices, chunk=chunk)
     if arguments.name == ALL:
         failed = _run_all(settings, console)

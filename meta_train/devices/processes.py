@@ -1,40 +1,23 @@
-"""Many processes, on many hosts, as one run: how they meet, agree, and end together.
+"""Many processes, on many hosts, as one run: how they meet and agree.
 
 Every process runs the same program on its share of the population; process 0 alone logs and reports.
-When one is gone, JAX aborts the others without a word from Python. So each process is the child of one that
-does nothing but watch it, and can say what happened.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
-from learned_opt import LearnedOptError, UserError
+from learned_opt import UserError
 
 # Seconds. A process that says nothing for so long is taken for dead.
 HEARTBEAT_TIMEOUT = 20
 # How long a process waits for the others at the start, and at the end.
 START_TIMEOUT = 300
 SHUTDOWN_TIMEOUT = 10
-# Set for the process that is watched.
-WATCHED = "LEARNED_OPT_WATCHED"
-# Exit code of a watched process that lost another.
-LOST = 75
-LOST_MESSAGE = (
-    "another process of this run has ended or cannot be reached any more, and this one cannot go on without "
-    "it. What was saved last is whole: start all processes again, as many as you like, with --resume and the "
-    "folder of the run"
-)
 
 
 class Processes(NamedTuple):
@@ -106,108 +89,39 @@ def join(processes: Processes) -> None:
         ) from error
 
 
-def leads() -> bool:
+def is_primary() -> bool:
     """Whether this process is the one that logs and writes: process 0."""
     return jax.process_index() == 0
 
 
-def greatest(value: int) -> int:
-    """The greatest value that any process has; all processes have to ask."""
-    if jax.process_count() == 1:
-        return value
-    return int(_gathered(np.array([value], np.int32)).max())
+# All processes have to call the following functions, in the same order.
 
 
-def least(value: int) -> int:
-    """The least value that any process has; all processes have to ask."""
-    return -greatest(-value)
+def barrier(name: str) -> None:
+    """Wait until all processes are here."""
+    multihost_utils.sync_global_devices(name)
 
 
-def told(text: str) -> str:
-    """The text that process 0 has; all processes have to ask."""
-    if jax.process_count() == 1:
-        return text
+def global_max(value: int) -> int:
+    """The greatest value that any process has."""
+    return int(np.max(all_gather(np.array([value], np.int32))))
+
+
+def global_min(value: int) -> int:
+    """The least value that any process has."""
+    return -global_max(-value)
+
+
+def broadcast(text: str) -> str:
+    """The text that process 0 has."""
     content = text.encode()
-    size = greatest(len(content))
-    padded = np.frombuffer(content.ljust(size, b"\0")[:size], np.uint8)
-    return bytes(_gathered(padded)[:size]).rstrip(b"\0").decode()
+    size = global_max(len(content))
+    padded = np.frombuffer(content.ljust(size, b"\0"), np.uint8)
+    return bytes(all_gather(padded)[:size]).rstrip(b"\0").decode()
 
 
-def concatenated(tree: Any) -> Any:
-    """NumPy arrays of all processes, one after another along the first axis; all processes have to ask."""
-    return tree if jax.process_count() == 1 else jax.tree.map(_gathered, tree)
-
-
-def _gathered(x: np.ndarray) -> np.ndarray:
-    from jax.experimental.multihost_utils import process_allgather
-
-    return np.asarray(process_allgather(x, tiled=True))
-
-
-class LostError(LearnedOptError):
-    """Another process of the run is gone."""
-
-    exit_code = LOST
-
-
-@contextlib.contextmanager
-def losses_said() -> Iterator[None]:
-    """Tell a failure of what the processes do together from others.
-
-    Raises:
-      LostError: JAX failed, and there are many processes.
-    """
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
-            raise
-        raise LostError(str(error).splitlines()[0]) from error
-
-
-def watched(command: Callable[[], int]) -> int:
-    """Run the command of a watched process: it ends when its watcher does, and says when it lost another.
-
-    Returns:
-      The exit code.
-    """
-    del os.environ[WATCHED]
-    threading.Thread(target=_end_with_watcher, daemon=True).start()
-    code = command()
-    if code == LOST:
-        # An orderly end would wait for the process that is gone.
-        sys.stderr.flush()
-        os._exit(code)
-    return code
-
-
-def _end_with_watcher() -> None:
-    os.read(sys.stdin.fileno(), 1)  # nothing is ever written to it
-    os._exit(1)
-
-
-def watch(program: str, argv: Sequence[str]) -> int:
-    """Run the command again as a process that is watched, and say so if another of the run was lost.
-
-    Args:
-      program: name of the command, for the message.
-      argv: its arguments.
-
-    Returns:
-      The exit code.
-    """
-    child = subprocess.Popen(
-        # -P: what lies in the current folder is not to be taken for a package.
-        [sys.executable, "-P", "-m", "meta_train", *argv],
-        env=os.environ | {WATCHED: "1"},
-        stdin=subprocess.PIPE,
-        start_new_session=True,  # a terminal's Ctrl-C comes once, from here
-    )
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: child.send_signal(number))
-    code = child.wait()
-    # Aborted by JAX, or by itself: what is killed on purpose gets no message of its own.
-    if code in (LOST, -signal.SIGABRT):
-        print(f"{program}: {LOST_MESSAGE}", file=sys.stderr)
-        return 1
-    return code if code >= 0 else 128 - code
+def all_gather(tree: Any) -> Any:
+    """NumPy arrays of all processes, one after another along the first axis."""
+    if jax.process_count() == 1:
+        return tree
+    return jax.tree.map(lambda x: np.asarray(multihost_utils.process_allgather(x, tiled=True)), tree)

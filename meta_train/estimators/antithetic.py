@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from inner_tasks import UnrolledProblem
+from meta_train.devices.mapping import chunked_map
 from meta_train.estimators.base import State, Theta
-from meta_train.estimators.window import Window, chunked_map, unroll
+from meta_train.estimators.window import Window, unroll
 
 
 def perturbation(key: jax.Array, theta: Theta, sigma: float) -> Theta:

@@ -12,24 +12,7 @@ from learned_opt import UserError
 
 Theta = Any  # pytree of float arrays: what is learned
 State = Any  # pytree of arrays: what an estimator carries from update to update
-
-
-class Info(NamedTuple):
-    """Diagnostics of one estimate, all float32 scalars.
-
-    They are sums, so that those of many particles add up.
-    """
-
-    loss: jax.Array  # sum of the losses of the real steps, clipped where the problem clips
-    square_loss: jax.Array  # sum, over particles, of the square of that
-    members: jax.Array  # particles that were unrolled
-    steps: jax.Array  # real inner steps, of all that was unrolled: those inside an episode
-    clipped: jax.Array  # steps whose loss was finite and clipped
-    nonfinite: jax.Array  # steps whose loss was not finite
-    dropped: jax.Array  # antithetic pairs that count for nothing: one member had a loss that was not finite
-    episodes: jax.Array  # episodes completed
-    xi_norm: jax.Array  # norm of the accumulated perturbation; 0 where nothing is perturbed
-    units: jax.Array  # antithetic pairs (or single particles) summed over
+Info = dict[str, jax.Array]  # what an estimate sums, by name (``meta_train.estimators.metrics``)
 
 
 class Estimator(NamedTuple):

@@ -1,17 +1,17 @@
-"""What all estimators do alike: walking through episodes window by window, and keeping the books."""
+"""What all estimators do alike: walk through episodes window by window, and sum what is measured."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from inner_tasks import UnrolledProblem
-from meta_train.estimators.antithetic import one_broke
 from meta_train.estimators.base import Estimator, Info, State, Theta
+from meta_train.estimators.metrics import Unrolled, summed
 from meta_train.estimators.window import Window, real_steps
 
 
@@ -65,24 +65,9 @@ def episodic(
         outcome = window(theta, carried, position, noise_key, data_key)
 
         steps = real_steps(problem, position, truncation)
-        members = sum(jnp.size(each.loss) for each in outcome.windows)
-        info = Info(
-            loss=_total(each.loss for each in outcome.windows),
-            square_loss=_total(jnp.square(each.loss) for each in outcome.windows),
-            members=jnp.float32(members),
-            steps=jnp.float32(members) * steps,
-            clipped=_total(each.clipped for each in outcome.windows),
-            nonfinite=_total(each.nonfinite for each in outcome.windows),
-            dropped=_total(one_broke(each) for each in outcome.windows if jnp.ndim(each.loss)),
-            episodes=jnp.float32(members) * (position + steps >= problem.horizon),
-            xi_norm=jnp.float32(0 if outcome.xi is None else optax.tree.norm(outcome.xi)),
-            units=jnp.ones((), jnp.float32),
-        )
+        ended = position + steps >= problem.horizon
+        info = summed(Unrolled(outcome.windows, outcome.xi, steps, ended))
         gradient = optax.tree.scale(1 / truncation, outcome.gradient)
         return gradient, Episode(outcome.carried, position + steps), info
 
     return Estimator(init, estimate)
-
-
-def _total(values: Any) -> jax.Array:
-    return sum((jnp.sum(value) for value in values), jnp.zeros(())).astype(jnp.float32)

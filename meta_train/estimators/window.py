@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -112,16 +111,3 @@ def finite_or_zero(tree: Theta) -> Theta:
 def real_steps(problem: UnrolledProblem, position: jax.Array, truncation: int) -> jax.Array:
     """Steps that a window starting at this position has inside its episode, int32 []."""
     return jnp.minimum(truncation, problem.horizon - position)
-
-
-def chunked_map(f: Callable[..., Any], xs: Any, chunk: int) -> Any:
-    """Map f over the leading axis of xs, `chunk` elements at once.
-
-    One at a time is a loop (``lax.map``), best on a CPU; more are vmapped, best on a GPU.
-    """
-    size = jax.tree.leaves(xs)[0].shape[0]
-    if chunk == 1:
-        return jax.lax.map(f, xs)
-    if chunk >= size:
-        return jax.vmap(f)(xs)
-    return jax.lax.map(f, xs, batch_size=chunk)

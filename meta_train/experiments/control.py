@@ -77,7 +77,7 @@ def standardised(estimator: Estimator, scale: float) -> Estimator:
 
     def estimate(theta: jax.Array, state: State, key: jax.Array) -> tuple[jax.Array, State, Info]:
         gradient, state, info = estimator.estimate(theta, state, key)
-        variance = info.square_loss / info.members - jnp.square(info.loss / info.members)
+        variance = info["square_loss"] / info["particles"] - jnp.square(info["loss"] / info["particles"])
         return scale * gradient / jnp.sqrt(variance), state, info
 
     return Estimator(estimator.init, estimate)

@@ -75,7 +75,7 @@ def update_costs(estimator: Estimator, problem: Training, seeds: Sequence[int]) 
             began = time.perf_counter()
             _, _, info = jax.block_until_ready(update(*each))
             seconds.append(time.perf_counter() - began)
-        costs.append(Cost(memory, min(seconds), float(info.loss / info.steps)))
+        costs.append(Cost(memory, min(seconds), float(info["loss"] / info["steps"])))
     return costs
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import optax
 from rich.console import Console
 
+from meta_train.devices.mapping import map_over_devices
 from meta_train.estimators import Estimator
 from meta_train.estimators.base import Theta
 from meta_train.experiments.base import Outcome
-from meta_train.outer.loop import outer_step
-from meta_train.outer.population import over_devices
+from meta_train.outer.optimizers import outer_step
 from meta_train.run.progress import ProgressLine
 
 
@@ -70,7 +70,7 @@ def descend(
             theta, outer, particles = carry
             gradient, particles, info = estimator.estimate(theta, particles, jax.random.fold_in(key, number))
             theta, outer, _ = outer_step(tx, theta, outer, optax.tree.scale(truncation, gradient))
-            return (theta, outer, particles), info.steps
+            return (theta, outer, particles), info["steps"]
 
         carry, steps = jax.lax.scan(update, carry, first + jnp.arange(every))
         return carry, jnp.sum(steps)
@@ -78,7 +78,7 @@ def descend(
     def record(_: Any, theta: Theta) -> tuple[jax.Array, jax.Array]:
         return measure(theta), jax.flatten_util.ravel_pytree(theta)[0]
 
-    side_by_side = partial(over_devices, shared=(), devices=devices, chunk=-(-len(seeds) // devices))
+    side_by_side = partial(map_over_devices, shared=(), devices=devices, chunk=-(-len(seeds) // devices))
     numbers = np.array(seeds, np.uint32)
     carry, block, measured = side_by_side(start)(numbers), side_by_side(advance), side_by_side(record)
     records, steps = [measured(carry[0])], [0.0]

@@ -30,10 +30,9 @@ from inner_tasks.tasks.images import mlp_task
 from meta_train.estimators import Estimator, nres, pes, truncated_es
 from meta_train.experiments.base import Experiment, Outcome, Result, Settings, Verdict
 from meta_train.experiments.learning import learn, mean_losses
-from meta_train.outer.loop import outer_optimizer
+from meta_train.outer.optimizers import OuterConfig, outer_optimizer
 from meta_train.report import evaluation
 from meta_train.report.baselines import baseline
-from meta_train.run.config import OuterConfig
 from meta_train.run.progress import RunsLine
 
 METHODS: Mapping[str, tuple[Callable[..., Estimator], str]] = {

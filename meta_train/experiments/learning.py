@@ -16,11 +16,13 @@ from rich.console import Console
 from checkpoints import CheckpointStore
 from inner_tasks import UnrolledProblem
 from learned_opt._src.files import write_whole
+from meta_train.devices.choice import even_devices
+from meta_train.devices.mapping import map_over_devices
 from meta_train.estimators.base import Estimator, Theta
 from meta_train.estimators.window import unroll
 from meta_train.experiments.base import Settings
 from meta_train.outer.loop import gathered, initial_state, outer_loop, scattered
-from meta_train.outer.population import over_devices, population, spread_evenly
+from meta_train.outer.population import population
 from meta_train.report.evaluation import evaluation_key
 from meta_train.run.progress import ProgressLine, RunsLine
 
@@ -64,7 +66,7 @@ def learn(
       [seeds, records] (mean meta-loss of the perturbed particles since the record before), and ``theta``
       [seeds, records, entries].
     """
-    devices = spread_evenly(settings.devices, pairs)
+    devices = even_devices(settings.devices, pairs)
     particles = population(make, problem, units=pairs, devices=devices, chunk=settings.chunk)
 
     def path(seed: int) -> dict[str, list[Any]]:
@@ -81,7 +83,7 @@ def learn(
             total = steps = 0.0
             with ProgressLine(console, updates, done, f"{label}, seed {seed}") as progress:
                 for update in outer_loop(particles, tx, state, done, updates):
-                    loss, taken = float(update.info.loss), float(update.info.steps)
+                    loss, taken = float(update.metrics["loss"]), float(update.metrics["steps"])
                     progress.advance(update.number, loss, taken, update.seconds)
                     total, steps = total + loss * taken, steps + taken
                     if update.number % every:
@@ -158,7 +160,9 @@ def mean_losses(
             done += episodes
             show(done, total)
 
-        run_all = over_devices(one, problem, devices=settings.devices, chunk=settings.chunk, advance=advance)
+        run_all = map_over_devices(
+            one, problem, devices=settings.devices, chunk=settings.chunk, advance=advance
+        )
         losses = run_all((flat[each], number))
     means = losses.astype(np.float64).reshape(*thetas.shape[:-1], runs).mean(axis=-1)
     kept.parent.mkdir(parents=True, exist_ok=True)

@@ -8,12 +8,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from meta_train.estimators.base import Theta
-from meta_train.outer.population import Population, PopulationInfo
-from meta_train.run.config import OuterConfig
+from meta_train.outer.optimizers import outer_step
+from meta_train.outer.population import Metrics, Population
 
 
 class RunState(NamedTuple):
@@ -31,7 +30,7 @@ class Update(NamedTuple):
 
     number: int  # from 1
     state: RunState  # after it; its particles are gone (donated) once the next update begins
-    info: PopulationInfo
+    metrics: Metrics
     seconds: float  # what it took
 
 
@@ -53,31 +52,6 @@ def scattered(population: Population, state: RunState) -> RunState:
     return state._replace(particles=population.scatter(state.particles), skipped=int(state.skipped))
 
 
-def outer_optimizer(config: OuterConfig, updates: int) -> optax.GradientTransformation:
-    """Clip by global norm, then Adam with a cosine from the learning rate to a fraction of it.
-
-    Args:
-      config: the settings.
-      updates: length of the run, which is that of the schedule.
-    """
-    schedule = optax.cosine_decay_schedule(config.learning_rate, updates, config.final_fraction)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(schedule))
-
-
-def outer_step(
-    tx: optax.GradientTransformation, theta: Theta, state: Any, gradient: Theta
-) -> tuple[Theta, Any, jax.Array]:
-    """One step of the outer optimizer; a meta-gradient that is not finite changes nothing.
-
-    Returns:
-      The next theta, the next state of the outer optimizer, and whether the gradient was finite.
-    """
-    finite = jnp.isfinite(optax.tree.norm(gradient))
-    updates, moved = tx.update(gradient, state, theta)
-    theta = optax.tree.where(finite, optax.apply_updates(theta, updates), theta)
-    return theta, optax.tree.where(finite, moved, state), finite
-
-
 def outer_loop(
     population: Population, tx: optax.GradientTransformation, state: RunState, done: int, updates: int
 ) -> Iterator[Update]:
@@ -93,10 +67,10 @@ def outer_loop(
     step = jax.jit(partial(outer_step, tx))
     for number in range(done + 1, updates + 1):
         began = time.perf_counter()
-        gradient, particles, info = population.estimate(
+        gradient, particles, metrics = population.estimate(
             state.theta, state.particles, jax.random.fold_in(state.key, number)
         )
         theta, outer, finite = step(state.theta, state.outer, gradient)
         skipped = 0 if finite else state.skipped + 1
         state = RunState(theta, outer, particles, state.key, skipped)
-        yield Update(number, state, info, time.perf_counter() - began)
+        yield Update(number, state, metrics, time.perf_counter() - began)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from meta_train.estimators.base import State, Theta
-from meta_train.outer.population import Memory, Population, PopulationInfo
+from meta_train.estimators.metrics import over_tasks
+from meta_train.outer.population import Memory, Metrics, Population
 
 
 def mixture(populations: Sequence[Population], clip_norm: float) -> Population:
@@ -26,16 +27,16 @@ def mixture(populations: Sequence[Population], clip_norm: float) -> Population:
     def init(key: jax.Array, theta: Theta) -> State:
         return tuple(p.init(jax.random.fold_in(key, i), theta) for i, p in enumerate(populations))
 
-    def estimate(theta: Theta, state: State, key: jax.Array) -> tuple[Theta, State, PopulationInfo]:
-        gradients, states, infos = zip(
+    def estimate(theta: Theta, state: State, key: jax.Array) -> tuple[Theta, State, Metrics]:
+        gradients, states, metrics = zip(
             *(
                 population.estimate(theta, own, jax.random.fold_in(key, i))
                 for i, (population, own) in enumerate(zip(populations, state, strict=True))
             ),
             strict=True,
         )
-        gradient, info = _combine(gradients, infos, clip_norm)
-        return gradient, states, info
+        gradient, combined = _combine(gradients, metrics, clip_norm)
+        return gradient, states, combined
 
     def memory(theta: Theta) -> Memory:
         each = [population.memory(theta) for population in populations]
@@ -52,24 +53,14 @@ def mixture(populations: Sequence[Population], clip_norm: float) -> Population:
 
 @jax.jit
 def _combine(
-    gradients: Sequence[Theta], infos: Sequence[PopulationInfo], clip_norm: float
-) -> tuple[Theta, PopulationInfo]:
-    """Mean of the clipped gradients, and what can be said of all tasks together."""
-    each = jax.tree.map(lambda *x: jnp.stack(x), *infos)
-    shares = jnp.minimum(1, clip_norm / each.gradient_norm)
+    gradients: Sequence[Theta], metrics: Sequence[Metrics], clip_norm: float
+) -> tuple[Theta, Metrics]:
+    """Mean of the clipped gradients, and the metrics of all tasks together."""
+    norms, snrs = (jnp.stack([each[name] for each in metrics]) for name in ("gradient_norm", "snr"))
+    shares = jnp.minimum(1, clip_norm / norms)
     gradient = jax.tree.map(
-        lambda *g: sum(share * x for share, x in zip(shares, g, strict=True)) / len(infos), *gradients
+        lambda *g: sum(share * x for share, x in zip(shares, g, strict=True)) / len(metrics), *gradients
     )
     norm = optax.tree.norm(gradient)
-    error = jnp.sqrt(jnp.sum(jnp.square(shares * each.gradient_norm / each.snr))) / len(infos)
-    return gradient, PopulationInfo(
-        loss=each.loss.mean(),
-        gradient_norm=norm,
-        snr=norm / error,
-        xi_norm=each.xi_norm.mean(),
-        clipped=each.clipped.mean(),
-        nonfinite=each.nonfinite.mean(),
-        dropped=each.dropped.mean(),
-        episodes=each.episodes.sum(),
-        steps=each.steps.sum(),
-    )
+    error = jnp.sqrt(jnp.sum(jnp.square(shares * norms / snrs))) / len(metrics)
+    return gradient, over_tasks(metrics, norm, norm / error)

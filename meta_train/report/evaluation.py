@@ -12,7 +12,7 @@ import numpy as np
 from inner_tasks import Training
 from learned_opt import LearnedOptimizer
 from learned_opt._src.learned_optimizer import Theta
-from meta_train.outer.population import over_devices
+from meta_train.devices.mapping import map_over_devices
 
 LEARNING_RATES = np.logspace(-4, 0, 15)
 # How often the grid may be lengthened by one step while its best value is an end point.
@@ -188,7 +188,7 @@ def runner(
         theta, seed = inputs
         return train(training, theta, evaluation_key(seed))
 
-    run_all = over_devices(one, training, devices=devices, chunk=chunk, advance=advance)
+    run_all = map_over_devices(one, training, devices=devices, chunk=chunk, advance=advance)
 
     def run_seeds(thetas: Theta, seeds: Sequence[int]) -> list[Runs]:
         n = jax.tree.leaves(thetas)[0].shape[0]

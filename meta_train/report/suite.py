@@ -1,10 +1,8 @@
-"""Comparisons on several tasks as one: the tables, the JSON, the pictures of `learned-opt evaluate`."""
+"""Comparisons on several tasks as one: tables and JSON."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +10,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from learned_opt._src.files import write_whole
 from meta_train.report.baselines import label
-from meta_train.report.comparison import REFERENCE, Comparison, shown_speed_up, summary, with_error
+from meta_train.report.comparison import REFERENCE, Comparison
+from meta_train.report.tables import shown_speed_up, summary, with_error
 
 
 def as_json(suite: Sequence[Comparison]) -> dict[str, Any]:
@@ -98,23 +96,7 @@ def print_overall(suite: Sequence[Comparison], console: Console) -> None:
     console.print(table)
 
 
-def write_suite(suite: Sequence[Comparison], folder: Path) -> None:
-    """Write ``table.md``, ``training_curves.png``, ``learning_rates.png`` and ``ratios.png``."""
-    from meta_train.report.figures import draw_learning_rates, draw_ratios, draw_training_curves
-
-    draw_training_curves(suite, folder / "training_curves.png")
-    draw_learning_rates(suite, folder / "learning_rates.png")
-    draw_ratios(suite, folder / "ratios.png")
-    (folder / "table.md").write_text("".join(f"| {' | '.join(row)} |\n" for row in _table(suite)))
-
-
-def write_so_far(suite: Sequence[Comparison], folder: Path) -> None:
-    """Write ``evaluation.json``."""
-    text = json.dumps(as_json(suite), indent=2, allow_nan=False) + "\n"
-    write_whole(folder / "evaluation.json", text)
-
-
-def _table(suite: Sequence[Comparison]) -> Iterable[list[str]]:
+def table(suite: Sequence[Comparison]) -> Iterable[list[str]]:
     """A row for every task and optimizer, best first."""
     metrics = list(dict.fromkeys(m for c in suite for r in c.results.values() for m in r.runs.metrics))
     columns = ["task", "steps", "optimizer", "learning rate", "ratio to the best", "ratio to Adam"]

@@ -14,6 +14,7 @@ from inner_tasks import OBJECTIVES, TaskSettings, find_task, task_names
 from learned_opt import ARCHITECTURES, UserError, get_architecture
 from learned_opt._src.files import write_whole
 from meta_train.estimators import ESTIMATORS, Method, find_estimator
+from meta_train.outer.optimizers import OuterConfig
 from meta_train.run.tracking import WandbMode
 
 
@@ -80,18 +81,6 @@ class EstimatorConfig:
     def settings(self) -> dict[str, Any]:
         """What this estimator is made with, and nothing that it has no use for."""
         return {name: getattr(self, name) for name in self.method.settings}
-
-
-@dataclass(frozen=True)
-class OuterConfig:
-    """How theta is moved: global-norm clip, then Adam with a cosine schedule over the run."""
-
-    learning_rate: float = 2e-2
-    """Learning rate of the outer Adam at the start."""
-    final_fraction: float = 0.1
-    """Share of the learning rate that is left at the end."""
-    clip_norm: float = 1.0
-    """Norm at which the meta-gradient is clipped."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import jax
 from rich.console import Console
 
 from learned_opt import UserError
-from meta_train.outer.loop import initial_state, outer_loop, outer_optimizer
+from meta_train.outer.loop import initial_state, outer_loop
+from meta_train.outer.optimizers import outer_optimizer
 from meta_train.outer.population import Memory, Population
 from meta_train.run.config import Config
 from meta_train.run.run import Setup

@@ -20,21 +20,17 @@ from inner_tasks import TaskDistribution, Training, find_objective, find_task
 from learned_opt import LearnedOptError, UserError
 from learned_opt._src.pretrained import find_optimizer
 from meta_train.devices import processes
+from meta_train.devices.choice import start_devices, units_at_once
 from meta_train.estimators.base import Estimator, Theta
-from meta_train.outer.loop import RunState, Update, initial_state, outer_loop, outer_optimizer
+from meta_train.outer.loop import RunState, Update, initial_state, outer_loop
 from meta_train.outer.mixture import mixture
-from meta_train.outer.population import Population, population, start_devices
+from meta_train.outer.optimizers import outer_optimizer
+from meta_train.outer.population import Population, population
 from meta_train.report.baselines import DEFAULT_BASELINES, baseline
-from meta_train.report.comparison import (
-    Comparison,
-    card,
-    compare,
-    learning_rates,
-    print_comparison,
-    rows,
-    write_comparison,
-)
+from meta_train.report.comparison import Comparison, compare, learning_rates
 from meta_train.report.evaluation import Contestant, find_criterion, metrics_of
+from meta_train.report.files import write_comparison
+from meta_train.report.tables import card, print_comparison, rows
 from meta_train.run import saving
 from meta_train.run.config import Config, code_names, save_config, to_dict
 from meta_train.run.folder import MetricsFile, RunFolder, read_metrics
@@ -74,13 +70,11 @@ def prepare(config: Config) -> Setup:
       UserError: the data is missing, the particles cannot be spread over the devices, or the estimator
         cannot do the task.
     """
-    devices = start_devices(None if config.devices == "auto" else config.devices, config.estimator.units)
+    devices = start_devices(config.devices, config.estimator.units)
     task = find_task(config.task.name).build(config.task.settings)
     members = task.members if isinstance(task, TaskDistribution) else {config.task.name: task}
     optimizer = learned_opt.get_architecture(config.optimizer)
-    chunk = config.chunk
-    if chunk == "auto":
-        chunk = 1 if jax.default_backend() == "cpu" else config.estimator.particles
+    chunk = units_at_once(config.chunk, config.estimator.particles)
     method = config.estimator.method
     estimator = partial(method.make, **config.estimator.settings)
     if method.particles == 2:
@@ -143,19 +137,19 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
             state, done, position = start(config, setup, theta), 0, 0
             saving.save(store, setup.population, state, done, position)
             store.wait()
-        if processes.leads():
+        if processes.is_primary():
             save_config(config, folder.config)
-        mode = config.wandb if processes.leads() else "disabled"
+        mode = config.wandb if processes.is_primary() else "disabled"
         tracker = start_tracking(mode, folder.path, to_dict(config))
         if config.wandb != "disabled":
             console.print(tracker.status, highlight=False)
         exit_code = 1
         try:
             with StopRequest() as stop:
-                with MetricsFile(folder.metrics if processes.leads() else None, position) as metrics:
+                with MetricsFile(folder.metrics if processes.is_primary() else None, position) as metrics:
                     outputs = Outputs(console, store, metrics, tracker)
                     theta = _learn(config, setup, state, done, outputs, stop, advice)
-                if processes.leads():
+                if processes.is_primary():
                     _export(config, folder, theta)
                 console.print(f"optimizer: {folder.optimizer}", highlight=False)
 
@@ -178,7 +172,7 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
                     chunk=setup.chunk,
                     watch=partial(RunsLine, console, check),
                 )
-                if processes.leads():
+                if processes.is_primary():
                     # The file as it was is whole already; now it gets its card.
                     _export(config, folder, theta, [card(comparison, "learned")])
                     tracker.artifact(folder.optimizer, {"config": to_dict(config)})
@@ -191,13 +185,13 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
             raise
         finally:
             tracker.finish(exit_code)
-    # None leaves before the report is written: the others would take it for dead.
-    processes.greatest(0)
+    # A process that left before the report is written would be taken for dead.
+    processes.barrier("the report is written")
 
 
 def _signal(stop: StopRequest) -> int:
     """The signal that any process was sent, 0 if none was: all of them stop together."""
-    return processes.greatest(stop.signal or 0)
+    return processes.global_max(stop.signal or 0)
 
 
 def origin(config: Config) -> Path | None:
@@ -259,7 +253,9 @@ def _learn(
             record = _record(update)
             outputs.metrics.write(record)
             outputs.tracker.log(number, {k: v for k, v in record.items() if v is not None and k != "update"})
-            progress.advance(number, float(update.info.loss), float(update.info.steps), update.seconds)
+            progress.advance(
+                number, float(update.metrics["loss"]), float(update.metrics["steps"]), update.seconds
+            )
             asked = _signal(stop)
             if number % config.checkpoint_every == 0 or number == config.updates or asked:
                 saving.save(outputs.store, setup.population, state, number, outputs.metrics.position)
@@ -280,7 +276,7 @@ def _learn(
 
 def _record(update: Update) -> dict[str, Any]:
     """A line of the metrics file; a value that is not finite is null."""
-    values = {name: float(value) for name, value in update.info._asdict().items()}
+    values = {name: float(value) for name, value in update.metrics.items()}
     return {
         "update": update.number,
         **{name: value if math.isfinite(value) else None for name, value in values.items()},

@@ -55,8 +55,8 @@ def restore(folder: Path, store: CheckpointStore, population: Population, like: 
     newest = None
     while True:
         parts = [each.restore(part_like, newest) for each in stores]
-        oldest = processes.least(min(part.update for part in parts))
-        if processes.least(all(part.update == oldest for part in parts)):
+        oldest = processes.global_min(min(part.update for part in parts))
+        if processes.global_min(all(part.update == oldest for part in parts)):
             break
         # A process that was killed has saved less than the others.
         newest = oldest
@@ -67,8 +67,8 @@ def restore(folder: Path, store: CheckpointStore, population: Population, like: 
         state = state._replace(particles=jax.tree.map(lambda *x: np.concatenate(x)[own], *split))
         store.save(oldest, state, parts[0].metadata)
         store.wait()
-        processes.least(1)  # all have saved
-        if processes.leads():
+        processes.barrier("every process has saved its share")
+        if processes.is_primary():
             for each in stores:
                 each.clear()
     damaged = [sentence for part in parts for sentence in part.damaged]

@@ -42,7 +42,7 @@ def test_gradient_is_over_the_standard_deviation_of_the_losses():
                 inner, s = problem.step(theta + sign * epsilon, inner, step_key)
                 total += float(s)
             both.append(total)
-        assert sum(both) == pytest.approx(float(info.loss), rel=1e-5)
+        assert sum(both) == pytest.approx(float(info["loss"]), rel=1e-5)
         losses += both
         units += [epsilon / sigma, -epsilon / sigma]
     expected = np.dot(losses, units) / (np.std(losses) * 2 * pairs)

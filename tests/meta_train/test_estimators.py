@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from inner_tasks import LinearRecurrence
+from meta_train.devices.choice import MAX_PARTIAL_SUMS, partial_sums
 from meta_train.estimators import nres, pes, truncated_es
-from meta_train.outer.population import MAX_BLOCKS, blocks, population
+from meta_train.outer.population import population
 from tests.meta_train.problems import Cliff, Noise, Pendulum
 
 LINEAR = LinearRecurrence(horizon=4, decay=0.9)
@@ -68,8 +69,8 @@ def test_losses_are_clipped_and_counted(value, max_loss, loss, clipped, nonfinit
     theta = jnp.float32(0)
     state = estimator.init(jax.random.key(0), theta, 0.0)
     _, _, info = estimator.estimate(theta, state, jax.random.key(1))
-    assert float(info.loss) == 6 * loss
-    assert (float(info.clipped), float(info.nonfinite)) == (6 * clipped, 6 * nonfinite)
+    assert float(info["loss"]) == 6 * loss
+    assert (float(info["clipped"]), float(info["nonfinite"])) == (6 * clipped, 6 * nonfinite)
 
 
 @pytest.mark.parametrize("max_loss", [None, 5.0])
@@ -85,10 +86,10 @@ def test_a_pair_of_which_one_member_breaks_is_dropped_until_its_episode_ends(mak
             before = state.carried
             gradient, state, info = estimate(theta, state, jax.random.fold_in(jax.random.key(seed), window))
             lost = lost and make_estimator is not truncated_es  # whose pairs start from their mean
-            lost = lost or float(info.nonfinite) > 0
-            if float(info.nonfinite) == 4:  # by now the other member has broken as well
+            lost = lost or float(info["nonfinite"]) > 0
+            if float(info["nonfinite"]) == 4:  # by now the other member has broken as well
                 break
-            assert float(info.dropped) == lost
+            assert float(info["dropped"]) == lost
             # The losses of a window of 2 steps add up to 2 (theta + epsilon): g = xi (2 epsilon) / K.
             if lost:
                 assert float(gradient) == 0
@@ -100,7 +101,7 @@ def test_a_pair_of_which_one_member_breaks_is_dropped_until_its_episode_ends(mak
 
 
 @pytest.mark.parametrize("make_estimator", [pes, truncated_es])
-def test_members_together_or_in_turn(make_estimator):
+def test_particles_together_or_in_turn(make_estimator):
     """The same estimate, but for rounding."""
     theta = {"damping": jnp.float32(0.8), "push": jnp.float32(0.2)}
     estimates = []
@@ -127,14 +128,14 @@ def test_population_is_the_mean_of_its_pairs():
     vectors = np.array([[g["damping"], g["push"]] for g, _, _ in each])
     mean = vectors.mean(0)
     np.testing.assert_allclose([gradient["damping"], gradient["push"]], mean, rtol=1e-5)
-    np.testing.assert_allclose(info.gradient_norm, np.linalg.norm(mean), rtol=1e-5)
+    np.testing.assert_allclose(info["gradient_norm"], np.linalg.norm(mean), rtol=1e-5)
     standard_error = np.sqrt(vectors.var(axis=0, ddof=1).sum() / units)
-    np.testing.assert_allclose(info.snr, np.linalg.norm(mean) / standard_error, rtol=1e-3)
+    np.testing.assert_allclose(info["snr"], np.linalg.norm(mean) / standard_error, rtol=1e-3)
     np.testing.assert_allclose(
-        info.loss, sum(i.loss for *_, i in each) / sum(i.steps for *_, i in each), rtol=1e-5
+        info["loss"], sum(i["loss"] for *_, i in each) / sum(i["steps"] for *_, i in each), rtol=1e-5
     )
     xi_norms = [np.hypot(s.carried.xi["damping"], s.carried.xi["push"]) for _, s, _ in each]
-    np.testing.assert_allclose(info.xi_norm, np.mean(xi_norms), rtol=1e-5)
+    np.testing.assert_allclose(info["xi_norm"], np.mean(xi_norms), rtol=1e-5)
     gathered = whole.gather(state)
     assert gathered.carried.inner.shape == (units, 2, 2)
     pushes = [s.carried.xi["push"] for _, s, _ in each]
@@ -143,20 +144,20 @@ def test_population_is_the_mean_of_its_pairs():
     jax.tree.map(np.testing.assert_array_equal, gathered, again)
 
 
-def test_blocks():
-    assert [blocks(n) for n in (1, 8, 256, 257, 500, 50_000)] == [1, 8, 256, 1, 250, 250]
-    assert blocks(MAX_BLOCKS * 7) == MAX_BLOCKS
+def test_partial_sums():
+    assert [partial_sums(n) for n in (1, 8, 256, 257, 500, 50_000)] == [1, 8, 256, 1, 250, 250]
+    assert partial_sums(MAX_PARTIAL_SUMS * 7) == MAX_PARTIAL_SUMS
 
 
-def test_large_population_adds_up_in_blocks():
-    """More pairs than blocks: still the mean over all of them."""
-    units = 4 * MAX_BLOCKS
+def test_large_population_adds_up_partial_sums():
+    """More pairs than partial sums: still the mean over all of them."""
+    units = 4 * MAX_PARTIAL_SUMS
     whole = population(
         partial(pes, sigma=SIGMA, truncation=4, chunk=2), LINEAR, units=units, devices=1, chunk=64
     )
     theta = jnp.float32(0.5)
     state = whole.init(jax.random.key(0), theta)
     gradient, _, info = whole.estimate(theta, state, jax.random.key(1))
-    error = float(info.gradient_norm / info.snr)
-    assert float(info.steps) == 2 * 4 * units
+    error = float(info["gradient_norm"] / info["snr"])
+    assert float(info["steps"]) == 2 * 4 * units
     assert abs(4 * float(gradient) - EXACT) < 4 * 4 * error

@@ -24,17 +24,7 @@ from meta_train.report.baselines import (
     baseline,
     find_baseline,
 )
-from meta_train.report.comparison import (
-    REFERENCE,
-    Comparison,
-    card,
-    compare,
-    learning_rates,
-    print_comparison,
-    rows,
-    standard_error,
-    summary,
-)
+from meta_train.report.comparison import REFERENCE, Comparison, compare, learning_rates
 from meta_train.report.costs import Cost
 from meta_train.report.evaluation import (
     CRITERIA,
@@ -50,6 +40,7 @@ from meta_train.report.evaluation import (
     metrics_of,
     run,
 )
+from meta_train.report.tables import card, print_comparison, rows, standard_error, summary
 
 STEPS = 30
 

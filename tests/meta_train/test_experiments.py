@@ -94,7 +94,7 @@ def test_mean_of_copies_is_their_mean():
     ]
     np.testing.assert_allclose(gradient, np.mean([g for g, *_ in alone], axis=0), rtol=1e-4)
     np.testing.assert_allclose(state.carried.xi, [s.carried.xi for _, s, _ in alone], rtol=1e-6)
-    assert float(info.steps) == 3 * 2 * 10 and float(info.units) == 3
+    assert float(info["steps"]) == 3 * 2 * 10 and float(info["units"]) == 3
 
 
 def test_rtrl_on_influence_balancing_is_the_table():

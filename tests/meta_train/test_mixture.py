@@ -35,10 +35,10 @@ def test_mean_of_the_clipped_gradients_of_each() -> None:
     assert norms.max() > 1 > norms.min()  # one is clipped, and one is not
     expected = np.mean([float(g) / max(1, abs(float(g))) for g, _, _ in found])
     assert float(gradient) == pytest.approx(expected, rel=1e-6)
-    assert float(info.steps) == sum(float(i.steps) for _, _, i in found)
-    assert float(info.loss) == pytest.approx(np.mean([float(i.loss) for _, _, i in found]), rel=1e-6)
-    errors = [min(1, 1 / n) * n / float(i.snr) for n, (_, _, i) in zip(norms, found, strict=True)]
-    assert float(info.snr) == pytest.approx(abs(expected) / (np.hypot(*errors) / 2), rel=1e-5)
+    assert float(info["steps"]) == sum(float(i["steps"]) for _, _, i in found)
+    assert float(info["loss"]) == pytest.approx(np.mean([float(i["loss"]) for _, _, i in found]), rel=1e-6)
+    errors = [min(1, 1 / n) * n / float(i["snr"]) for n, (_, _, i) in zip(norms, found, strict=True)]
+    assert float(info["snr"]) == pytest.approx(abs(expected) / (np.hypot(*errors) / 2), rel=1e-5)
     gathered = together.gather(state)
     again = together.gather(together.scatter(gathered))
     jax.tree.map(np.testing.assert_array_equal, gathered, again)

@@ -1,0 +1,133 @@
+"""What is measured of an update: each estimator sums, and a population reduces.
+
+To add a metric: an entry in ``METRICS``, and one in ``SUMS`` if it needs a sum that is not there yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from meta_train.estimators.antithetic import one_broke
+from meta_train.estimators.base import Info, Theta
+from meta_train.estimators.window import Window
+
+
+class Unrolled(NamedTuple):
+    """What one estimate unrolled: a window of each of its particles."""
+
+    windows: tuple[Window, ...]  # those with a leading axis are of several particles
+    xi: Theta | None  # the perturbation that weighted the losses; None where nothing is perturbed
+    steps: jax.Array  # real inner steps of each particle
+    ended: jax.Array  # whether the episode is over
+
+    @property
+    def particles(self) -> int:
+        return sum(jnp.size(each.loss) for each in self.windows)
+
+
+# What an estimate sums, float32 scalars: those of many estimates add up.
+SUMS: Mapping[str, Callable[[Unrolled], Any]] = {
+    # losses of the real steps, clipped where the problem clips
+    "loss": lambda unrolled: _total(each.loss for each in unrolled.windows),
+    # the square of that of each particle
+    "square_loss": lambda unrolled: _total(jnp.square(each.loss) for each in unrolled.windows),
+    # steps whose loss was finite and clipped
+    "clipped": lambda unrolled: _total(each.clipped for each in unrolled.windows),
+    # steps whose loss was not finite
+    "nonfinite": lambda unrolled: _total(each.nonfinite for each in unrolled.windows),
+    # antithetic pairs that count for nothing, because the loss of exactly one particle was not finite
+    "dropped": lambda unrolled: _total(one_broke(each) for each in unrolled.windows if jnp.ndim(each.loss)),
+    # norm of the accumulated perturbation, 0 where nothing is perturbed
+    "xi_norm": lambda unrolled: 0 if unrolled.xi is None else optax.tree.norm(unrolled.xi),
+    # episodes completed, by all particles
+    "episodes": lambda unrolled: jnp.float32(unrolled.particles) * unrolled.ended,
+    # real inner steps, of all particles
+    "steps": lambda unrolled: jnp.float32(unrolled.particles) * unrolled.steps,
+    "particles": lambda unrolled: unrolled.particles,
+    # antithetic pairs, or single particles
+    "units": lambda unrolled: 1,
+}
+
+
+class Metric(NamedTuple):
+    """A number that is logged of every update.
+
+    Attributes:
+      name: its key in the metrics file.
+      meaning: one phrase, which the documentation repeats.
+      sum: the sum that it is made of; None for what is said of the meta-gradient as a whole.
+      per: the sum that it is divided by; None for a total.
+    """
+
+    name: str
+    meaning: str
+    sum: str | None = None
+    per: str | None = None
+
+
+METRICS = (
+    Metric("loss", "meta-loss: mean loss per inner step over all particles and this window", "loss", "steps"),
+    Metric("gradient_norm", "norm of the meta-gradient before clipping"),
+    Metric("snr", "norm of the meta-gradient over its standard error, from the scatter across pairs"),
+    Metric("xi_norm", "norm of the accumulated perturbation, mean over pairs", "xi_norm", "units"),
+    Metric("clipped", "share of inner steps whose loss was finite and clipped", "clipped", "steps"),
+    Metric("nonfinite", "share of inner steps whose loss was not finite", "nonfinite", "steps"),
+    Metric(
+        "dropped",
+        "share of the antithetic pairs that counted for nothing, because the loss of exactly one particle "
+        "was not finite",
+        "dropped",
+        "units",
+    ),
+    Metric("episodes", "episodes completed in this update, by all particles", "episodes"),
+    Metric("steps", "particle-steps of this update", "steps"),
+)
+
+
+def summed(unrolled: Unrolled) -> Info:
+    """What one estimate sums."""
+    return {name: jnp.asarray(measure(unrolled), jnp.float32) for name, measure in SUMS.items()}
+
+
+def reduced(totals: Info, gradient_norm: jax.Array, snr: jax.Array) -> dict[str, jax.Array]:
+    """The metrics of a population.
+
+    Args:
+      totals: the sums of all its units.
+      gradient_norm: norm of its meta-gradient.
+      snr: that over the standard error.
+    """
+    values = {"gradient_norm": gradient_norm, "snr": snr}
+    for metric in METRICS:
+        if metric.sum is not None:
+            values[metric.name] = (
+                totals[metric.sum] / totals[metric.per] if metric.per else totals[metric.sum]
+            )
+    return {metric.name: values[metric.name] for metric in METRICS}
+
+
+def over_tasks(
+    each: Sequence[Mapping[str, jax.Array]], gradient_norm: jax.Array, snr: jax.Array
+) -> dict[str, jax.Array]:
+    """The metrics of several tasks together: the mean of what is relative, the sum of what is a total.
+
+    Args:
+      each: the metrics of each task.
+      gradient_norm: norm of their common meta-gradient.
+      snr: that over the standard error.
+    """
+    values = {"gradient_norm": gradient_norm, "snr": snr}
+    for metric in METRICS:
+        if metric.sum is not None:
+            stacked = jnp.stack([own[metric.name] for own in each])
+            values[metric.name] = stacked.mean() if metric.per else stacked.sum()
+    return {metric.name: values[metric.name] for metric in METRICS}
+
+
+def _total(values: Iterable[jax.Array]) -> jax.Array:
+    return sum((jnp.sum(value) for value in values), jnp.zeros(())).astype(jnp.float32)

@@ -1,0 +1,69 @@
+"""Devices: the two strategies, the choice of devices."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from meta_train.devices.choice import even_devices, units_at_once
+from meta_train.devices.mapping import PMAP, SHARD_MAP, Strategy, map_over_devices
+from meta_train.estimators import pes
+from meta_train.outer.population import population
+from tests.meta_train.problems import Pendulum
+
+
+def updates_of(strategy: Strategy, devices: int) -> list[np.ndarray]:
+    """Everything that two updates give, and a state that was gathered and scattered in between."""
+    whole = population(
+        partial(pes, sigma=0.1, truncation=4), Pendulum(), units=8, devices=devices, strategy=strategy
+    )
+    theta = {"damping": jnp.float32(0.8), "push": jnp.float32(0.2)}
+    state, estimates = whole.init(jax.random.key(0), theta), []
+    for number in range(2):
+        gradient, state, metrics = whole.estimate(theta, state, jax.random.key(number))
+        estimates.append((gradient, metrics))
+        theta = jax.tree.map(lambda t, g: t - 0.1 * g, theta, gradient)
+        gathered = whole.gather(state)
+        state = whole.scatter(gathered)
+    assert whole.memory(jax.eval_shape(lambda: theta)).held > 0
+    return jax.tree.leaves((estimates, gathered))
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_both_strategies_give_the_same_bits(devices: int) -> None:
+    expected = updates_of(PMAP, devices)
+    assert len(expected) > 20 and np.all(np.isfinite(expected[0]))
+    for one, other in zip(expected, updates_of(SHARD_MAP, devices), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("strategy", [PMAP, SHARD_MAP], ids=["pmap", "shard_map"])
+def test_a_function_is_mapped_in_order(strategy: Strategy) -> None:
+    """Also where the last group is not full; each element sees what is shared."""
+    done: list[int] = []
+    mapped = map_over_devices(
+        lambda shared, x: shared["factor"] * x["value"],
+        {"factor": jnp.arange(1.0, 4.0)},
+        devices=2,
+        chunk=3,
+        advance=done.append,
+        strategy=strategy,
+    )
+    values = np.arange(8, dtype=np.float32)
+    np.testing.assert_array_equal(mapped({"value": values}), np.outer(values, [1, 2, 3]))
+    assert done == [6, 2]
+
+
+def test_how_many_units_a_device_works_on() -> None:
+    assert jax.default_backend() == "cpu"
+    assert units_at_once("auto", 1000) == 1
+    assert units_at_once(7, 1000) == 7
+
+
+def test_devices_divide_a_population_evenly() -> None:
+    assert [even_devices(available, 12) for available in (1, 5, 7, 100)] == [1, 4, 6, 12]
+    assert even_devices(5, 7) == 1
