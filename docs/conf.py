@@ -31,6 +31,7 @@ exclude_patterns = ["paper/**"]  # pictures and numbers, which docs/paper.md sho
 
 # The notebooks are committed as they were executed, and the tests execute them again.
 nb_execution_mode = "off"
+nb_merge_streams = True
 myst_heading_anchors = 3
 myst_enable_extensions = ["dollarmath"]
 
@@ -58,6 +59,7 @@ add_module_names = False
 toc_object_entries_show_parents = "hide"
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False

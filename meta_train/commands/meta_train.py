@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,7 +111,8 @@ def command(argv: Sequence[str]) -> None:
     config = arguments.settings
     validate(config)
     many = _processes(arguments)
-    console = Console(stderr=True, soft_wrap=True)
+    # Not left to Rich: a notebook sets FORCE_COLOR for the programs that it starts, but reads from a pipe.
+    console = Console(stderr=True, soft_wrap=True, force_terminal=sys.stderr.isatty())
     if arguments.resume:
         if arguments.run_dir:
             raise UserError("--run-dir and --resume exclude each other: a resumed run stays in its folder")
