@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from meta_train.run.config import Config, default_config, validate
-from meta_train.run.run import Setup
+from meta_train.run.setup import Setup
 
 
 def interleaved(

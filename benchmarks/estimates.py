@@ -32,7 +32,7 @@ from meta_train.outer.loop import initial_state, outer_loop
 from meta_train.outer.optimizers import outer_optimizer
 from meta_train.run.config import Config
 from meta_train.run.estimate import estimate, size
-from meta_train.run.run import Setup, prepare
+from meta_train.run.setup import Setup, prepare
 
 RUNS = {
     "digits-mlp, 2,048 hidden units, 64 particles": dict(task="digits-mlp", hidden=(2_048,), particles=64),

@@ -28,7 +28,7 @@ from meta_train.report.baselines import baseline
 from meta_train.report.evaluation import Contestant, run
 from meta_train.run.config import Config, default_config, validate
 from meta_train.run.progress import ProgressLine
-from meta_train.run.run import prepare, start
+from meta_train.run.setup import prepare, start
 
 
 @dataclass(frozen=True)

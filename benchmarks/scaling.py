@@ -27,7 +27,7 @@ from rich.table import Table
 
 from meta_train.report.figures import STYLE
 from meta_train.run.estimate import size
-from meta_train.run.run import prepare
+from meta_train.run.setup import prepare
 
 NAMES = {"horizon": "horizon T", "truncation": "truncation length K", "hidden": "parameters"}
 BASE = {"horizon": 200, "truncation": 20, "particles": 16, "hidden": (32,)}

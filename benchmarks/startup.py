@@ -27,7 +27,7 @@ from rich.table import Table
 
 FIRST_UPDATE = """
 from common import configured, updating
-from meta_train.run.run import prepare
+from meta_train.run.setup import prepare
 updating(prepare(configured({task!r})))()
 """
 

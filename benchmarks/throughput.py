@@ -32,7 +32,7 @@ from rich.table import Table
 
 from inner_tasks.training import InnerState
 from meta_train.devices.mapping import STRATEGY
-from meta_train.run.run import Setup, prepare
+from meta_train.run.setup import Setup, prepare
 
 # Floating-point operations: of the optimizer per parameter, of the gradient per parameter and example.
 OPTIMIZER_OPERATIONS, GRADIENT_OPERATIONS = 2_688, 6

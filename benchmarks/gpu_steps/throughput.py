@@ -19,7 +19,7 @@ import gpu_steps.random_data  # noqa: F401  (registers its tasks)
 from gpu_steps.forms import form
 from meta_train.devices.choice import start_devices
 from meta_train.outer.population import Memory
-from meta_train.run.run import Setup, prepare
+from meta_train.run.setup import Setup, prepare
 
 TRUNCATION = 20
 SECONDS = 1.5  # for which each population is timed

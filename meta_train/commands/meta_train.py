@@ -128,7 +128,8 @@ def command(argv: Sequence[str]) -> None:
             return
     # Imported late: parsing and its errors need no JAX program.
     from meta_train.run.estimate import estimate, memory, print_estimate, size
-    from meta_train.run.run import meta_train, origin, prepare
+    from meta_train.run.run import meta_train
+    from meta_train.run.setup import origin, prepare
 
     start_from = None if arguments.resume else origin(config)
     if many:
@@ -147,8 +148,8 @@ def command(argv: Sequence[str]) -> None:
         for name, value in estimator.settings.items()
         if value is not False
     ]
-    if len(setup.members) > 1:
-        console.print(*setup.members, sep="\n", style="dim", highlight=False)
+    if len(setup.tasks) > 1:
+        console.print(*setup.tasks, sep="\n", style="dim", highlight=False)
     console.print(
         f"{folder.path}: {config.task.name} (T {config.task.horizon}), "
         f"{estimator.name} ({', '.join(settings) or 'whole episodes'}), {estimator.particles} particles on "

@@ -11,10 +11,9 @@ from rich.console import Console
 
 from learned_opt import UserError
 from meta_train.outer.loop import initial_state, outer_loop
-from meta_train.outer.optimizers import outer_optimizer
 from meta_train.outer.population import Memory, Population
 from meta_train.run.config import Config
-from meta_train.run.run import Setup
+from meta_train.run.setup import Setup
 
 # Rounds (as many particles as all devices work on at once) of the two small populations that are timed.
 FEW, MORE = 1, 3
@@ -58,7 +57,7 @@ def estimate(config: Config, setup: Setup) -> Estimate:
       UserError: there is too little memory.
     """
     needed = memory(setup)
-    per_round = setup.devices * setup.pairs_at_once
+    per_round = setup.devices * setup.units_at_once
     rounds = -(-config.estimator.units // per_round)
     if rounds <= MORE:
         return Estimate(needed, _seconds(config, setup, setup.population))
@@ -94,7 +93,7 @@ def size(count: int) -> str:
 def _seconds(config: Config, setup: Setup, population: Population) -> float:
     """Of an update, the median of a few."""
     key = jax.random.key(config.seed)
-    tx = outer_optimizer(config.outer, config.updates)
+    tx = setup.outer_optimizer
     state = initial_state(population, tx, setup.training.init_theta(key), key)
     taken = [update.seconds for update in outer_loop(population, tx, state, 0, WARM_UP + TIMED)]
     return statistics.median(taken[WARM_UP:])

@@ -7,6 +7,7 @@ import threading
 from types import FrameType
 
 from learned_opt import LearnedOptError
+from meta_train.devices.processes import global_max
 
 
 class Interrupted(LearnedOptError):
@@ -23,16 +24,20 @@ class StopRequest:
     Only the main thread can: in another one nothing is noted.
 
     Attributes:
-      signal: number of the signal received, or None.
+      signal: number of the signal that this process received, or 0.
     """
 
     def __init__(self) -> None:
-        self.signal: int | None = None
+        self.signal = 0
+
+    def requested(self) -> int:
+        """The signal that any process of the run received, or 0: all of them stop together."""
+        return global_max(self.signal)
 
     def check(self, message: str) -> None:
         """Raise ``Interrupted`` with this message if a stop was requested."""
-        if self.signal is not None:
-            raise Interrupted(message, self.signal)
+        if number := self.requested():
+            raise Interrupted(message, number)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         del frame

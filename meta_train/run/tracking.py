@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -133,6 +133,21 @@ def start_tracking(
         return _start(mode, run_dir, config, project)
     except Exception as error:  # whatever it is, the run matters more than its mirror
         return Tracker(f"W&B: could not start ({_reason(error)}), going on without it")
+
+
+@contextlib.contextmanager
+def tracked(mode: WandbMode, run_dir: Path, config: Mapping[str, Any]) -> Iterator[Tracker]:
+    """The tracker of a run, from `start_tracking`; it ends with the exit code that the run has."""
+    tracker = start_tracking(mode, run_dir, config)
+    exit_code = 1
+    try:
+        yield tracker
+        exit_code = 0
+    except LearnedOptError as error:
+        exit_code = error.exit_code
+        raise
+    finally:
+        tracker.finish(exit_code)
 
 
 def _resolve(mode: WandbMode, run_dir: Path) -> WandbMode:
