@@ -51,34 +51,22 @@ def parse(argv: Sequence[str]) -> Arguments:
     """Arguments from flags, over the settings of a file or of a resumed run, over the task's defaults.
 
     Raises:
-      UserError: a file cannot be read, or names code that the command line does not; or the task is unknown.
+      UserError: the settings cannot work, or may not change on a resume; or a file cannot be read, or names
+        code that the command line does not.
       SystemExit: (2) a flag is unknown or malformed; (0) help was asked for.
     """
-    files = _looked_up(argv, "--config", "--resume")
-    if files["--config"] and files["--resume"]:
+    named = _looked_up(argv, "--config", "--resume", *code_names(Config()))
+    config, resume = named["--config"], named["--resume"]
+    if config and resume:
         raise UserError("--config and --resume exclude each other: a run is resumed with its own settings")
-    flags = list(argv)
-    if files["--resume"]:
-        flags = config_flags(RunFolder.open(Path(files["--resume"])).config) + flags
-    elif files["--config"]:
-        flags = config_flags(Path(files["--config"])) + flags
-    return _arguments(flags, _code_named(argv))
-
-
-def _arguments(flags: Sequence[str], named: Mapping[str, str | None]) -> Arguments:
-    """Arguments from flags, over the defaults of their task.
-
-    Args:
-      flags: of the command line, and before them those of a file.
-      named: what the command line itself names, from `_code_named`.
-
-    Raises:
-      UserError: the flags of the file name a ``module:name`` that the command line does not.
-    """
-    task = _looked_up(flags, "--task")["--task"] or Config().task.name
-    _check_named({"--task": task}, named)  # its defaults come with its import
-    arguments = tyro.cli(Arguments, prog="meta-train", args=flags, default=Arguments(default_config(task)))
-    _check_named(code_names(arguments.settings), named)
+    file = RunFolder.open(Path(resume)).config if resume else Path(config) if config else None
+    from_file = config_flags(file) if file else []
+    arguments = _arguments([*from_file, *argv], named)
+    validate(arguments.settings)
+    if resume:
+        if arguments.run_dir:
+            raise UserError("--run-dir and --resume exclude each other: a resumed run stays in its folder")
+        check_resume(_arguments(from_file, named).settings, arguments.settings)
     return arguments
 
 
@@ -90,9 +78,21 @@ def _looked_up(argv: Sequence[str], *flags: str) -> dict[str, str | None]:
     return vars(parser.parse_known_args(argv)[0])
 
 
-def _code_named(argv: Sequence[str]) -> dict[str, str | None]:
-    """What the command line names that may be a ``module:name``, by flag."""
-    return _looked_up(argv, *code_names(Config()))
+def _arguments(flags: Sequence[str], named: Mapping[str, str | None]) -> Arguments:
+    """Arguments from flags, over the defaults of their task.
+
+    Args:
+      flags: of the command line, and before them those of a file.
+      named: what the command line itself names, by flag.
+
+    Raises:
+      UserError: the flags of the file name a ``module:name`` that the command line does not.
+    """
+    task = _looked_up(flags, "--task")["--task"] or Config().task.name
+    _check_named({"--task": task}, named)  # its defaults come with its import
+    arguments = tyro.cli(Arguments, prog="meta-train", args=flags, default=Arguments(default_config(task)))
+    _check_named(code_names(arguments.settings), named)
+    return arguments
 
 
 def _check_named(chosen: Mapping[str, str], named: Mapping[str, str | None]) -> None:
@@ -109,16 +109,11 @@ def command(argv: Sequence[str]) -> None:
     """Carry out `meta-train` with these arguments."""
     arguments = parse(argv)
     config = arguments.settings
-    validate(config)
     many = _processes(arguments)
     # Not left to Rich: a notebook sets FORCE_COLOR for the programs that it starts, but reads from a pipe.
     console = Console(stderr=True, soft_wrap=True, force_terminal=sys.stderr.isatty())
     if arguments.resume:
-        if arguments.run_dir:
-            raise UserError("--run-dir and --resume exclude each other: a resumed run stays in its folder")
         folder = RunFolder.open(arguments.resume)
-        saved = _arguments(config_flags(folder.config), _code_named(argv)).settings
-        check_resume(saved, config)
         if folder.finished(config.updates):
             console.print(
                 f"{folder.path} is finished: all {config.updates} updates are made and the report is "

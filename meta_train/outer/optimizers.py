@@ -1,38 +1,66 @@
-"""The outer optimizer: how a meta-gradient moves theta."""
+"""The outer optimizer: how a meta-gradient moves theta.
+
+To add one: an entry in ``OUTER_OPTIMIZERS``.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from learned_opt import UserError
+from learned_opt._src.errors import choices
 from meta_train.estimators.base import Theta
+
+# Each is made from the schedule of its learning rate.
+OUTER_OPTIMIZERS: Mapping[str, Callable[[optax.Schedule], optax.GradientTransformation]] = {
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+    "sgdm": partial(optax.sgd, momentum=0.9),
+}
 
 
 @dataclass(frozen=True)
 class OuterConfig:
-    """How theta is moved: global-norm clip, then Adam with a cosine schedule over the run."""
+    """How theta is moved: global-norm clip, then an optimizer with a cosine schedule over the run."""
 
     learning_rate: float = 2e-2
-    """Learning rate of the outer Adam at the start."""
+    """Learning rate of the outer optimizer at the start."""
     final_fraction: float = 0.1
     """Share of the learning rate that is left at the end."""
     clip_norm: float = 1.0
     """Norm at which the meta-gradient is clipped."""
+    optimizer: str = "adam"
+    """Optimizer that moves theta: adam, adamw, or sgdm (SGD with momentum 0.9)."""
+
+
+def find_outer_optimizer(name: str) -> Callable[[optax.Schedule], optax.GradientTransformation]:
+    """The outer optimizer called `name`, made from the schedule of its learning rate.
+
+    Raises:
+      UserError: there is none of that name.
+    """
+    if name not in OUTER_OPTIMIZERS:
+        raise UserError(f"unknown outer optimizer '{name}'; {choices(name, OUTER_OPTIMIZERS)}")
+    return OUTER_OPTIMIZERS[name]
 
 
 def outer_optimizer(config: OuterConfig, updates: int) -> optax.GradientTransformation:
-    """Clip by global norm, then Adam with a cosine from the learning rate to a fraction of it.
+    """Clip by global norm, then the optimizer, with a cosine from the learning rate to a fraction of it.
 
     Args:
       config: the settings.
       updates: length of the run, which is that of the schedule.
     """
     schedule = optax.cosine_decay_schedule(config.learning_rate, updates, config.final_fraction)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(schedule))
+    optimizer = find_outer_optimizer(config.optimizer)(schedule)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
 
 
 def outer_step(

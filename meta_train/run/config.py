@@ -14,7 +14,7 @@ from inner_tasks import OBJECTIVES, TaskSettings, find_task, task_names
 from learned_opt import ARCHITECTURES, UserError, get_architecture
 from learned_opt._src.files import write_whole
 from meta_train.estimators import ESTIMATORS, Method, find_estimator
-from meta_train.outer.optimizers import OuterConfig
+from meta_train.outer.optimizers import OuterConfig, find_outer_optimizer
 from meta_train.run.tracking import WandbMode
 
 
@@ -197,6 +197,7 @@ def validate(config: Config) -> None:
     """
     find_task(config.task.name)
     get_architecture(config.optimizer)
+    find_outer_optimizer(config.outer.optimizer)
     estimator, horizon = config.estimator, config.task.horizon
     known = [field.name for field in dataclasses.fields(estimator) if field.name != "name"]
     for setting in estimator.method.settings:
