@@ -24,6 +24,7 @@ import tyro
 from common import configured
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import track
 from rich.table import Table
 
@@ -31,7 +32,7 @@ from meta_train.devices.choice import start_devices
 from meta_train.outer.loop import initial_state, outer_loop
 from meta_train.outer.optimizers import outer_optimizer
 from meta_train.run.config import Config
-from meta_train.run.estimate import estimate, size
+from meta_train.run.estimate import estimate
 from meta_train.run.setup import Setup, prepare
 
 RUNS = {
@@ -69,8 +70,8 @@ def main() -> None:
         estimated, measured = (_child(name, arguments.seconds, flags) for flags in ([], ["--measured"]))
         table.add_row(
             name,
-            size(estimated["bytes"]),
-            size(measured["bytes"]),
+            decimal(estimated["bytes"]),
+            decimal(measured["bytes"]),
             f"{estimated['bytes'] / measured['bytes']:.2f}",
             f"{estimated['seconds']:.3g}",
             f"{measured['seconds']:.3g}",

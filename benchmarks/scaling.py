@@ -23,10 +23,10 @@ from common import configured, interleaved, updating
 from matplotlib.ticker import LogLocator, NullFormatter
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from meta_train.report.figures import STYLE
-from meta_train.run.estimate import size
 from meta_train.run.setup import prepare
 
 NAMES = {"horizon": "horizon T", "truncation": "truncation length K", "hidden": "parameters"}
@@ -69,7 +69,7 @@ def main() -> None:
                 f"{point['value']:,}",
                 f"{point['seconds'] * 1e3:.1f}",
                 f"{point['seconds'] / first['seconds']:.2f}",
-                size(point["bytes"]),
+                decimal(point["bytes"]),
                 f"{point['bytes'] / first['bytes']:.3f}",
             )
     console.print(table)

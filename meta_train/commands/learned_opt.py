@@ -184,10 +184,10 @@ def _tasks(names: Sequence[str], horizons: Sequence[int]) -> Iterator[tuple[str,
     for name in names:
         registration = find_task(name)
         task = registration.build(registration.settings)
-        members = task.members if isinstance(task, TaskDistribution) else {name: task}
-        for label, member in members.items():
-            for horizon in horizons or (member.horizon,):
-                yield label, member, horizon
+        tasks = task.members if isinstance(task, TaskDistribution) else {name: task}
+        for label, each in tasks.items():
+            for horizon in horizons or (each.horizon,):
+                yield label, each, horizon
 
 
 def command(argv: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
+from rich.filesize import decimal
 
 from learned_opt import UserError
 from meta_train.commands.watcher import lost_process_detected
@@ -122,7 +123,7 @@ def command(argv: Sequence[str]) -> None:
             )
             return
     # Imported late: parsing and its errors need no JAX program.
-    from meta_train.run.estimate import estimate, memory, print_estimate, size
+    from meta_train.run.estimate import estimate, memory, print_estimate
     from meta_train.run.run import meta_train
     from meta_train.run.setup import origin, prepare
 
@@ -148,7 +149,7 @@ def command(argv: Sequence[str]) -> None:
     console.print(
         f"{folder.path}: {config.task.name} (T {config.task.horizon}), "
         f"{estimator.name} ({', '.join(settings) or 'whole episodes'}), {estimator.particles} particles on "
-        f"{setup.devices} devices, {size(sum(needed))} each",
+        f"{setup.devices} devices, {decimal(sum(needed))} each",
         highlight=False,
     )
     with lost_process_detected():

@@ -94,9 +94,9 @@ def plain_pes(problem: UnrolledProblem, *, sigma: float, truncation: int) -> Est
         inner, xi = carried
         epsilon = perturbation(noise_key, theta, sigma)
         xi = optax.tree.add(xi, epsilon)
-        member = unroll(problem, optax.tree.add(theta, epsilon), inner, position, data_key, truncation)
-        gradient = optax.tree.scale(member.loss / sigma**2, xi)
-        return Estimate(gradient, (member.state, xi), (member,), xi)
+        particle = unroll(problem, optax.tree.add(theta, epsilon), inner, position, data_key, truncation)
+        gradient = optax.tree.scale(particle.loss / sigma**2, xi)
+        return Estimate(gradient, (particle.state, xi), (particle,), xi)
 
     return episodic(problem, truncation, start, window)
 

@@ -62,7 +62,7 @@ class EstimatorConfig:
     truncation: int = 20
     """K, inner steps per update; full-es and bptt take whole episodes."""
     particles: int = 16
-    """Particles of the task (of each, in a distribution), both members of every antithetic pair counted."""
+    """Particles of the task (of each, in a distribution), both of every antithetic pair counted."""
     perturbation_period: int | None = None
     """Steps after which gpes draws a new perturbation, a multiple of K."""
     analytic: Annotated[bool, FlagCreatePairsOff] = False

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 from rich.console import Console
+from rich.filesize import decimal
 
 from learned_opt import UserError
 from meta_train.outer.loop import initial_state, outer_loop
@@ -38,8 +39,8 @@ def memory(setup: Setup) -> Memory:
     there_is = _memory_of_device()
     if there_is is not None and total > there_is:
         raise UserError(
-            f"the run would need {size(total)} on each device, and there are {size(there_is)}; try a smaller "
-            f"--chunk (it is {setup.chunk}), fewer --estimator.particles, or more devices"
+            f"the run would need {decimal(total)} on each device, and there are {decimal(there_is)}; try a "
+            f"smaller --chunk (it is {setup.chunk}), fewer --estimator.particles, or more devices"
         )
     return needed
 
@@ -72,22 +73,12 @@ def print_estimate(estimate: Estimate, config: Config, devices: int, console: Co
     hours, minutes = divmod(round(seconds / 60), 60)
     total = f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes > 1 else f"{seconds:.0f} s"
     console.print(
-        f"memory: {size(held + working)} on each of {devices} devices ({size(held)} held, {size(working)} "
-        f"during an update)\n"
+        f"memory: {decimal(held + working)} on each of {devices} devices ({decimal(held)} held, "
+        f"{decimal(working)} during an update)\n"
         f"time: {estimate.seconds:.3g} s an update, {total} for {config.updates} updates, without compiling "
         "and the comparison at the end",
         highlight=False,
     )
-
-
-def size(count: int) -> str:
-    """A number of bytes in words."""
-    value = float(count)
-    for unit in ("KiB", "MiB"):
-        value /= 1024
-        if value < 1024:
-            return f"{value:.3g} {unit}"
-    return f"{value / 1024:.3g} GiB"
 
 
 def _seconds(config: Config, setup: Setup, population: Population) -> float:

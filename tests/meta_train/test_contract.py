@@ -68,7 +68,7 @@ CASES = {
     "rtrl": Case(1, lambda p: 2 * p + 1, lambda p: p + 1, differentiates=True, random=False),
     # Forwards for the two ways back (1), forwards along a direction (3), and two ways back (3 each).
     "uoro": Case(1, lambda p: 10, lambda p: 2, kept=1, differentiates=True),
-    # Two members, and the third particle forwards and back.
+    # Two particles of a pair, and the third particle forwards and back.
     "pes-analytic": Case(
         3, lambda p: 6, lambda p: 3, kept=1, differentiates=True, period=1, options={"analytic": True}
     ),

@@ -76,7 +76,7 @@ def test_losses_are_clipped_and_counted(value, max_loss, loss, clipped, nonfinit
 @pytest.mark.parametrize("max_loss", [None, 5.0])
 @pytest.mark.parametrize("make_estimator", [pes, nres, truncated_es])
 def test_a_pair_of_which_one_member_breaks_is_dropped_until_its_episode_ends(make_estimator, max_loss):
-    """Against the perturbations themselves: a member breaks where its own takes theta above 1."""
+    """Against the perturbations themselves: a particle breaks where its own takes theta above 1."""
     estimator = make_estimator(Cliff(max_loss=max_loss), sigma=1.0, truncation=2)
     estimate = jax.jit(estimator.estimate)
     theta, broken = jnp.float32(0), 0
@@ -87,7 +87,7 @@ def test_a_pair_of_which_one_member_breaks_is_dropped_until_its_episode_ends(mak
             gradient, state, info = estimate(theta, state, jax.random.fold_in(jax.random.key(seed), window))
             lost = lost and make_estimator is not truncated_es  # whose pairs start from their mean
             lost = lost or float(info["nonfinite"]) > 0
-            if float(info["nonfinite"]) == 4:  # by now the other member has broken as well
+            if float(info["nonfinite"]) == 4:  # by now the other particle has broken as well
                 break
             assert float(info["dropped"]) == lost
             # The losses of a window of 2 steps add up to 2 (theta + epsilon): g = xi (2 epsilon) / K.

@@ -48,7 +48,7 @@ def test_the_folder_of_a_run(tiny_run: Run) -> None:
 def test_the_terminal_names_the_folder_and_what_is_in_it(tiny_run: Run) -> None:
     said = tiny_run.outcome.err.splitlines()
     settings = "digits-mlp (T 10), pes (sigma 0.03, truncation 4), 8 particles on 2 devices"
-    assert re.fullmatch(re.escape(f"{tiny_run.path}: {settings}, ") + r"[\d.]+ KiB each", said[0])
+    assert re.fullmatch(re.escape(f"{tiny_run.path}: {settings}, ") + r"[\d.]+ kB each", said[0])
     assert f"optimizer: {tiny_run.path}/optimizer.safetensors" in said
     assert said[-1] == f"report: {tiny_run.path}/report"
     assert tiny_run.outcome.out == ""
