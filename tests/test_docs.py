@@ -32,7 +32,7 @@ WITH_CODE = [path for path in (ROOT / "README.md", *DOCUMENTATION) if path.exist
 PAGES = [*WITH_CODE, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "sweeps" / "README.md"]
 PROGRAMS = ("meta-train", "learned-opt", "pes-paper")
 # Flags of other programs that pages name.
-FOREIGN_FLAGS = {"--count"}
+FOREIGN_FLAGS = {"--count", "--upgrade", "--write"}
 
 
 class Block(NamedTuple):
@@ -234,3 +234,7 @@ def test_every_page_is_on_the_site():
     listed = (DOCS / "index.md").read_text().splitlines()
     for page in DOCUMENTATION:
         assert page.stem in listed or f"All pages <{page.stem}>" in listed, page.name
+
+
+def test_the_citation_has_the_version_of_the_package():
+    assert f"\nversion: {learned_opt.__version__}\n" in (ROOT / "CITATION.cff").read_text()
