@@ -1,6 +1,6 @@
 """Check what is in a wheel and an sdist: all that the packages need, and nothing else.
 
-    python .ci/check_package.py dist
+python .ci/check_package.py dist
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def check_wheel(path: Path) -> list[str]:
     ]
     if "](docs/" in metadata.get_payload():
         wrong.append(f"{path.name} has relative links in its description")
-    print(f"{path.name}: {len(names)} files, licence {metadata['License-Expression']}, by {metadata['Author']}")
+    licence, author = metadata["License-Expression"], metadata["Author"]
+    print(f"{path.name}: {len(names)} files, licence {licence}, by {author}")
     return wrong
 
 
