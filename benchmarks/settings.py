@@ -33,9 +33,10 @@ from inner_tasks.objectives import Objective, TrainingStep
 from inner_tasks.task import Data, Task
 from meta_train.devices.choice import start_devices
 from meta_train.estimators import ESTIMATORS
-from meta_train.experiments.drawing import colour, picture
+from meta_train.experiments.drawing import colour
 from meta_train.outer.optimizers import OuterConfig, outer_optimizer, outer_step
 from meta_train.report.evaluation import evaluation_key, train
+from meta_train.report.figures import picture
 
 FIRST_SEED, FIRST_EVALUATION_SEED = 1_000, 1_000_000
 SEGMENT = 50  # updates to a dispatch

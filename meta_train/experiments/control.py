@@ -153,7 +153,8 @@ def verdict(outcomes: Mapping[str, Outcome]) -> Verdict:
 
 def draw(result: Result, folder: Path) -> Sequence[Path]:
     """Reward over steps of the simulator, and the gait of the best policy as a strip of pictures."""
-    from meta_train.experiments.drawing import picture, styles
+    from meta_train.experiments.drawing import styles
+    from meta_train.report.figures import picture
 
     paths = [folder / "control.png", folder / "control_gait.png"]
     with picture(paths[0], figsize=(6.4, 4)) as (figure, axes):

@@ -132,7 +132,8 @@ def verdict(outcomes: Mapping[str, Outcome]) -> Verdict:
 
 def draw(result: Result, folder: Path) -> Sequence[Path]:
     """Memory and time of an update over T."""
-    from meta_train.experiments.drawing import picture, styles
+    from meta_train.experiments.drawing import styles
+    from meta_train.report.figures import picture
 
     path = folder / "cost.png"
     with picture(path, ncols=2, figsize=(9, 3.8)) as (figure, panels):

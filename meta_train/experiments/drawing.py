@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from meta_train.experiments.base import Outcome
-from meta_train.report.figures import STYLE, plt
 
 # A method keeps its colour from picture to picture; variants of one differ in their lines.
 COLOURS = {
@@ -27,16 +23,6 @@ COLOURS = {
     "random-search": "#7f7f7f",
 }
 LINES = ["-", "--", ":", "-."]
-
-
-@contextlib.contextmanager
-def picture(path: Path, **kwargs: Any) -> Iterator[tuple[Figure, Any]]:
-    """A figure with axes (``plt.subplots``), saved in the end."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(layout="constrained", **kwargs)
-        yield figure, axes
-        figure.savefig(path)
-        plt.close(figure)
 
 
 def colour(method: str) -> str:

@@ -141,7 +141,8 @@ def verdict(outcomes: dict[str, Outcome], scale: str) -> Verdict:
 
 def draw(result: Result, folder: Path) -> Sequence[Path]:
     """Loss and theta over updates."""
-    from meta_train.experiments.drawing import draw_losses, picture, styles
+    from meta_train.experiments.drawing import draw_losses, styles
+    from meta_train.report.figures import picture
 
     every = methods("paper")
     labels = {name: every[name].label for name in result.methods}

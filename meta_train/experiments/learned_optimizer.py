@@ -132,7 +132,8 @@ def verdict(outcomes: Mapping[str, Outcome], adam: float) -> Verdict:
 
 def draw(result: Result, folder: Path) -> Sequence[Path]:
     """The meta-loss of the unperturbed theta over updates, a line for each initialisation."""
-    from meta_train.experiments.drawing import picture, styles
+    from meta_train.experiments.drawing import styles
+    from meta_train.report.figures import picture
 
     path = folder / "learned_optimizer.png"
     every = styles(result.methods)

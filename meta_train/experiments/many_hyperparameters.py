@@ -260,7 +260,8 @@ def verdict(outcomes: Mapping[str, Outcome]) -> Verdict:
 
 def draw(result: Result, folder: Path) -> Sequence[Path]:
     """The least loss so far over inner steps, and the hyperparameters that were found."""
-    from meta_train.experiments.drawing import picture, styles
+    from meta_train.experiments.drawing import styles
+    from meta_train.report.figures import picture
 
     path = folder / "many_hyperparameters.png"
     with picture(path, ncols=2, figsize=(11, 4.4)) as (figure, (left, right)):

@@ -200,7 +200,8 @@ def verdict(outcomes: Mapping[str, Outcome], best: float, target: Target) -> Ver
 
 def draw(result: Result, folder: Path) -> Sequence[Path]:
     """Paths on the surface for each K, and what the schedules on them are worth over inner steps."""
-    from meta_train.experiments.drawing import draw_losses, picture, styles
+    from meta_train.experiments.drawing import draw_losses, styles
+    from meta_train.report.figures import picture
 
     target = result.pictured["target"]
     path = folder / "mnist_schedule.png"

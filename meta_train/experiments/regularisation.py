@@ -191,7 +191,8 @@ def verdict(outcomes: dict[str, Outcome], exact: ClosedForm) -> Verdict:
 
 def draw(result: Result, folder: Path) -> Sequence[Path]:
     """Theta over updates for each method, and the held-out loss as a function of theta."""
-    from meta_train.experiments.drawing import colour, picture
+    from meta_train.experiments.drawing import colour
+    from meta_train.report.figures import picture
 
     exact = result.pictured["closed form"]
     labels = {name: method.label for name, method in methods(diabetes(), "paper").items()}

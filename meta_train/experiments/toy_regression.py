@@ -162,7 +162,8 @@ def smoothed(values: np.ndarray, sigma: float) -> np.ndarray:
 
 def draw(result: Result, folder: Path) -> Sequence[Path]:
     """Trajectories on the surface with meta-loss over updates; and surfaces, raw and smoothed."""
-    from meta_train.experiments.drawing import draw_losses, picture, styles
+    from meta_train.experiments.drawing import draw_losses, styles
+    from meta_train.report.figures import picture
 
     labels = {name: method.label for name, method in methods("paper").items()}
     short = result.pictured["short"]

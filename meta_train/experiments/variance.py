@@ -372,7 +372,8 @@ def draw(result: Result, folder: Path) -> Sequence[Path]:
     """Variance over unrolls: a panel for each input, and one for PES without antithetic pairs."""
     from matplotlib.axes import Axes
 
-    from meta_train.experiments.drawing import colour, picture
+    from meta_train.experiments.drawing import colour
+    from meta_train.report.figures import picture
 
     pairs = PARTICLES / 2
     entries = result.methods["pes-random"].theta.shape[-1]

@@ -14,6 +14,7 @@ matplotlib.use("Agg")  # files only: no display is needed, whatever the user's o
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from meta_train.report.baselines import BASELINES, label
 from meta_train.report.comparison import REFERENCE, Comparison
@@ -33,6 +34,16 @@ STYLE = {
 COLUMNS = 2
 RATIO_TICKS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.5, 2, 3)
 WIDE_RATIO_TICKS = (0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 30, 100)
+
+
+@contextmanager
+def picture(path: Path, **kwargs: Any) -> Iterator[tuple[Figure, Any]]:
+    """A figure with axes (``plt.subplots``), saved in the end."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(**{"layout": "constrained", **kwargs})
+        yield figure, axes
+        figure.savefig(path)
+        plt.close(figure)
 
 
 def draw_training_curves(comparisons: Sequence[Comparison], path: Path) -> None:
@@ -91,8 +102,7 @@ def draw_learning_rates(comparisons: Sequence[Comparison], path: Path) -> None:
 
 def draw_ratios(comparisons: Sequence[Comparison], path: Path) -> None:
     """What they are ranked by, over tuned Adam's: a row for each task, a mark for each optimizer."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(8, 1.6 + 0.4 * len(comparisons)))
+    with picture(path, figsize=(8, 1.6 + 0.4 * len(comparisons)), layout=None) as (_, axes):
         colours = _colours(comparisons[0])
         height = np.arange(len(comparisons))
         for name in comparisons[0].results:
@@ -110,8 +120,6 @@ def draw_ratios(comparisons: Sequence[Comparison], path: Path) -> None:
         axes.set_xticks([], minor=True)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-        figure.savefig(path)
-        plt.close(figure)
 
 
 @contextmanager
@@ -121,10 +129,8 @@ def _panels(
     """A figure with a panel for each comparison, entitled with its task, written at the end."""
     columns = min(COLUMNS, len(comparisons))
     lines = -(-len(comparisons) // columns)
-    with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(
-            lines, columns, figsize=(6.4 * columns, 4 * lines), layout="constrained", squeeze=False
-        )
+    shape = {"nrows": lines, "ncols": columns, "figsize": (6.4 * columns, 4 * lines), "squeeze": False}
+    with picture(path, **shape) as (figure, grid):
         for unused in grid.flat[len(comparisons) :]:
             unused.remove()
         for comparison, axes in zip(comparisons, grid.flat, strict=False):
@@ -132,8 +138,6 @@ def _panels(
         if len(comparisons) > 1:
             figure.suptitle(about)
         yield zip(comparisons, grid.flat, strict=False)
-        figure.savefig(path)
-        plt.close(figure)
 
 
 def _colours(comparison: Comparison) -> dict[str, str]:
@@ -154,16 +158,13 @@ def draw_meta_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None
     norm = _floats(metrics, "gradient_norm")
     # The negative of an accuracy has no logarithm.
     scale = "log" if np.nanmin(loss, initial=np.inf) > 0 else "linear"
-    with plt.rc_context(STYLE):
-        figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    with picture(path, ncols=3, figsize=(12, 3.6)) as (_, (left, middle, right)):
         _draw_smoothed(left, updates, loss)
         left.set(xlabel="outer update", ylabel="meta-loss (mean loss per inner step)", yscale=scale)
         _draw_smoothed(middle, steps, loss)
         middle.set(xlabel="inner steps of all particles", ylabel="meta-loss", yscale=scale)
         _draw_smoothed(right, updates, norm)
         right.set(xlabel="outer update", ylabel="norm of the meta-gradient", yscale="log")
-        figure.savefig(path)
-        plt.close(figure)
 
 
 def _draw_smoothed(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:

@@ -205,18 +205,21 @@ def validate(config: Config) -> None:
             raise UserError(
                 f"the estimator '{estimator.name}' takes a setting '{setting}'; there are: {', '.join(known)}"
             )
-    _at_least_one("--updates", config.updates)
-    _at_least_one("--checkpoint-every", config.checkpoint_every)
-    _at_least_one("--task.batch-size", config.task.batch_size)
-    _at_least_one("--task.horizon", horizon)
-    for width in config.task.hidden:
-        _at_least_one("--task.hidden", width)
-    for flag in ("steps", "seeds", "learning_rates"):
-        _at_least_one(f"--evaluation.{flag.replace('_', '-')}", getattr(config.evaluation, flag))
-    if config.devices != "auto":
-        _at_least_one("--devices", config.devices)
-    if config.chunk != "auto":
-        _at_least_one("--chunk", config.chunk)
+    counts = {
+        "--updates": config.updates,
+        "--checkpoint-every": config.checkpoint_every,
+        "--task.batch-size": config.task.batch_size,
+        "--task.horizon": horizon,
+        "--task.hidden": min(config.task.hidden, default=1),
+        "--evaluation.steps": config.evaluation.steps,
+        "--evaluation.seeds": config.evaluation.seeds,
+        "--evaluation.learning-rates": config.evaluation.learning_rates,
+        "--devices": config.devices,
+        "--chunk": config.chunk,
+    }
+    for flag, value in counts.items():
+        if value != "auto":
+            _at_least_one(flag, value)
     if not 0 <= config.seed < 2**32:
         raise UserError(f"--seed is {config.seed}; it must lie between 0 and {2**32 - 1}")
     if not 1 <= estimator.truncation <= horizon:
