@@ -9,7 +9,6 @@ in a fixed order. A ``pmean`` would add them in an order that depends on the dev
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -133,7 +132,7 @@ def population(
         init=lambda key, theta: start((problem, theta, key)),
         estimate=estimate,
         gather=strategy.join,
-        scatter=partial(strategy.split, devices=devices),
+        scatter=lambda rows: strategy.split(rows, devices),
         memory=memory,
     )
 

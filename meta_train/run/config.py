@@ -217,9 +217,9 @@ def validate(config: Config) -> None:
         "--devices": config.devices,
         "--chunk": config.chunk,
     }
-    for flag, value in counts.items():
-        if value != "auto":
-            _at_least_one(flag, value)
+    for flag, count in counts.items():
+        if count != "auto":
+            _at_least_one(flag, count)
     if not 0 <= config.seed < 2**32:
         raise UserError(f"--seed is {config.seed}; it must lie between 0 and {2**32 - 1}")
     if not 1 <= estimator.truncation <= horizon:
