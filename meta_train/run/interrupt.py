@@ -24,15 +24,15 @@ class StopRequest:
     Only the main thread can: in another one nothing is noted.
 
     Attributes:
-      signal: number of the signal that this process received, or 0.
+      signal: number of the signal that this process received, or None.
     """
 
     def __init__(self) -> None:
-        self.signal = 0
+        self.signal: int | None = None
 
     def requested(self) -> int:
         """The signal that any process of the run received, or 0: all of them stop together."""
-        return global_max(self.signal)
+        return global_max(self.signal or 0)
 
     def check(self, message: str) -> None:
         """Raise ``Interrupted`` with this message if a stop was requested."""
