@@ -1,17 +1,22 @@
-"""What every test stands on: four CPU devices, programs compiled once, and nobody's home or account."""
+"""What every test stands on: four CPU devices, programs that are compiled once, and nobody's account."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pickle
+import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 # Bits are promised on a CPU. The environment also reaches the processes that tests start.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _session = tempfile.TemporaryDirectory(prefix="learned-opt-tests-")
-# Compiling is most of what a small run costs, and many tests run the same programs.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{_session.name}/compiled")
+# Compiling is most of what the tests cost: little is optimized, and what is compiled once is kept.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 os.environ.setdefault("LEARNED_OPT_CACHE", f"{_session.name}/data")
@@ -22,10 +27,23 @@ for _name in [name for name in os.environ if name.startswith("WANDB_")]:
 import jax  # noqa: E402  (reads the environment when it is imported)
 import pytest  # noqa: E402
 
+from meta_train.report.evaluation import MEAN_LOSS  # noqa: E402
 from tests.meta_train.command import TINY, Run, meta_train, without_comparing  # noqa: E402
+
+MAX_KEPT = 2**30  # bytes of compiled programs
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.devices()  # started now, so that no test gets another number
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep compiled programs from one run of the tests to the next, in pytest's cache folder."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # xdist's workers have it from their controller
+        folder = config.cache.mkdir("compiled")
+        if sum(file.stat().st_size for file in folder.iterdir()) > MAX_KEPT:
+            shutil.rmtree(folder)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 
 def pytest_unconfigure() -> None:
@@ -33,42 +51,82 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def forget_programs() -> Any:
+def forget_programs() -> Iterator[None]:
     """Drop each module's compiled programs: all together need more memory maps than Linux gives a process."""
     yield
     jax.clear_caches()
 
 
+@pytest.fixture
+def optimized() -> Iterator[None]:
+    """Programs are compiled as users have them: for tests of their bits, memory or speed."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    with mock.patch.dict(os.environ, JAX_DISABLE_MOST_OPTIMIZATIONS="0"):
+        yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+# ``once(name, make)``: the run that ``make(folder)`` returns.
+Once = Callable[[str, Callable[[Path], Run]], Run]
+
+
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
+    """Makes a run in one of xdist's workers, for all of them."""
+    base = tmp_path_factory.getbasetemp()
+    base = base if worker_id == "master" else base.parent
+
+    def once(name: str, make: Callable[[Path], Run]) -> Run:
+        kept = base / f"{name}.pickle"
+        with (base / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not kept.exists():
+                shutil.rmtree(base / name, ignore_errors=True)
+                made = make(base / name)
+                # A function, which cannot be pickled, makes up the criterion.
+                made = made._replace(comparison=made.comparison._replace(criterion=None))
+                kept.write_bytes(pickle.dumps(made))
+        run = pickle.loads(kept.read_bytes())
+        return run._replace(comparison=run.comparison._replace(criterion=MEAN_LOSS))
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def tiny_run(once: Once) -> Run:
     """Three updates on two devices, and a real comparison. Not to be changed."""
     from meta_train.run.run import compare
 
-    path = tmp_path_factory.mktemp("tiny") / "run"
-    comparisons = []
+    def make(path: Path) -> Run:
+        comparisons = []
 
-    def keep(*args: Any, **kwargs: Any) -> Any:
-        comparisons.append(compare(*args, **kwargs))
-        return comparisons[0]
+        def keep(*args: Any, **kwargs: Any) -> Any:
+            comparisons.append(compare(*args, **kwargs))
+            return comparisons[0]
 
-    with mock.patch("meta_train.run.run.compare", keep):
-        outcome = meta_train(TINY, "--updates 3 --checkpoint-every 2 --devices 2", "--run-dir", path)
-    assert outcome.code == 0, outcome.err
-    return Run(path, outcome, *comparisons)
+        with mock.patch("meta_train.run.run.compare", keep), mock.patch("meta_train.report.costs.ROUNDS", 1):
+            outcome = meta_train(TINY, "--updates 3 --checkpoint-every 2 --devices 2", "--run-dir", path)
+        assert outcome.code == 0, outcome.err
+        return Run(path, outcome, comparisons[0])
+
+    return once("tiny", make)
 
 
 @pytest.fixture
-def no_comparing(tiny_run: Run) -> Any:
+def no_comparing(tiny_run: Run) -> Iterator[None]:
     """Runs in this process end with the comparison of ``tiny_run``."""
     with without_comparing(tiny_run.comparison):
         yield
 
 
 @pytest.fixture(scope="session")
-def fifty_updates(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def fifty_updates(once: Once, tiny_run: Run) -> Run:
     """Fifty updates on two devices, uninterrupted. Not to be changed."""
-    path = tmp_path_factory.mktemp("fifty") / "run"
-    with without_comparing(tiny_run.comparison):
-        outcome = meta_train(TINY, "--updates 50 --checkpoint-every 20 --devices 2", "--run-dir", path)
-    assert outcome.code == 0, outcome.err
-    return Run(path, outcome, tiny_run.comparison)
+
+    def make(path: Path) -> Run:
+        with without_comparing(tiny_run.comparison):
+            outcome = meta_train(TINY, "--updates 50 --checkpoint-every 20 --devices 2", "--run-dir", path)
+        assert outcome.code == 0, outcome.err
+        return Run(path, outcome, tiny_run.comparison)
+
+    return once("fifty", make)

@@ -1,0 +1,185 @@
+"""The outer loop beside NumPy: clip, Adam, cosine; where a run starts; and that no key is used twice."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from checkpoints import orbax_files
+from meta_train.estimators import pes
+from meta_train.outer.loop import initial_state, outer_loop, outer_optimizer
+from meta_train.outer.population import Population, PopulationInfo, population
+from meta_train.report.evaluation import FIRST_TUNING_SEED, evaluation_key
+from meta_train.run.config import OuterConfig
+from tests.meta_train.command import Run, lines
+from tests.meta_train.problems import problem, static
+
+CONFIG = OuterConfig(learning_rate=0.1, final_fraction=0.2, clip_norm=1.5)
+THETA = {"a": np.array([1.0, -2.0, 0.5], np.float32), "b": np.float32(3.0)}
+NO_INFO = PopulationInfo(*[jnp.zeros(())] * len(PopulationInfo._fields))
+
+
+def flat(theta: dict[str, Any]) -> np.ndarray:
+    return np.append(np.asarray(theta["a"], np.float64), np.float64(theta["b"]))
+
+
+def numpy_outer(theta: np.ndarray, gradients: list[np.ndarray], updates: int) -> list[np.ndarray]:
+    """Theta after each update: clip by global norm, then Adam whose rate falls as a cosine."""
+    m, v, count, thetas = np.zeros(4), np.zeros(4), 0, []
+    for g in gradients:
+        if np.isfinite(g).all():
+            share = (1 + math.cos(math.pi * count / updates)) / 2
+            rate = CONFIG.learning_rate * (CONFIG.final_fraction + (1 - CONFIG.final_fraction) * share)
+            g = g * min(1, CONFIG.clip_norm / np.linalg.norm(g))
+            m, v, count = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2, count + 1
+            theta = theta - rate * (m / (1 - 0.9**count)) / (np.sqrt(v / (1 - 0.999**count)) + 1e-8)
+        thetas.append(theta)
+    return thetas
+
+
+def returning(gradients: list[np.ndarray]) -> Population:
+    """A population whose estimates are given; its state is the number of those that it has made."""
+
+    def estimate(theta: Any, made: int, key: jax.Array) -> tuple[Any, int, PopulationInfo]:
+        g = jnp.asarray(gradients[made], jnp.float32)
+        return {"a": g[:3], "b": g[3]}, made + 1, NO_INFO
+
+    return Population(lambda key, theta: 0, estimate, lambda state: state, lambda state: state, None)
+
+
+def test_updates_are_those_of_numpy():
+    """Gradients of norms below and above the clip, and one that is not finite, which changes nothing."""
+    rng, updates = np.random.default_rng(0), 9
+    norms = np.array([0.3, 20, 1.0, 5, 0.01, 100, 1.4, 1.6, 2])
+    gradients = [norm * g / np.linalg.norm(g) for norm, g in zip(norms, rng.normal(size=(9, 4)), strict=True)]
+    gradients[4][2] = np.nan
+    tx, given = outer_optimizer(CONFIG, updates), returning(gradients)
+    state = initial_state(given, tx, THETA, jax.random.key(0))
+    np.testing.assert_array_equal(flat(state.theta), flat(THETA))
+    made = list(outer_loop(given, tx, state, 0, updates))
+    for update, expected in zip(made, numpy_outer(flat(THETA), gradients, updates), strict=True):
+        np.testing.assert_allclose(flat(update.state.theta), expected, rtol=1e-5)
+    assert [update.number for update in made] == list(range(1, updates + 1))
+    assert [update.state.skipped for update in made] == [0, 0, 0, 0, 1, 0, 0, 0, 0]
+    np.testing.assert_array_equal(flat(made[4].state.theta), flat(made[3].state.theta))
+
+
+def saved(run: Run, update: int) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint of a run, by their paths."""
+    folder = run.path / "checkpoints" / str(update)
+    saved = orbax_files.read_index(folder)["arrays"]
+    like = {path: np.empty(array["shape"], array["dtype"]) for path, array in saved.items()}
+    return {path: np.asarray(x, np.float64) for path, x in orbax_files.read_arrays(folder, like).items()}
+
+
+def part(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """Theta, or a tree like it in the state of the outer optimizer, as one vector."""
+    return np.concatenate([x.ravel() for path, x in sorted(arrays.items()) if f".{name}[" in path])
+
+
+def test_the_last_update_of_a_run_is_that_of_numpy(tiny_run: Run):
+    """From its checkpoints of updates 2 and 3, the last: the settings of a run reach its outer optimizer."""
+    first, before, after = (saved(tiny_run, update) for update in (0, 2, 3))
+    assert not part(first, "mu").any() and not part(first, "nu").any()
+    m, v = part(after, "mu"), part(after, "nu")
+    gradient = (m - 0.9 * part(before, "mu")) / 0.1
+    norm = lines(tiny_run.path)[-1]["gradient_norm"]
+    assert np.linalg.norm(gradient) == pytest.approx(min(norm, 1), rel=1e-4)
+    # `nu` keeps 7 digits, of which the newest square is a thousandth.
+    np.testing.assert_allclose(v - 0.999 * part(before, "nu"), 0.001 * gradient**2, atol=1e-6 * v.max())
+    rate = 0.02 * (0.1 + 0.9 * (1 + math.cos(math.pi * 2 / 3)) / 2)
+    step = rate * (m / (1 - 0.9**3)) / (np.sqrt(v / (1 - 0.999**3)) + 1e-8)
+    np.testing.assert_allclose(part(before, "theta") - part(after, "theta"), step, rtol=1e-3, atol=1e-6)
+
+
+# --- Keys ----------------------------------------------------------------------------------------------
+
+
+@problem
+class Remembered:
+    """The inner state tells the key that it was made with, and those of the steps since."""
+
+    horizon: int = static(5)
+    max_loss: float | None = static(None)
+    differentiable: bool = static(True)
+
+    def init(self, key: jax.Array) -> dict[str, jax.Array]:
+        keys = jnp.zeros((self.horizon, 2), jnp.uint32)
+        return {"start": jax.random.key_data(key), "steps": keys, "taken": jnp.zeros((), jnp.int32)}
+
+    def step(
+        self, theta: jax.Array, state: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[dict[str, jax.Array], jax.Array]:
+        steps = state["steps"].at[state["taken"]].set(jax.random.key_data(key))
+        return {**state, "steps": steps, "taken": state["taken"] + 1}, theta
+
+
+class Keys(NamedTuple):
+    """The keys of a run, each as a pair of numbers, as often as it was drawn."""
+
+    starts: list[tuple[int, int]]  # of episodes
+    steps: list[tuple[int, int]]  # of inner steps
+    epsilons: list[float]  # perturbations, which stand for the keys that they were drawn with
+
+
+def pairs(keys: np.ndarray) -> list[tuple[int, int]]:
+    return [tuple(key) for key in np.reshape(keys, (-1, 2)).tolist()]
+
+
+def keys_of_a_run(seed: int, devices: int) -> Keys:
+    """Of 8 updates of 6 pairs: two episodes and more, in windows of 2, 2 and 1 steps."""
+    unrolled = partial(pes, sigma=0.1, truncation=2)
+    particles = population(unrolled, Remembered(), units=6, devices=devices)
+    tx, theta = outer_optimizer(CONFIG, 8), jnp.float32(0)
+    state = initial_state(particles, tx, theta, jax.random.key(seed))
+    inner = particles.gather(state.particles).carried.inner
+    found = Keys(pairs(inner["start"][:, 0]), [], [])
+    for update in outer_loop(particles, tx, state, 0, 8):
+        before, carried = inner, particles.gather(update.state.particles).carried
+        inner = carried.inner
+        # Both members of a pair meet the same data.
+        jax.tree.map(lambda x: np.testing.assert_array_equal(x[:, 0], x[:, 1]), inner)
+        found.epsilons.extend(carried.epsilon.tolist())
+        for pair in range(6):
+            old, new = (jax.tree.map(lambda x, i=pair: x[i, 0], state) for state in (before, inner))
+            restarted = new["taken"] <= old["taken"]
+            found.steps.extend(pairs(new["steps"][0 if restarted else old["taken"] : new["taken"]]))
+            found.starts.extend(pairs(new["start"]) if restarted else [])
+    return found
+
+
+def test_no_key_of_a_run_is_used_twice():
+    """Neither by two updates nor by two pairs, and not for two purposes."""
+    found = keys_of_a_run(seed=3, devices=2)
+    keys = found.starts + found.steps
+    assert (len(found.epsilons), len(found.steps) > 70, len(found.starts) > 15) == (48, True, True)
+    assert len(set(keys)) == len(keys)
+    assert len(set(found.epsilons)) == len(found.epsilons)
+
+
+def test_evaluation_meets_no_key_of_meta_training():
+    """Whatever the seed of the run: reports are of data and starts that no run has learned from."""
+    evaluated = set()
+    for seed in (*range(4), *range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + 4)):
+        init_key, data_key = jax.random.split(evaluation_key(seed))
+        evaluated |= {*pairs(jax.random.key_data(init_key)), *pairs(jax.random.key_data(data_key))}
+        evaluated |= set(pairs(jax.random.key_data(jax.random.split(data_key, 20))))
+    assert len(evaluated) == 8 * 22
+    for seed in range(3):
+        found = keys_of_a_run(seed, devices=1)
+        assert evaluated.isdisjoint(found.starts + found.steps)
+
+
+def test_each_pair_starts_at_its_phase_and_with_a_state_of_its_own():
+    """The first pairs of a population are spread over the episode."""
+    particles = population(partial(pes, sigma=0.1, truncation=2), Remembered(), units=6, devices=2)
+    state = initial_state(particles, outer_optimizer(CONFIG, 8), jnp.float32(0), jax.random.key(0))
+    gathered = particles.gather(state.particles)
+    np.testing.assert_array_equal(gathered.position, [0, 0, 2, 2, 4, 4])
+    assert len(set(pairs(gathered.carried.inner["start"][:, 0]))) == 6
