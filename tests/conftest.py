@@ -60,10 +60,11 @@ def forget_programs() -> Iterator[None]:
 @pytest.fixture
 def optimized() -> Iterator[None]:
     """Programs are compiled as users have them: for tests of their bits, memory or speed."""
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     with mock.patch.dict(os.environ, JAX_DISABLE_MOST_OPTIMIZATIONS="0"):
         yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 # ``once(name, make)``: the run that ``make(folder)`` returns.

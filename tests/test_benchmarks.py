@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.marks import slow
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
-QUICK = {
-    "blocks": "--optimizers celo2-style --parameters 2000 --sizes 512 --rounds 1",
-    "gpu": "--miniature --steps machine kernel",
-    "optimizers": "--parameters 1000 --optimizers sgdm",
-}
+QUICK = {"optimizers": "--parameters 1000 --optimizers sgdm"}
 SLOW = {
+    "blocks": "--optimizers celo2-style --parameters 2000 --sizes 512 --rounds 1",
     "gpu": "--miniature",
     "estimators": "--estimators pes --seeds 0 --steps 640 --evaluation-seeds 1",
     "settings": "--estimators pes --particles 2 --updates 2 --sigmas 0.1 --learning-rates 0.02 "
@@ -36,7 +35,7 @@ def test_every_benchmark_is_known():
 
 @pytest.mark.parametrize(
     "name, arguments",
-    [*QUICK.items(), *(pytest.param(*item, marks=pytest.mark.slow) for item in SLOW.items())],
+    [*QUICK.items(), *(slow(*item) for item in SLOW.items())],
 )
 def test_runs(name, arguments, tmp_path):
     command = [sys.executable, FOLDER / f"{name}.py", *arguments.split()]

@@ -178,24 +178,32 @@ def flags_of(command, *arguments: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", text.getvalue())) - {"--help", "--no-debug"}
 
 
-META_TRAIN_FLAGS = flags_of(meta_train_command.parse)
-FLAGS = META_TRAIN_FLAGS | flags_of(learned_opt_command.command, "evaluate") | {"--help"}
-FLAGS |= set().union(*(flags_of(pes_paper_command.parse, name) for name in pes_paper_command.EXPERIMENTS))
+@pytest.fixture(scope="module")
+def meta_train_flags() -> set[str]:
+    return flags_of(meta_train_command.parse)
+
+
+@pytest.fixture(scope="module")
+def flags(meta_train_flags: set[str]) -> set[str]:
+    """Those of all commands."""
+    evaluate = flags_of(learned_opt_command.command, "evaluate")
+    experiments = (flags_of(pes_paper_command.parse, name) for name in pes_paper_command.EXPERIMENTS)
+    return meta_train_flags.union({"--help"}, evaluate, *experiments)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_flags_in_sentences_exist(page: Path):
+def test_flags_in_sentences_exist(page: Path, flags: set[str]):
     """A flag is inline code that begins with two dashes, or a word of inline code with a command."""
     named = set()
     for code in re.findall(r"`([^`\n]+)`", prose(page)):
         named |= set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", code))
-    assert named - FOREIGN_FLAGS <= FLAGS
+    assert named - FOREIGN_FLAGS <= flags
 
 
-def test_every_flag_is_explained():
-    assert len(META_TRAIN_FLAGS) > 20
+def test_every_flag_is_explained(meta_train_flags: set[str]):
+    assert len(meta_train_flags) > 20
     explained = set(re.findall(r"`(--[\w.-]+)`", prose(DOCS / "meta-training.md")))
-    assert explained >= META_TRAIN_FLAGS
+    assert explained >= meta_train_flags
 
 
 def test_every_metric_is_explained():

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -224,10 +223,8 @@ def test_two_processes_at_once(server: str, tmp_path: Path):
 @pytest.mark.parametrize("name", NAMES)
 def test_no_network(name: str, tmp_path: Path):
     data_dir = tmp_path / "some" / "data"
-    start = time.monotonic()
     with pytest.raises(UserError) as caught:
         load_dataset(name, data_dir)
-    assert time.monotonic() - start < 5
     assert_explains(caught.value, name, data_dir)
     assert list(tmp_path.iterdir()) == []
 
@@ -314,13 +311,11 @@ def test_machine_without_any_network(tmp_path: Path):
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no network namespaces here (unshare -rn)")
     code = (
-        "import sys, time; from inner_tasks.datasets import load_dataset\n"
-        "start = time.monotonic()\n"
+        "import sys; from inner_tasks.datasets import load_dataset\n"
         "try: load_dataset('cifar10', sys.argv[1])\n"
-        "except ValueError as error: print(time.monotonic() - start, error)"
+        "except ValueError as error: print(error)"
     )
     command = [*cut_off, sys.executable, "-c", code, str(tmp_path / "data")]
     run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    seconds, message = run.stdout.strip().split(" ", 1)
-    assert float(seconds) < 10 and run.stderr == ""
-    assert_explains(ValueError(message), "cifar10", tmp_path / "data")
+    assert run.stderr == ""
+    assert_explains(ValueError(run.stdout.strip()), "cifar10", tmp_path / "data")

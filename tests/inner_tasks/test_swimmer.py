@@ -15,11 +15,11 @@ import gymnasium  # noqa: E402
 import mujoco  # noqa: E402
 
 from inner_tasks.problems.swimmer import SwimmerState, advance, c_model, swimmer  # noqa: E402
-from tests.compiling import briefly  # noqa: E402
 
 PROBLEM = swimmer()
 
 
+@pytest.mark.slow
 def test_it_swims_as_in_c():
     """400 physics steps with random torques, some beyond their limits."""
     rng = np.random.default_rng(0)
@@ -27,7 +27,7 @@ def test_it_swims_as_in_c():
     actions = rng.uniform(-1.5, 1.5, (100, 2))
     state = SwimmerState(jnp.float32(qpos), jnp.float32(qvel), jnp.zeros(5))
 
-    @briefly
+    @jax.jit
     def run(problem, state, actions):
         def step(state, action):
             state = advance(problem.model, state, action)
@@ -47,6 +47,7 @@ def test_it_swims_as_in_c():
         np.testing.assert_allclose(found.qvel[number], data.qvel, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_losses_are_gymnasiums_rewards():
     theta = 0.5 * jax.random.normal(jax.random.key(0), (2, 8))
     with warnings.catch_warnings():
@@ -55,7 +56,7 @@ def test_losses_are_gymnasiums_rewards():
     observation, _ = environment.reset(seed=1)
     qpos, qvel = environment.data.qpos.copy(), environment.data.qvel.copy()
     state = SwimmerState(jnp.float32(qpos), jnp.float32(qvel), jnp.zeros(5))
-    step = briefly(lambda problem, state: problem.step(theta, state, jax.random.key(0)))
+    step = jax.jit(lambda problem, state: problem.step(theta, state, jax.random.key(0)))
     for _ in range(20):
         state, loss = step(PROBLEM, state)
         observation, reward, *_ = environment.step(np.asarray(theta) @ observation)

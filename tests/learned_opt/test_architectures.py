@@ -10,6 +10,7 @@ import pytest
 from learned_opt import ARCHITECTURES, UserError, get_architecture
 from learned_opt._src.architectures.per_parameter import BLOCK_SIZE, PerParameterMLP, apply_network
 from tests.learned_opt.plain import RULES
+from tests.marks import slow
 
 SIZES = {
     "mlp": 19 * 32 + 32 + 32 * 32 + 32 + 32 * 2 + 2,
@@ -50,7 +51,9 @@ def test_every_architecture_is_tested():
     assert set(RULES) | {"sgdm-per-block", "adam-per-block"} == set(ARCHITECTURES)
 
 
-@pytest.mark.parametrize("shape", [(), (7,), (BLOCK_SIZE + 1,), (64, 33), (3, 4, 5, 6, 7)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(), slow((7,)), (BLOCK_SIZE + 1,), slow((64, 33)), (3, 4, 5, 6, 7)], ids=str
+)
 @pytest.mark.parametrize("name", RULES)
 def test_updates_equal_the_plain_formula(name, shape):
     """Five steps from the start, with gradients that a network might have, small ones among them."""

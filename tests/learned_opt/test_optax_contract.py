@@ -19,11 +19,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import learned_opt
-from tests.compiling import briefly
+from tests.marks import slow
 
-QUICK = ("mlp", "celo2-style", "adam")  # all of them together take minutes to compile
+QUICK = ("celo2-style", "adam")  # all of them together take minutes to compile
 NAMES = [
-    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+    name if name in QUICK else slow(name)
     for name in (*learned_opt.ARCHITECTURES, *learned_opt.pretrained_names())
 ]
 BLOCKS = 4  # tensors of `tree`
@@ -76,7 +76,7 @@ def assert_close(found: Any, expected: Any) -> None:
 
 
 def steps(tx: optax.GradientTransformation, params: Any, count: int = 2) -> tuple[Any, Any]:
-    state, update = tx.init(params), briefly(tx.update)
+    state, update = tx.init(params), jax.jit(tx.update)
     for _ in range(count):
         updates, state = update(gradients(params), state, params)
         params = optax.apply_updates(params, updates)
@@ -86,7 +86,7 @@ def steps(tx: optax.GradientTransformation, params: Any, count: int = 2) -> tupl
 def test_unknown_keywords_are_accepted_without_a_second_compilation(tx: Any) -> None:
     traced = []
 
-    @briefly
+    @jax.jit
     def step(params: Any, state: Any) -> tuple[Any, Any]:
         traced.append(1)
         updates, state = tx.update(gradients(params), state, params, value=1.0, what_nobody_expects="x")
@@ -112,7 +112,7 @@ def test_parameters_that_are_not_real_floats_are_named(tx: Any, leaf: Any) -> No
 def test_structure_shapes_and_dtypes_are_kept(tx: Any) -> None:
     """None, empty containers, scalars, tensors of rank 5; also where JAX checks it, in a ``cond``."""
     params, state = tree(), tx.init(tree())
-    updates, after = briefly(tx.update)(gradients(params), state, params)
+    updates, after = jax.jit(tx.update)(gradients(params), state, params)
     assert described(updates) == described(params)
     assert described(after) == described(state)
     assert all(jnp.isfinite(u).all() and jnp.any(u != 0) for u in jax.tree.leaves(updates))
@@ -139,7 +139,7 @@ def test_updates_have_the_dtype_of_the_parameters(name: str, dtype: str) -> None
     """And the state is float32 for anything smaller, float64 for float64."""
     with jax.enable_x64(dtype == "float64"):
         tx, params = transformation(name), tree(dtype)
-        updates, state = briefly(tx.update)(gradients(params), tx.init(params), params)
+        updates, state = jax.jit(tx.update)(gradients(params), tx.init(params), params)
         assert {x.dtype.name for x in jax.tree.leaves(updates)} == {dtype}
         kinds = {x.dtype.name for x in jax.tree.leaves(state) if x.ndim or x.dtype != jnp.int32}
         assert kinds == {"float64" if dtype == "float64" else "float32"}
@@ -154,7 +154,7 @@ def test_chains(tx: Any) -> None:
         optax.named_chain(("learned", tx), ("half", optax.scale(0.5))),
     ):
         assert_close(steps(chain, tree(), 1)[0], expected)
-        update = partial(briefly(chain.update), value=jnp.float32(1))
+        update = partial(jax.jit(chain.update), value=jnp.float32(1))
         updates, _ = update(gradients(tree()), chain.init(tree()), tree())
         assert described(updates) == described(tree())
 
@@ -181,7 +181,7 @@ def test_masked_and_partition(name: str) -> None:
 def test_multi_steps(tx: Any) -> None:
     """A step for the mean of two gradients, and none in between."""
     wrapped, params = optax.MultiSteps(tx, 2), tree()
-    state, update = wrapped.init(params), briefly(wrapped.update)
+    state, update = wrapped.init(params), jax.jit(wrapped.update)
     each = [jax.tree.map(lambda g, f=factor: f * g, gradients(params)) for factor in (0.5, 1.5)]
     first, state = update(each[0], state, params)
     assert all(jnp.all(u == 0) for u in jax.tree.leaves(first))
@@ -193,10 +193,10 @@ def test_apply_if_finite(tx: Any) -> None:
     wrapped, params = optax.apply_if_finite(tx, 3), tree()
     state = wrapped.init(params)
     broken = gradients(params) | {"vector": jnp.full(4, jnp.nan)}
-    updates, after = briefly(wrapped.update)(broken, state, params)
+    updates, after = jax.jit(wrapped.update)(broken, state, params)
     assert all(jnp.all(u == 0) for u in jax.tree.leaves(updates))
     assert_equal(after.inner_state, state.inner_state)
-    updates, _ = briefly(wrapped.update)(gradients(params), after, params)
+    updates, _ = jax.jit(wrapped.update)(gradients(params), after, params)
     assert_equal(optax.apply_updates(params, updates), steps(tx, params, 1)[0])
 
 
@@ -221,8 +221,8 @@ def one_step(tx: Any, carry: tuple[Any, Any], _: Any = None) -> tuple[tuple[Any,
 
 def test_scan_equals_a_python_loop_to_the_bit(tx: Any) -> None:
     carry = tree(), tx.init(tree())
-    _, scanned = briefly(lambda carry: jax.lax.scan(partial(one_step, tx), carry, None, length=8))(carry)
-    looped, step = [], briefly(partial(one_step, tx))
+    _, scanned = jax.jit(lambda carry: jax.lax.scan(partial(one_step, tx), carry, None, length=8))(carry)
+    looped, step = [], jax.jit(partial(one_step, tx))
     for _ in range(8):
         carry, value = step(carry)
         looped.append(value)
@@ -235,16 +235,16 @@ def test_vmap_over_whole_training_runs(tx: Any) -> None:
         return jax.lax.scan(partial(one_step, tx), (params, tx.init(params)), None, length=4)[1]
 
     scales = jnp.array([0.5, 1.0, 2.0])
-    each = [briefly(train)(scale) for scale in scales]
-    np.testing.assert_allclose(briefly(jax.vmap(train))(scales), np.stack(each), rtol=1e-4)
+    each = [jax.jit(train)(scale) for scale in scales]
+    np.testing.assert_allclose(jax.jit(jax.vmap(train))(scales), np.stack(each), rtol=1e-4)
 
 
 def test_donated_state(tx: Any) -> None:
-    step = briefly(partial(one_step, tx), donate_argnums=0)
+    step = jax.jit(partial(one_step, tx), donate_argnums=0)
     carry = jax.tree.map(jnp.copy, (tree(), tx.init(tree())))
     (params, _), _ = step(step(carry)[0])
     expected = partial(one_step, tx)
-    again = briefly(expected)(briefly(expected)((tree(), tx.init(tree())))[0])[0][0]
+    again = jax.jit(expected)(jax.jit(expected)((tree(), tx.init(tree())))[0])[0][0]
     assert_equal(params, again)
 
 
@@ -260,8 +260,8 @@ def test_gradient_through_an_update(name: str) -> None:
             nudged = jax.tree.map(lambda g, d: g + amount * d, gradients(params), direction)
             return loss_of(optax.apply_updates(params, tx.update(nudged, tx.init(params), params)[0]))
 
-        numeric = (briefly(moved)(1e-5) - briefly(moved)(-1e-5)) / 2e-5
-        exact = briefly(jax.grad(moved))(0.0)
+        numeric = (jax.jit(moved)(1e-5) - jax.jit(moved)(-1e-5)) / 2e-5
+        exact = jax.jit(jax.grad(moved))(0.0)
         assert float(exact) == pytest.approx(float(numeric), rel=1e-3, abs=1e-9)
 
 
@@ -279,7 +279,7 @@ def test_state_through_orbax(tx: Any, tmp_path: Any) -> None:
         checkpointer.wait_until_finished()
         restored = checkpointer.restore(tmp_path / "state", jax.eval_shape(tx.init, params))
     assert jax.tree.structure(restored) == jax.tree.structure(state)
-    update = briefly(tx.update)
+    update = jax.jit(tx.update)
     assert_equal(update(gradients(params), restored, params)[0], update(gradients(params), state, params)[0])
 
 
@@ -303,7 +303,7 @@ def test_sharded_parameters_stay_sharded(name: str, kind: AxisType) -> None:
     sharded = matrices(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)))
     whole = matrices(lambda x, spec: x)
     state = tx.init(sharded)
-    compiled = briefly(tx.update).lower(gradients(sharded), state, sharded).compile()
+    compiled = jax.jit(tx.update).lower(gradients(sharded), state, sharded).compile()
     text = compiled.as_text()
     assert not any(word in text for word in ("all-gather", "all-to-all", "collective-permute"))
     updates, after = compiled(gradients(sharded), state, sharded)
@@ -313,7 +313,7 @@ def test_sharded_parameters_stay_sharded(name: str, kind: AxisType) -> None:
         assert now.sharding.is_fully_replicated == before.sharding.is_fully_replicated
         if not before.sharding.is_fully_replicated:
             assert now.sharding.is_equivalent_to(before.sharding, before.ndim)
-    expected, _ = briefly(tx.update)(gradients(whole), tx.init(whole), whole)
+    expected, _ = jax.jit(tx.update)(gradients(whole), tx.init(whole), whole)
     assert_close(updates, expected)
 
 
@@ -335,7 +335,7 @@ def test_learning_rate_of_the_users_own() -> None:
     decayed = optax.chain(direction, optax.add_decayed_weights(0.5), optax.scale_by_learning_rate(0.1))
     once = jax.tree.map(lambda p, q: q - 0.1 * 0.5 * p, params, steps(make(learning_rate=0.1), params, 1)[0])
     assert_close(steps(decayed, params, 1)[0], once)
-    updates, _ = briefly(direction.update)(gradients(params), direction.init(params), params)
+    updates, _ = jax.jit(direction.update)(gradients(params), direction.init(params), params)
     assert jnp.sqrt(jnp.mean(updates["w"] ** 2)) == pytest.approx(1, rel=1e-5)
 
 

@@ -128,7 +128,7 @@ def test_truncated(path, kept):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_mutated_files_load_to_the_same_or_fail_with_the_one_error(count):
-    """Within 100 MB (the program sets itself this limit) and a second each."""
+    """Within 100 MB (the program sets itself this limit) and a second of the CPU each."""
     command = [sys.executable, "-m", "tests.learned_opt.fuzz", str(count), "0"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)

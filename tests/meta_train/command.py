@@ -86,6 +86,16 @@ def without_comparing(comparison: Comparison) -> contextlib.AbstractContextManag
     return mock.patch("meta_train.run.run.compare", lambda *_, **__: comparison)
 
 
+@contextlib.contextmanager
+def against_adam() -> Iterator[None]:
+    """Comparisons have Adam alone for a rival: each is a program to compile."""
+    with (
+        mock.patch("meta_train.run.run.DEFAULT_BASELINES", ("adam",)),
+        mock.patch("meta_train.report.baselines.DEFAULT_BASELINES", ("adam",)),
+    ):
+        yield
+
+
 def start(*argv: object, program: str | None = None) -> subprocess.Popen[str]:
     """`meta-train` in a process of its own, or a program that stands for it."""
     return subprocess.Popen(

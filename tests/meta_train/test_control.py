@@ -55,6 +55,7 @@ def test_steps_to_the_goal():
     np.testing.assert_array_equal(control.steps_to_goal(outcome), [7, np.inf])
 
 
+@pytest.mark.slow
 def test_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Two updates of episodes of six steps, in a tank without physics: compiling those takes minutes."""
 

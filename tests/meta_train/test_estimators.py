@@ -1,4 +1,4 @@
-"""What is special to single estimators, and to populations; what all promise is in test_contract.py."""
+"""What is special to single estimators, and to populations; what all promise is in the folder estimators."""
 
 from __future__ import annotations
 

@@ -41,6 +41,7 @@ from meta_train.report.evaluation import (
     run,
 )
 from meta_train.report.tables import card, print_comparison, rows, standard_error, summary
+from tests.marks import slow
 
 STEPS = 30
 
@@ -67,8 +68,10 @@ def digits() -> Training:
     return Training(task.load(None), task, learned_opt.get_architecture("mlp"), STEPS)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_exported_optimizer_in_a_plain_loop_gives_the_same_losses_to_the_bit(digits, devices, tmp_path):
+@pytest.mark.parametrize("devices", [slow(1), 2])
+def test_exported_optimizer_in_a_plain_loop_gives_the_same_losses_to_the_bit(
+    digits, devices, tmp_path, optimized
+):
     theta = digits.init_theta(jax.random.key(3))
     learned_opt.save(tmp_path / "optimizer.safetensors", "mlp", theta, {})
     runs = run(digits, Contestant(digits.optimizer, theta), 2, devices=devices).runs

@@ -28,7 +28,6 @@ from meta_train.experiments.base import (
     write_result,
 )
 from meta_train.experiments.toy_regression import axis, smoothed, surface
-from tests.meta_train.command import Outcome as Ended
 from tests.meta_train.command import pes_paper
 
 KEY = jax.random.key(0)
@@ -123,19 +122,12 @@ def test_rtrl_on_influence_balancing_is_the_table():
 QUICK = [name for name, experiment in EXPERIMENTS.items() if not experiment.spread]
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Ended]]:
-    """Every experiment that takes no real task, small and with one seed, by the command."""
-    ends = {}
-    for name in QUICK:
-        out = tmp_path_factory.mktemp(name)
-        ends[name] = out, pes_paper(name, "--seeds 0 --out", out)
-    return ends
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
-def test_small_experiments_hold(name: str, small: dict[str, tuple[Path, Ended]]):
-    folder, ended = small[name]
+def test_small_experiments_hold(name: str, tmp_path: Path, optimized: None):
+    """Every experiment that takes no real task, small and with one seed, by the command."""
+    folder = tmp_path / name
+    ended = pes_paper(name, "--seeds 0 --out", folder)
     assert ended.code == 0, ended.err
     assert "\nholds: " in ended.out
     result = json.loads((folder / "result.json").read_text())

@@ -13,16 +13,15 @@ import pytest
 
 from checkpoints import orbax_files
 from meta_train.estimators import pes
-from meta_train.outer.loop import initial_state, outer_loop, outer_optimizer
-from meta_train.outer.population import Population, PopulationInfo, population
+from meta_train.outer.loop import initial_state, outer_loop
+from meta_train.outer.optimizers import OuterConfig, outer_optimizer
+from meta_train.outer.population import Metrics, Population, population
 from meta_train.report.evaluation import FIRST_TUNING_SEED, evaluation_key
-from meta_train.run.config import OuterConfig
 from tests.meta_train.command import Run, lines
 from tests.meta_train.problems import problem, static
 
 CONFIG = OuterConfig(learning_rate=0.1, final_fraction=0.2, clip_norm=1.5)
 THETA = {"a": np.array([1.0, -2.0, 0.5], np.float32), "b": np.float32(3.0)}
-NO_INFO = PopulationInfo(*[jnp.zeros(())] * len(PopulationInfo._fields))
 
 
 def flat(theta: dict[str, Any]) -> np.ndarray:
@@ -46,9 +45,9 @@ def numpy_outer(theta: np.ndarray, gradients: list[np.ndarray], updates: int) ->
 def returning(gradients: list[np.ndarray]) -> Population:
     """A population whose estimates are given; its state is the number of those that it has made."""
 
-    def estimate(theta: Any, made: int, key: jax.Array) -> tuple[Any, int, PopulationInfo]:
+    def estimate(theta: Any, made: int, key: jax.Array) -> tuple[Any, int, Metrics]:
         g = jnp.asarray(gradients[made], jnp.float32)
-        return {"a": g[:3], "b": g[3]}, made + 1, NO_INFO
+        return {"a": g[:3], "b": g[3]}, made + 1, {}
 
     return Population(lambda key, theta: 0, estimate, lambda state: state, lambda state: state, None)
 
@@ -138,17 +137,16 @@ def keys_of_a_run(seed: int, devices: int) -> Keys:
     particles = population(unrolled, Remembered(), units=6, devices=devices)
     tx, theta = outer_optimizer(CONFIG, 8), jnp.float32(0)
     state = initial_state(particles, tx, theta, jax.random.key(seed))
-    inner = particles.gather(state.particles).carried.inner
-    found = Keys(pairs(inner["start"][:, 0]), [], [])
+    carried = particles.gather(state.particles).carried
+    found = Keys(pairs(carried.inner["start"][:, 0]), [], [])
     for update in outer_loop(particles, tx, state, 0, 8):
-        before, carried = inner, particles.gather(update.state.particles).carried
-        inner = carried.inner
-        # Both members of a pair meet the same data.
-        jax.tree.map(lambda x: np.testing.assert_array_equal(x[:, 0], x[:, 1]), inner)
-        found.epsilons.extend(carried.epsilon.tolist())
+        before, carried = carried, particles.gather(update.state.particles).carried
+        # Both particles of a pair meet the same data.
+        jax.tree.map(lambda x: np.testing.assert_array_equal(x[:, 0], x[:, 1]), carried.inner)
         for pair in range(6):
-            old, new = (jax.tree.map(lambda x, i=pair: x[i, 0], state) for state in (before, inner))
+            old, new = (jax.tree.map(lambda x, i=pair: x[i, 0], each.inner) for each in (before, carried))
             restarted = new["taken"] <= old["taken"]
+            found.epsilons.append(float(carried.xi[pair] - (0 if restarted else before.xi[pair])))
             found.steps.extend(pairs(new["steps"][0 if restarted else old["taken"] : new["taken"]]))
             found.starts.extend(pairs(new["start"]) if restarted else [])
     return found

@@ -21,8 +21,9 @@ import pytest
 
 import learned_opt
 from inner_tasks import task
+from tests.marks import slow
 from tests.meta_train import command
-from tests.meta_train.command import TINY, Run, meta_train, words
+from tests.meta_train.command import TINY, Run, against_adam, meta_train, words
 
 MY_CODE = """
 import jax
@@ -77,7 +78,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     monkeypatch.setattr(task, "_REGISTRY", dict(task._REGISTRY))
     known, modules = dict(learned_opt.ARCHITECTURES), set(sys.modules)
-    yield tmp_path
+    with against_adam():
+        yield tmp_path
     learned_opt.ARCHITECTURES.clear()
     learned_opt.ARCHITECTURES.update(known)
     for name in set(sys.modules) - modules:
@@ -246,9 +248,9 @@ def test_the_traps_work(traps: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "code"),
     [
-        ("meta-train --updates 0", 2),
-        ("learned-opt inspect adam-small-tasks", 0),
-        ("pes-paper list", 0),
+        slow("meta-train --updates 0", 2),
+        slow("learned-opt inspect adam-small-tasks", 0),
+        slow("pes-paper list", 0),
         # By way of a process that is watched.
         ("meta-train --updates 0 --coordinator 127.0.0.1:1 --processes 1 --process-id 0", 2),
     ],
@@ -269,6 +271,7 @@ def test_a_run_beside_files_of_any_name(traps: Path) -> None:
     assert not imported & {"wandb", "tensorflow_datasets", "array_record", "requests", "mujoco"}
 
 
+@pytest.mark.slow
 def test_python_m_beside_files_of_any_name(traps: Path) -> None:
     """All but `meta_train.py`, which is what Python is asked for then."""
     (traps / "meta_train.py").unlink()
@@ -278,6 +281,7 @@ def test_python_m_beside_files_of_any_name(traps: Path) -> None:
     assert done.stderr.startswith("meta-train: --updates is 0")
 
 
+@pytest.mark.slow
 def test_the_folder_of_ones_own_code_is_searched_last(traps: Path) -> None:
     """Packages that are installed come before its files."""
     (traps / "my_code.py").write_text(MY_CODE)
@@ -288,6 +292,7 @@ def test_the_folder_of_ones_own_code_is_searched_last(traps: Path) -> None:
     assert (done.returncode, executed(traps)) == (0, ""), done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_imports_only_what_it_needs(folder: Path) -> None:
     """Without W&B and on a task without a download, it needs neither W&B nor TFDS."""
     absent = "wandb tensorflow_datasets array_record mujoco requests"
@@ -296,7 +301,7 @@ def test_a_run_imports_only_what_it_needs(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "code"), [("meta-train --updates 0", 2), ("learned-opt inspect weights", 0)]
+    ("argv", "code"), [slow("meta-train --updates 0", 2), ("learned-opt inspect weights", 0)]
 )
 def test_what_is_quick_imports_nothing_heavy(argv: str, code: int, tmp_path: Path) -> None:
     theta = learned_opt.get_architecture("sgdm").init_theta(jax.random.key(0), 1)
@@ -309,12 +314,12 @@ def test_what_is_quick_imports_nothing_heavy(argv: str, code: int, tmp_path: Pat
 @pytest.mark.parametrize(
     ("argv", "missing"),
     [
-        ("meta-train", "tyro"),
-        ("learned-opt inspect adam-small-tasks", "tyro"),
-        ("pes-paper list", "matplotlib"),
-        (f"meta-train {TINY}", "orbax"),
+        slow("meta-train", "tyro"),
+        slow("learned-opt inspect adam-small-tasks", "tyro"),
+        slow("pes-paper list", "matplotlib"),
+        slow(f"meta-train {TINY}", "orbax"),
         (f"meta-train {TINY}", "sklearn"),
-        (f"meta-train {TINY} --task mnist-mlp --data-dir nowhere", "requests"),
+        slow(f"meta-train {TINY} --task mnist-mlp --data-dir nowhere", "requests"),
     ],
 )
 def test_a_package_that_is_missing_is_said_with_its_extra(argv: str, missing: str, tmp_path: Path) -> None:

@@ -56,7 +56,12 @@ def test_two_processes_give_the_bits_of_one(fifty_updates: Run, tmp_path: Path) 
     assert digest(tmp_path / "run") == digest(fifty_updates.path)
     assert lines(tmp_path / "run") == lines(fifty_updates.path)
 
-    # The second was slower to save its last checkpoint, and was killed.
+
+@pytest.mark.slow
+def test_two_processes_go_on_from_the_newest_checkpoint_of_both(fifty_updates: Run, tmp_path: Path) -> None:
+    """The second was slower to save its last checkpoint, and was killed."""
+    ended = end(start_two(TINY, "--updates 50 --checkpoint-every 20 --run-dir", tmp_path / "run"))
+    assert [code for code, _ in ended] == [0, 0], ended
     parts = tmp_path / "run" / "checkpoints"
     assert {path.name for path in parts.iterdir()} == {"part-1-of-2", "part-2-of-2"}
     shutil.rmtree(parts / "part-2-of-2" / "50")
@@ -74,6 +79,7 @@ def test_two_processes_give_the_bits_of_one(fifty_updates: Run, tmp_path: Path) 
         assert lines(tmp_path / folder) == lines(fifty_updates.path)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_both_and_two_go_on_from_one(fifty_updates: Run, tmp_path: Path) -> None:
     # Saved by one process.
     shutil.copytree(fifty_updates.path, tmp_path / "run")
@@ -97,9 +103,7 @@ def test_when_one_is_killed_the_other_ends_and_says_why(
     processes = start_two("--resume", tmp_path / "run", "--updates 100000")
     wait_for_line(tmp_path / "run", 100)
     processes[killed].kill()
-    began = time.monotonic()
     code, err = end([processes[1 - killed]])[0]
-    assert time.monotonic() - began < 60
     assert code == 1
     assert "another process of this run has ended" in err.splitlines()[-1]
     assert "with --resume and the folder of the run" in err.splitlines()[-1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -12,12 +11,14 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from random import Random
 from unittest import mock
 
 import pytest
 import yaml
 
 import learned_opt
+from tests.marks import slow
 from tests.meta_train.command import (
     ROOT,
     TINY,
@@ -30,7 +31,7 @@ from tests.meta_train.command import (
     without_comparing,
 )
 
-SIGNALS = pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
 def run_fifty(folder: Path) -> Outcome:
@@ -44,15 +45,15 @@ def assert_same(folder: Path, run: Run) -> None:
     assert lines(folder) == lines(run.path)
 
 
-@SIGNALS
-@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGINT)])
+@pytest.mark.parametrize("devices", [slow(1), slow(2), 4])
 def test_a_signal_saves_and_the_resumed_run_ends_in_the_same_bits(
-    number: int, code: int, devices: int, fifty_updates: Run, tmp_path: Path, no_comparing: None
+    number: signal.Signals, devices: int, fifty_updates: Run, tmp_path: Path, no_comparing: None
 ) -> None:
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     with at_update(23, partial(signal.raise_signal, number)):
         outcome = run_fifty(tmp_path)
-    assert outcome.code == code
+    assert outcome.code == CODES[number]
     assert outcome.err.splitlines()[-1] == (
         f"meta-train: stopped at update 23 of 50, and saved; go on with: meta-train --resume {tmp_path}"
     )
@@ -84,8 +85,8 @@ def test_updates_after_the_checkpoint_are_made_again(
     assert_same(tmp_path, fifty_updates)
 
 
-@SIGNALS
-def test_a_signal_during_the_comparison(number: int, code: int, tiny_run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [slow(signal.SIGTERM), signal.SIGINT])
+def test_a_signal_during_the_comparison(number: signal.Signals, tiny_run: Run, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_run.path, tmp_path / "run")
     shutil.rmtree(folder / "report")
     (folder / "optimizer.safetensors").unlink()
@@ -98,7 +99,7 @@ def test_a_signal_during_the_comparison(number: int, code: int, tiny_run: Run, t
 
     with mock.patch("meta_train.run.run.compare", interrupted):
         outcome = meta_train("--resume", folder)
-    assert outcome.code == code
+    assert outcome.code == CODES[number]
     assert outcome.err.splitlines()[-1] == (
         f"meta-train: stopped during the comparison; go on with: meta-train --resume {folder}"
     )
@@ -186,11 +187,12 @@ def wait_until(child: subprocess.Popen[str], folder: Path, updates: int) -> None
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_sigkill_then_sigterm_then_the_end(long_run: Run, tmp_path: Path, no_comparing: None) -> None:
     """In processes of their own, and at last on another number of devices."""
     folder = tmp_path / "run"
     with start(LONG, "--devices 2 --run-dir", folder) as child:
-        wait_until(child, folder, random.randrange(1, 150))
+        wait_until(child, folder, Random(0).randrange(1, 150))
         child.kill()
         assert child.wait(60) == -signal.SIGKILL
     with start("--resume", folder) as child:
@@ -207,7 +209,8 @@ def test_sigkill_then_sigterm_then_the_end(long_run: Run, tmp_path: Path, no_com
 @pytest.mark.parametrize("devices", [[2] * 6, [2, 1, 4, 1, 2, 4]], ids=["same", "other"])
 def test_five_sigkills_at_random_moments(devices: list[int], long_run: Run, tmp_path: Path) -> None:
     """Four moments spread over the updates, and one while a resumed run starts."""
-    folder, starting = tmp_path / "run", random.randrange(1, 5)
+    folder, random = tmp_path / "run", Random(0)
+    starting = random.randrange(1, 5)
     for attempt, count in enumerate(devices[:5]):
         begin = (LONG, "--run-dir") if attempt == 0 else ("--resume",)
         with start(*begin, folder, "--devices", count) as child:

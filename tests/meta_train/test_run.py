@@ -25,6 +25,7 @@ from meta_train.estimators import ESTIMATORS
 from meta_train.report.comparison import Comparison
 from meta_train.report.evaluation import CRITERIA, Criterion
 from meta_train.run.folder import RunFolder, read_metrics
+from tests.marks import slow
 from tests.meta_train import command
 from tests.meta_train.command import TINY, Run, lines, meta_train, words
 
@@ -54,12 +55,11 @@ def test_the_terminal_names_the_folder_and_what_is_in_it(tiny_run: Run) -> None:
     assert tiny_run.outcome.out == ""
 
 
-QUICK = ("nres", "truncated-es", "tbptt")  # the others compile for long
 # RTRL does not apply: the default optimizer has too many weights for it. PES itself is all over these tests.
-OTHERS = [name for name in (*ESTIMATORS, "pes-analytic") if name not in ("pes", "rtrl", *QUICK)]
+OTHERS = [name for name in (*ESTIMATORS, "pes-analytic") if name not in ("pes", "rtrl", "truncated-es")]
 
 
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+@pytest.mark.parametrize("name", ["truncated-es", *map(slow, OTHERS)])
 def test_every_estimator_meta_trains_and_resumes(name: str, tmp_path: Path, no_comparing: None) -> None:
     """The default task; two updates and one more are the three updates of a run that never stopped."""
     flags = {
@@ -211,7 +211,7 @@ def test_learned_opt_evaluate_finds_what_the_run_found(
     assert "tiny, 5 steps, 1 seeds: mean loss" in command.learned_opt("inspect", file).out
 
 
-@pytest.mark.parametrize("objective", ["validation-loss", "validation-accuracy"])
+@pytest.mark.parametrize("objective", [slow("validation-loss"), "validation-accuracy"])
 def test_the_report_is_ranked_by_the_objective(objective: str, tiny_run: Run, tmp_path: Path) -> None:
     """Of a run, and of `learned-opt evaluate` with its file."""
     asked = []
@@ -268,7 +268,7 @@ def test_learned_opt_evaluate_refuses(flags: str, said: str) -> None:
     assert said in " ".join(outcome.err.split())
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("devices", [1, slow(2), 4])
 def test_fifty_updates_are_the_same_bits_on_any_number_of_devices(
     devices: int, fifty_updates: Run, tmp_path: Path, no_comparing: None
 ) -> None:
@@ -278,6 +278,18 @@ def test_fifty_updates_are_the_same_bits_on_any_number_of_devices(
     assert f"8 particles on {devices} device" in outcome.err
     assert (tmp_path / "optimizer.safetensors").read_bytes() == fifty_updates.optimizer
     assert lines(tmp_path) == lines(fifty_updates.path)
+
+
+@pytest.mark.slow
+def test_the_bits_are_the_same_as_users_compile(tmp_path: Path, no_comparing: None, optimized: None) -> None:
+    """The tests above compile with less optimization, which might hide a difference."""
+    files = []
+    for devices in (1, 2, 4):
+        run = tmp_path / str(devices)
+        outcome = meta_train(TINY, "--updates 50 --devices", devices, "--run-dir", run)
+        assert outcome.code == 0, outcome.err
+        files.append((run / "optimizer.safetensors").read_bytes())
+    assert files[0] == files[1] == files[2]
 
 
 def test_start_from_an_optimizer(tiny_run: Run, tmp_path: Path, no_comparing: None) -> None:

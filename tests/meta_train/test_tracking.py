@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -235,9 +234,7 @@ def test_unreachable_server_means_offline(tmp_path, monkeypatch, closed_port):
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed_port}")
     (tmp_path / "wandb.json").write_text('{"id": "before"}')
     monkeypatch.setattr(tracking, "ONLINE_TIMEOUT", 1.0)
-    start = time.monotonic()
     tracker = start_tracking("auto", tmp_path, CONFIG)
-    assert time.monotonic() - start < 20
     assert tracker.status.startswith("W&B: not reachable (")
     assert ", going on offline, wandb/offline-run-" in tracker.status
     tracker.log(1, {"loss": 1.0})

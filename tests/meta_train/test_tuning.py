@@ -24,6 +24,7 @@ from meta_train.experiments import (
 from meta_train.experiments.base import Settings
 from meta_train.experiments.many_hyperparameters import NARROW, VERSIONS, WIDE, active, draw_theta
 from tests.inner_tasks.tfds_fixture import random_splits, write_tfds
+from tests.marks import slow
 from tests.meta_train.command import pes_paper
 
 DIGITS = mlp_task("digits", TaskSettings((6,), 16, 5))
@@ -117,9 +118,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 CASES = [
     "mnist-schedule",
-    "mnist-schedule --target validation-accuracy",
-    "many-hyperparameters --version released --box wide",
-    "learned-optimizer --optimizer metz2019",
+    slow("mnist-schedule --target validation-accuracy"),
+    slow("many-hyperparameters --version released --box wide"),
+    slow("learned-optimizer --optimizer metz2019"),
 ]
 METHODS = {
     "mnist-schedule": {"pes-2", "pes-5", "truncated-es-2", "truncated-es-5"},
@@ -150,6 +151,7 @@ def test_in_miniature(command: str, tiny: None, data_dir: Path, tmp_path: Path) 
     assert picture.stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_stopped_experiment_goes_on(
     tiny: None, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
