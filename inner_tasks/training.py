@@ -13,6 +13,10 @@ from inner_tasks.task import Data, Params, Task
 from learned_opt import LearnedOptimizer
 from learned_opt._src.learned_optimizer import State, Theta
 
+# A task's `sample` may split the key of a step, and ``split(key)[i]`` is ``fold_in(key, i)``. The objective
+# takes the last number, so that it does not draw with a key that `sample` has used.
+OBJECTIVE_KEY = 2**32 - 1
+
 
 class InnerState(NamedTuple):
     """Inner state: a network half-way through its training."""
@@ -70,5 +74,5 @@ class Training:
         updates, optimizer = self.optimizer.update(theta, gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         step = TrainingStep(state.params, params, loss)
-        measured = self.objective.measure(self.task, self.data, step, jax.random.fold_in(key, 1))
+        measured = self.objective.measure(self.task, self.data, step, jax.random.fold_in(key, OBJECTIVE_KEY))
         return InnerState(params, optimizer), measured

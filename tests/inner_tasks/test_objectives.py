@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from inner_tasks import OBJECTIVES, TaskDistribution, TaskSettings, Training, find_objective, find_task
+from inner_tasks import (
+    OBJECTIVES,
+    Objective,
+    TaskDistribution,
+    TaskSettings,
+    Training,
+    find_objective,
+    find_task,
+)
 from learned_opt import UserError, get_architecture
 from meta_train.run.folder import read_metrics
 from tests.meta_train.command import meta_train
@@ -59,7 +67,7 @@ def examples(problem: Training, split: str, key: jax.Array) -> tuple[np.ndarray,
 def test_against_numpy(name: str) -> None:
     problem, steps = unrolled(name)
     for before, key, loss, after in steps:
-        fresh = jax.random.fold_in(key, 1)
+        fresh = jax.random.fold_in(key, 2**32 - 1)
         own = measured(before.params, *examples(problem, "train", key))[0]
         expected = {
             "training-loss": own,
@@ -70,6 +78,18 @@ def test_against_numpy(name: str) -> None:
             - measured(before.params, *examples(problem, "train", fresh))[0],
         }[name]
         assert loss == pytest.approx(expected, abs=2e-5)
+
+
+def test_the_objective_draws_with_no_key_that_a_task_makes_of_its_own() -> None:
+    """Whatever number of keys its `sample` splits that of the step into, and not that key itself."""
+    objective = Objective(lambda task, data, step, key: jax.random.key_data(key))
+    problem = Training(TASK.load(None), TASK, OPTIMIZER, SETTINGS.horizon, objective)
+    key, theta = jax.random.key(2), problem.init_theta(jax.random.key(0))
+    _, measured_with = problem.step(theta, problem.init(jax.random.key(1)), key)
+    own = [key[None], *(jax.random.split(key, n) for n in (2, 3, 1000))]
+    own.append(jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(1000)))
+    keys = np.concatenate([jax.random.key_data(each) for each in own])
+    assert not np.any(np.all(keys == measured_with, axis=1))
 
 
 def test_the_network_learns_the_same_whatever_is_asked() -> None:
@@ -83,7 +103,7 @@ def test_a_final_loss_that_is_not_finite_counts_as_the_greatest() -> None:
     theta = problem.init_theta(jax.random.key(0)) | {"log_learning_rate": jnp.array([np.log(1e30)])}
     state = problem.init(jax.random.key(1))
     _, first = problem.step(theta, state, jax.random.key(2))
-    fresh = jax.random.fold_in(jax.random.key(2), 1)
+    fresh = jax.random.fold_in(jax.random.key(2), 2**32 - 1)
     before = measured(state.params, *examples(problem, "train", fresh))[0]
     assert float(first) == pytest.approx(TASK.max_loss - before, rel=1e-5)
 
