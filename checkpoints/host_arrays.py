@@ -96,7 +96,7 @@ def unflatten(like: PyTree, arrays: dict[str, np.ndarray]) -> PyTree:
 
     def leaf(path: str, like_leaf: Any) -> Any:
         if _is_typed_key(like_leaf):
-            return jax.random.wrap_key_data(arrays[path], dtype=like_leaf.dtype)
+            return jax.random.wrap_key_data(jax.numpy.asarray(arrays[path]), dtype=like_leaf.dtype)
         return arrays[path]
 
     leaves = [leaf(path, like_leaf) for path, like_leaf in _flatten(like).items()]

@@ -46,11 +46,13 @@ def later_training_loss(task: Task, data: Data, step: TrainingStep, key: jax.Arr
 
 def validation_loss(task: Task, data: Data, step: TrainingStep, key: jax.Array) -> jax.Array:
     """The loss of a minibatch of validation examples after the update."""
+    assert task.sample_validation is not None  # `find_objective` has seen to it
     return task.loss(step.after, task.sample_validation(data, key))
 
 
 def validation_accuracy(task: Task, data: Data, step: TrainingStep, key: jax.Array) -> jax.Array:
     """*Minus* the accuracy on a minibatch of validation examples after the update."""
+    assert task.sample_validation is not None and task.accuracy is not None
     return -task.accuracy(step.after, task.sample_validation(data, key))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
@@ -69,21 +69,20 @@ class TaskDistribution:
 
 
 _DEFAULT_SETTINGS = TaskSettings()
+Build = TypeVar("Build", bound=Callable[[TaskSettings], Task | TaskDistribution])
 
 
 class Registration(NamedTuple):
     """A named family of tasks."""
 
-    build: Callable[[TaskSettings], Task]
+    build: Callable[[TaskSettings], Task | TaskDistribution]
     settings: TaskSettings  # the defaults
 
 
 _REGISTRY: dict[str, Registration] = {}
 
 
-def register_task(
-    name: str, settings: TaskSettings = _DEFAULT_SETTINGS
-) -> Callable[[Callable[[TaskSettings], Task]], Callable[[TaskSettings], Task]]:
+def register_task(name: str, settings: TaskSettings = _DEFAULT_SETTINGS) -> Callable[[Build], Build]:
     """Give a task a name that ``meta-train --task`` knows.
 
     Args:
@@ -100,7 +99,7 @@ def register_task(
             ...
     """
 
-    def register(build: Callable[[TaskSettings], Task]) -> Callable[[TaskSettings], Task]:
+    def register(build: Build) -> Build:
         _REGISTRY[name] = Registration(build, settings)
         return build
 

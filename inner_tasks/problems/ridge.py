@@ -77,5 +77,9 @@ def diabetes() -> RidgeRegression:
     first, second = np.triu_indices(plain.shape[1], 1)
     inputs = np.hstack([plain, standardised(plain[:, first] * plain[:, second])])
     inputs *= np.sqrt(LARGEST_EIGENVALUE) / np.linalg.norm(inputs[:half], ord=2)
-    parts = inputs[:half], targets[:half], inputs[half:], targets[half:]
-    return RidgeRegression(*(jnp.asarray(part, jnp.float32) for part in parts))
+    return RidgeRegression(
+        inputs=jnp.asarray(inputs[:half], jnp.float32),
+        targets=jnp.asarray(targets[:half], jnp.float32),
+        held_out_inputs=jnp.asarray(inputs[half:], jnp.float32),
+        held_out_targets=jnp.asarray(targets[half:], jnp.float32),
+    )

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from inner_tasks.datasets import IMAGE_SHAPES, IMAGE_SIZES, Dataset, Split, load_dataset, pooled
-from inner_tasks.networks import MLP, Activation, ConvNet
+from inner_tasks.networks import MLP, Activation, ConvNet, output
 from inner_tasks.task import Params, Task, TaskSettings, register_task
 
 NUM_CLASSES = 10
@@ -87,7 +87,7 @@ def image_task(
         return _batch(data, split, jax.random.randint(key, (settings.batch_size,), 0, split.labels.shape[0]))
 
     def measured(params: Params, batch: ImageBatch) -> dict[str, jax.Array]:
-        return measure(model.apply({"params": params}, batch.images), batch)
+        return measure(output(model, params, batch.images), batch)
 
     def metrics(params: Params, data: ImageData) -> dict[str, jax.Array]:
         """Means over the whole validation split."""
@@ -117,7 +117,7 @@ def image_task(
 
 
 def _to_device(data: Dataset) -> ImageData:
-    return jax.device_put(ImageData(data.train, data.validation, data.mean, np.float32(1) / data.std))
+    return ImageData(*jax.device_put((data.train, data.validation, data.mean, np.float32(1) / data.std)))
 
 
 def _batch(data: ImageData, split: Split, indices: jax.Array) -> ImageBatch:

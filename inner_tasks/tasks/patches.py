@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from inner_tasks.networks import MLP
+from inner_tasks.networks import MLP, output
 from inner_tasks.task import Params, Task, TaskSettings, register_task
 
 SIDE = 8
@@ -38,7 +38,7 @@ def patches_autoencoder(settings: TaskSettings) -> Task:
         return model.init(key, jnp.zeros((1, PIXELS)))["params"]
 
     def loss(params: Params, batch: jax.Array) -> jax.Array:
-        return jnp.mean(jnp.square(model.apply({"params": params}, batch) - batch))
+        return jnp.mean(jnp.square(output(model, params, batch) - batch))
 
     def metrics(params: Params, data: PatchData) -> dict[str, jax.Array]:
         patches = _patches(data.validation, jax.random.key(0), VALIDATION_EXAMPLES)
@@ -61,7 +61,7 @@ def _load() -> PatchData:
 
     train, validation = (load_sample_image(name).mean(axis=2) for name in ("china.jpg", "flower.jpg"))
     mean, std = train.mean(), train.std()
-    return jax.device_put(PatchData(*(np.float32((image - mean) / std) for image in (train, validation))))
+    return PatchData(*jax.device_put([np.float32((image - mean) / std) for image in (train, validation)]))
 
 
 def _patches(image: jax.Array, key: jax.Array, count: int) -> jax.Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from inner_tasks.networks import MLP, Activation
+from inner_tasks.networks import MLP, Activation, output
 from inner_tasks.task import Params, Task, TaskSettings, register_task
 
 CLASSES = 10
@@ -41,14 +41,14 @@ def teacher_task(inputs: int, decay: float, activation: Activation, settings: Ta
     model = MLP(settings.hidden, CLASSES, activation)
     teacher = MLP(TEACHER_HIDDEN, CLASSES)
     deviations = np.arange(1, inputs + 1) ** -decay
-    deviations = np.float32(deviations / np.sqrt(np.mean(deviations**2)))
+    deviations = np.asarray(deviations / np.sqrt(np.mean(deviations**2)), np.float32)
 
     def draw(weights: Params, key: jax.Array, count: int) -> TeacherBatch:
-        x = deviations * jax.random.normal(key, (count, inputs))
-        return TeacherBatch(x, jnp.argmax(teacher.apply({"params": weights}, x), -1))
+        x = jax.random.normal(key, (count, inputs)) * deviations
+        return TeacherBatch(x, jnp.argmax(output(teacher, weights, x), -1))
 
     def loss(params: Params, batch: TeacherBatch) -> jax.Array:
-        logits = model.apply({"params": params}, batch.inputs)
+        logits = output(model, params, batch.inputs)
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
 
     def metrics(params: Params, data: Params) -> dict[str, jax.Array]:

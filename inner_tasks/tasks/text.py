@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from inner_tasks.datasets.text import encode, python_help
-from inner_tasks.networks import MLP
+from inner_tasks.networks import MLP, output
 from inner_tasks.task import Params, Task, TaskSettings, register_task
 
 ALPHABET = 64
@@ -60,7 +60,7 @@ def text_mlp(settings: TaskSettings) -> Task:
         return _batch(text, jax.random.randint(key, (settings.batch_size,), 0, text.shape[0] - CONTEXT))
 
     def loss(params: Params, batch: TextBatch) -> jax.Array:
-        logits = model.apply({"params": params}, batch.context)
+        logits = output(model, params, batch.context)
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch.following).mean()
 
     def metrics(params: Params, data: TextData) -> dict[str, jax.Array]:
@@ -81,7 +81,7 @@ def text_mlp(settings: TaskSettings) -> Task:
 
 def _load() -> TextData:
     text = encode(python_help(), ALPHABET)
-    return jax.device_put(TextData(text[:-VALIDATION], text[-VALIDATION:]))
+    return TextData(*jax.device_put((text[:-VALIDATION], text[-VALIDATION:])))
 
 
 def _batch(text: jax.Array, starts: jax.Array) -> TextBatch:

@@ -154,7 +154,9 @@ def _contestants(
     from meta_train.report.baselines import BASELINES, DEFAULT_BASELINES, find_baseline
     from meta_train.report.evaluation import Contestant
 
-    learned, tuned, files = {}, [], {}
+    learned: dict[str, Contestant] = {}
+    tuned: list[str] = []
+    files: dict[str, Path] = {}
     names = list(dict.fromkeys((*names, *DEFAULT_BASELINES)))
     for name in names:
         file = None if name in BASELINES else find_optimizer(name)

@@ -62,7 +62,9 @@ def parse(argv: Sequence[str]) -> Arguments[Any]:
     """
     name = next((word for word in argv if word in EXPERIMENTS), None)
     options = EXPERIMENTS[name].options if name else NoOptions
-    return tyro.cli(Arguments[options], prog="pes-paper", args=argv)
+    # The options of an experiment are known only here, and a type checker takes types that are written.
+    arguments: Any = Arguments[options]  # type: ignore[valid-type]
+    return tyro.cli(arguments, prog="pes-paper", args=argv)
 
 
 def check(arguments: Arguments[Any]) -> None:

@@ -5,7 +5,8 @@ Every process runs the same program on its share of the population; process 0 al
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +21,8 @@ START_TIMEOUT = 300
 SHUTDOWN_TIMEOUT = 10
 
 
-class Processes(NamedTuple):
+@dataclass(frozen=True)
+class Processes:
     """Where the processes of a run meet.
 
     Attributes:
@@ -40,7 +42,7 @@ def check(processes: Processes) -> None:
     Raises:
       UserError: the flags do not belong together.
     """
-    coordinator, count, index = processes
+    coordinator, count, index = processes.coordinator, processes.count, processes.index
     if coordinator == "auto":
         if (count, index) != (None, None):
             raise UserError(
@@ -64,8 +66,8 @@ def join(processes: Processes) -> None:
     Raises:
       UserError: the cluster's environment says nothing, or the others did not come.
     """
-    coordinator, count, index = processes
-    given = (
+    coordinator, count, index = processes.coordinator, processes.count, processes.index
+    given: dict[str, Any] = (
         {}
         if coordinator == "auto"
         else {

@@ -186,7 +186,7 @@ def _draw_gait(axes: Axes, policy: np.ndarray) -> None:
     rng = np.random.default_rng(0)
     data.qpos[:] += rng.uniform(-RESET_NOISE, RESET_NOISE, model.nq)
     data.qvel[:] += rng.uniform(-RESET_NOISE, RESET_NOISE, model.nv)
-    seconds = []
+    seconds: list[float] = []
     for step in range(WARM_UP + FRAMES * FRAME_EVERY):
         data.ctrl[:] = policy @ np.concatenate([data.qpos[2:], data.qvel])
         if step >= WARM_UP and (step - WARM_UP) % FRAME_EVERY == 0:

@@ -24,7 +24,7 @@ import numpy as np
 from rich.console import Console
 
 import learned_opt
-from inner_tasks import Training, find_task
+from inner_tasks import Task, Training, find_task
 from meta_train.estimators import Estimator, bptt, full_es, pes, tbptt
 from meta_train.experiments.base import Experiment, Outcome, Result, Settings, Verdict
 
@@ -67,7 +67,9 @@ def update_costs(estimator: Estimator, problem: Training, seeds: Sequence[int]) 
 
     arguments = [start(jax.random.key(seed)) for seed in seeds]
     update = jax.jit(estimator.estimate).lower(*arguments[0]).compile()
-    memory = update.memory_analysis().temp_size_in_bytes / 2**20
+    analysis = update.memory_analysis()
+    assert analysis is not None
+    memory = analysis.temp_size_in_bytes / 2**20
     costs = []
     for each in arguments:
         seconds = []
@@ -84,6 +86,7 @@ def run(settings: Settings, console: Console) -> Result:
     registration, horizons = find_task("digits-mlp"), HORIZONS[settings.scale]
     optimizer = learned_opt.get_architecture("mlp")
     task = registration.build(registration.settings)
+    assert isinstance(task, Task)
     data = task.load(None)
     outcomes = {}
     for name, method in METHODS.items():

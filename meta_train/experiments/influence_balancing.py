@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def methods(scale: str) -> dict[str, Method]:
     def many(make: partial[Estimator], particles: int, label: str) -> Method:
         return Method(mean_of(make(each_step), particles // 2), label=f"{label}, N = {particles}")
 
-    es = {"sigma": SIGMA, "truncation": 1}
+    es: dict[str, Any] = {"sigma": SIGMA, "truncation": 1}
     small = {
         "rtrl": Method(rtrl(each_step, truncation=1), label="RTRL (exact)"),
         "pes-1000": many(partial(pes, **es), 1000, "PES"),

@@ -72,7 +72,12 @@ def learn(
     def path(seed: int) -> dict[str, list[Any]]:
         key = jax.random.key(seed)
         state = initial_state(particles, tx, initial(jax.random.fold_in(key, 0)), key)
-        done, records = 0, {"steps": [0.0], "loss": [float("nan")], "theta": [_flat(state.theta)]}
+        done = 0
+        records: dict[str, list[Any]] = {
+            "steps": [0.0],
+            "loss": [float("nan")],
+            "theta": [_flat(state.theta)],
+        }
         with CheckpointStore(settings.folder / "paths" / name / str(seed), keep=1) as store:
             if store.updates():
                 restored = store.restore(gathered(particles, state))

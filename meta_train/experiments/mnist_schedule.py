@@ -84,7 +84,8 @@ class Target(NamedTuple):
         return value <= 1.05 * best if self.sign > 0 else value >= best - 0.01
 
 
-TARGETS = {
+TargetName = Literal["train-loss", "validation-accuracy"]
+TARGETS: dict[TargetName, Target] = {
     "train-loss": Target("later-training-loss", "training loss, mean over an episode", 1),
     "validation-accuracy": Target("validation-accuracy", "validation accuracy, mean over an episode", -1),
 }
@@ -94,7 +95,7 @@ TARGETS = {
 class Options:
     """What may be chosen of this experiment."""
 
-    target: Literal["train-loss", "validation-accuracy"] = "train-loss"
+    target: TargetName = "train-loss"
     """What the schedule is tuned for."""
 
 

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +121,7 @@ def side_by_side(estimator: Estimator) -> Estimator:
 
 def methods(problem: RidgeRegression, scale: str) -> dict[str, Method]:
     """The methods by name; N counts particles."""
-    es = {"sigma": SIGMA, "truncation": 1, "chunk": 2}
+    es: dict[str, Any] = {"sigma": SIGMA, "truncation": 1, "chunk": 2}
     every = {
         "pes-16": Method(mean_of(pes(problem, **es), 8), "PES, N = 16"),
         "pes-4": Method(mean_of(pes(problem, **es), 2), "PES, N = 4"),

@@ -67,8 +67,8 @@ class Comparison(NamedTuple):
 
     def _ratio(self, name: str, other: str) -> float:
         """NaN where the other has no finite score above zero."""
-        own, other = self.score(name), self.score(other)
-        return own / other if 0 < other < np.inf else np.nan
+        own, reference = self.score(name), self.score(other)
+        return own / reference if 0 < reference < np.inf else np.nan
 
     def steps_to_adam(self, name: str) -> int | None:
         """Steps after which an optimizer's loss is first that of tuned Adam at its end; None if it never is.
@@ -119,7 +119,7 @@ def compare(
     contestants: Mapping[str, Contestant],
     *,
     seeds: int,
-    rates: Sequence[float],
+    rates: Sequence[float] | np.ndarray,
     criterion: Criterion,
     devices: int,
     chunk: int,

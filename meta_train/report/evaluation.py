@@ -206,7 +206,7 @@ def run(
     training: Training,
     contestant: Contestant,
     seeds: int,
-    rates: Sequence[float] = LEARNING_RATES,
+    rates: Sequence[float] | np.ndarray = LEARNING_RATES,
     *,
     criterion: Criterion = MEAN_LOSS,
     devices: int,

@@ -22,7 +22,7 @@ from meta_train.report.comparison import REFERENCE, Comparison
 LEARNED = "#c1272d"
 # For all that have no colour of their own.
 MORE_COLOURS = (LEARNED, "#4daf4a", "#f781bf", "#555555", "#a65628", "#999933")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -83,7 +83,7 @@ def draw_learning_rates(comparisons: Sequence[Comparison], path: Path) -> None:
             colours = _colours(comparison)
             finite: list[float] = []
             for name, (_, _, tried) in comparison.results.items():
-                line = {"label": label(name), "color": colours[name]}
+                line: dict[str, Any] = {"label": label(name), "color": colours[name]}
                 if tried:
                     axes.plot(*np.array(list(tried.items())).T, "o" + _line(name), ms=4, **line)
                     finite += [score for score in tried.values() if np.isfinite(score)]

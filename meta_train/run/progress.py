@@ -129,6 +129,7 @@ class _Line:
     def show(self, what: str, done: int, text: str, rate: float, total: int | None = None) -> None:
         """Show how far it is, with `rate` units per second; a new total takes the place of the old."""
         self._total = total or self._total
+        assert self._total is not None  # where it is not known at first, every call gives it
         self.bar.update(self._task, completed=done, total=self._total, text=text)
         now = time.monotonic()
         if self._console.is_terminal or (done < self._total and now - self._logged < LOG_EVERY_SECONDS):

@@ -65,7 +65,7 @@ class Tracker:
 
             columns = list(dict.fromkeys(name for row in rows for name in row))
             data = [[row.get(name) for name in columns] for row in rows]
-            table = wandb.Table(columns=columns, data=data, allow_mixed_types=True)
+            table = wandb.Table(columns=[*columns], data=data, allow_mixed_types=True)
             images = {name: wandb.Image(str(path)) for name, path in figures.items()}
             run.log({"comparison": table, **images})
 
@@ -156,7 +156,7 @@ def _resolve(mode: WandbMode, run_dir: Path) -> WandbMode:
         return mode
     if wish := os.environ.get("WANDB_MODE"):
         # W&B's other names: `dryrun` is offline; `run` and `shared` are online.
-        offline = {"offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+        offline: dict[str, WandbMode] = {"offline": "offline", "dryrun": "offline", "disabled": "disabled"}
         return offline.get(wish, "online")
     if "WANDB_SWEEP_ID" in os.environ or _logged_in(run_dir):
         return "online"
@@ -188,7 +188,7 @@ def _start(mode: WandbMode, run_dir: Path, config: Mapping[str, Any], project: s
     wandb = _import_wandb(run_dir)
     run_id = _stored_id(run_dir) or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
 
-    def init(mode: WandbMode) -> wandb.Run:
+    def init(mode: WandbMode) -> Any:
         wandb.setup(
             settings=wandb.Settings(
                 mode=mode,

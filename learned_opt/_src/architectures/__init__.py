@@ -6,6 +6,7 @@ and never because a file does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from learned_opt._src.architectures.adam import adam
@@ -20,7 +21,7 @@ from learned_opt._src.learned_optimizer import LearnedOptimizer
 from learned_opt._src.modules import find_in_module
 
 # To add an architecture: write it in one file, and name it here.
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, Callable[[], LearnedOptimizer]] = {
     "mlp": mlp,
     "metz2019": metz2019,
     "small-fc": small_fc,

@@ -49,4 +49,6 @@ def adam(*, per_block: bool = False) -> LearnedOptimizer:
         update = -rate * mean / (jnp.sqrt(square) + jnp.exp(own["log_epsilon"]))
         return update, Accumulators(momenta, moments)
 
-    return tunable(rule, Accumulators(ft.zeros, ft.zeros), INITIAL, per_block=per_block)
+    return tunable(
+        rule, Accumulators(ft.starting(ft.zeros), ft.starting(ft.zeros)), INITIAL, per_block=per_block
+    )

@@ -7,9 +7,9 @@ tensors that are spread over devices without gathering them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -140,12 +140,17 @@ class Accumulators(NamedTuple):
     factored: Factored  # factored second moments with k_3 decays
 
 
+def starting(make: Callable[..., jax.Array], **settings: int) -> Any:
+    """The function ``param -> array`` that stands in the place of an array before there are parameters."""
+    return partial(make, **settings)
+
+
 def initial_accumulators(momenta: int, moments: int, factored: int) -> Accumulators:
     """What ``Accumulators`` with so many decays of each start as: functions ``param -> array``."""
     return Accumulators(
-        partial(accumulator, count=momenta),
-        partial(accumulator, count=moments),
-        Factored(partial(rows, count=factored), partial(columns, count=factored)),
+        starting(accumulator, count=momenta),
+        starting(accumulator, count=moments),
+        Factored(starting(rows, count=factored), starting(columns, count=factored)),
     )
 
 

@@ -116,8 +116,7 @@ def _first_layer(
     """
     gradient, param = ft.finite(gradient), ft.finite(param)
     new = ft.averaged(momenta, gradient, decays)
-    squares = [jnp.mean(jnp.square(x), axis=-1) for x in (gradient[None], param[None], new)]
-    squares = jnp.concatenate(squares)
+    squares = jnp.concatenate([jnp.mean(jnp.square(x), axis=-1) for x in (gradient[None], param[None], new)])
     rows = {"gradient": [0], "param": [1], "momenta": list(range(2, 2 + len(decays)))}
     sources = np.concatenate([rows[source] for source, _ in features])
     factors = np.concatenate([np.full(len(rows[source]), factor, np.float32) for source, factor in features])
@@ -168,7 +167,7 @@ def _block(
     found = gradient_ref[block]
     gradient = ft.finite(found)
     rows = [gradient, ft.finite(param_ref[block])]
-    for k, decay in enumerate(np.float32(decays)):
+    for k, decay in enumerate(np.asarray(decays, np.float32)):
         momentum = decay * momenta_ref[k, block] + (1 - decay) * gradient
         new_momenta_ref[k, block] = momentum
         rows.append(momentum)
@@ -214,7 +213,7 @@ def _call(
     interpret: bool,
 ) -> list[jax.Array]:
     """The kernel over flat tensors: step and new momenta."""
-    body = partial(_block, decays=decays, widths=widths, block_size=block_size)
+    body: Callable[..., None] = partial(_block, decays=decays, widths=widths, block_size=block_size)
     arguments = (gradient, param, momenta, owner, firsts, shared)
     places = firsts.shape[-1] + shared.shape[-1]
     if interpret:

@@ -73,5 +73,5 @@ def momentum_network(
         outcomes = run(theta, gradients, params, [own.momenta for own in accumulators], time)
         return [(step, Accumulators(momenta)) for step, momenta in outcomes]
 
-    initial = Accumulators(partial(ft.accumulator, count=len(momentum_decays)))
+    initial = Accumulators(ft.starting(ft.accumulator, count=len(momentum_decays)))
     return per_tensor(init_theta, initial, update_tensor, kernel)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -103,7 +104,7 @@ def layers(theta: Theta, constants: jax.Array) -> list[tuple[jax.Array, jax.Arra
     return [(kernel[:, :k], bias + kernel[:, k:] @ constants), *deeper]
 
 
-def small_step(outputs: jax.Array) -> jax.Array:
+def small_step(outputs: jax.Array | Sequence[jax.Array]) -> jax.Array:
     """``-0.001 d exp(0.001 a)``, the update of direction d and magnitude a: ``[2, ...] -> [...]``."""
     direction, magnitude = outputs
     return -STEP_SCALE * direction * jnp.exp(MAGNITUDE_SCALE * magnitude)
@@ -125,7 +126,8 @@ def _unflattened(
     (weights, bias), *deeper = layers
     edges = [sum(f.shape[0] for f in features[:i]) for i in range(1, len(features))]
     parts = jnp.split(weights, edges, axis=1)
-    x = plus(sum(dense(w, f) for w, f in zip(parts, features, strict=True)), bias)
+    total: Any = sum(dense(w, f) for w, f in zip(parts, features, strict=True))
+    x = plus(total, bias)
     for weights, bias in deeper:
         x = plus(dense(weights, jax.nn.relu(x)), bias)
     return finish(x)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +66,7 @@ def relative_mlp() -> LearnedOptimizer:
     look at learned optimization: stability, robustness, and inductive biases", NeurIPS 2022; the network is
     that of Metz et al., ICML 2019. The combination and the context are this package's own.
     """
-    momenta, moments = (partial(ft.accumulator, count=k) for k in (len(MOMENTUM_DECAYS), 1))
+    momenta, moments = (ft.starting(ft.accumulator, count=k) for k in (len(MOMENTUM_DECAYS), 1))
     return per_tensor(_init_theta, Accumulators(momenta, moments), _update_tensor)
 
 
@@ -102,7 +101,8 @@ def _update_tensor(
     )
     correction = network(theta["direction"], features, context, lambda out: out[0], epsilon=EPSILON)
     direction = _unit(scaled[NOMINAL]) + CORRECTION_SCALE * correction
-    (step,) = PerParameterMLP(STEP_HIDDEN, 1).apply({"params": theta["step"]}, context)
+    output: Any = PerParameterMLP(STEP_HIDDEN, 1).apply({"params": theta["step"]}, context)
+    (step,) = output
     size = jnp.where(mean_moment > 0, STEP_SCALE * jnp.exp(step) * _scale(param), 0)
     return -size * _unit(direction), Accumulators(momenta, moments)
 

@@ -24,7 +24,7 @@ class Accumulators(NamedTuple):
     momenta: jax.Array
 
 
-ZERO = Accumulators(ft.zeros)
+ZERO = Accumulators(ft.starting(ft.zeros))
 
 
 def heavy_ball(

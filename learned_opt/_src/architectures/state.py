@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import PyTreeDef
 
 from learned_opt._src.learned_optimizer import Params
 
 Accumulators = Any  # NamedTuple of arrays: what a rule carries from step to step for one tensor
-PyTreeDef = jax.tree_util.PyTreeDef
 
 
 class LearnedState(NamedTuple):
     """State of an optimizer: arrays alone, whatever they were made from."""
 
-    count: jax.Array  # steps taken, int32 []
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count; steps taken, int32 []
     accumulators: Accumulators  # the NamedTuple of the rule, with a tree like the parameters for each array
 
 
