@@ -20,6 +20,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Images ``[n, height, width, channels]`` of half the height and width, with `outputs` channels."""
         kernel = self.param("kernel", nn.linear.default_kernel_init, (3, 3, x.shape[-1], self.outputs))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.outputs,))
         height, width = (-(-n // 2) for n in x.shape[1:3])

@@ -17,6 +17,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """The outputs for the inputs along the last axis."""
         for width in self.hidden:
             x = self.activation(nn.Dense(width)(x))
         return nn.Dense(self.outputs)(x)

@@ -24,6 +24,7 @@ class Network(nn.Module):
 
     @nn.compact
     def __call__(self, memory: Memory, character: jax.Array) -> tuple[Memory, jax.Array]:
+        """The memory after a character, and the logits of the next one."""
         embedded = nn.Embed(self.alphabet, EMBEDDING, embedding_init=_small)(character)
         cell = nn.OptimizedLSTMCell(HIDDEN, recurrent_kernel_init=nn.initializers.lecun_normal())
         memory, hidden = cell(memory, embedded)
@@ -61,6 +62,7 @@ class CharacterLSTM:
 
     @property
     def horizon(self) -> int:
+        """T, the characters that are followed by another."""
         return self.text.shape[0] - 1
 
     def init_theta(self, key: jax.Array) -> jax.Array:

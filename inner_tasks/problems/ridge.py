@@ -17,7 +17,9 @@ LARGEST_EIGENVALUE = 1000.0
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RidgeRegression:
-    """Full-batch gradient descent from ``w = 0`` on the training loss
+    """Full-batch gradient descent from ``w = 0`` on the training loss of ridge regression.
+
+    The training loss is::
 
         f(w) = (|X w - y|^2 + exp(theta) |w|^2) / 2,
 

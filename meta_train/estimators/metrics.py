@@ -27,6 +27,7 @@ class Unrolled(NamedTuple):
 
     @property
     def particles(self) -> int:
+        """Number of particles."""
         return sum(jnp.size(each.loss) for each in self.windows)
 
 

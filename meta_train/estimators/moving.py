@@ -23,8 +23,9 @@ def moving_part(state: State) -> Moving:
 def window_map(
     problem: UnrolledProblem, state: State, position: jax.Array, key: jax.Array, truncation: int
 ) -> Callable[[Theta, Moving], tuple[tuple[jax.Array, Moving], Window]]:
-    """``(theta, moving) -> ((loss, moving after the window), window)``; the window is not to be
-    differentiated (it is auxiliary output).
+    """The window as a function ``(theta, moving) -> ((loss, moving after the window), window)``.
+
+    The window in its result is auxiliary output, which is not to be differentiated.
     """
 
     def run(theta: Theta, moving: Moving) -> Any:

@@ -72,6 +72,7 @@ class ClosedForm(NamedTuple):
 
     @property
     def optimum(self) -> float:
+        """The theta of the smallest loss."""
         return upward_zero(self.slope)
 
     @property

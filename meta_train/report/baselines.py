@@ -59,6 +59,7 @@ class Baseline(NamedTuple):
 
     @property
     def label(self) -> str:
+        """Its name in tables and pictures."""
         return f"{self.rule.label}, {self.schedule.label}" if self.schedule.label else self.rule.label
 
 

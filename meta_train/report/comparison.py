@@ -41,6 +41,7 @@ class Comparison(NamedTuple):
 
     @property
     def seeds(self) -> int:
+        """Number of training runs of each optimizer."""
         return self.results[REFERENCE].runs.losses.shape[0]
 
     @property

@@ -42,6 +42,7 @@ class TaskConfig:
 
     @property
     def settings(self) -> TaskSettings:
+        """What the task is built from."""
         return TaskSettings(self.hidden, self.batch_size, self.horizon)
 
 
@@ -70,6 +71,7 @@ class EstimatorConfig:
 
     @property
     def method(self) -> Method:
+        """The estimator of this name."""
         return find_estimator(self.name)
 
     @property

@@ -26,14 +26,17 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
+        """The resolved settings."""
         return self.path / "config.yaml"
 
     @property
     def metrics(self) -> Path:
+        """A line of JSON for each update."""
         return self.path / "metrics.jsonl"
 
     @property
     def checkpoints(self) -> Path:
+        """The folder of the newest states of the run."""
         return self.path / "checkpoints"
 
     @property
@@ -43,10 +46,12 @@ class RunFolder:
 
     @property
     def optimizer(self) -> Path:
+        """The optimizer file."""
         return self.path / FILE_NAME
 
     @property
     def report(self) -> Path:
+        """The folder of tables and pictures."""
         return self.path / "report"
 
     def finished(self, updates: int) -> bool:

@@ -192,7 +192,7 @@ def rms_scale(features: jax.Array, epsilon: float) -> jax.Array:
 
 
 def finite(x: jax.Array) -> jax.Array:
-    """x with zeros where it is not finite: a mean over a tensor is spoilt by a single such entry."""
+    """Zeros in the place of entries that are not finite, one of which would spoil a mean over the tensor."""
     return jnp.where(_is_finite(x), x, jnp.zeros_like(x))
 
 
