@@ -134,7 +134,11 @@ def test_code_runs_and_commands_are_accepted(page: Path, workplace: Path, monkey
         where = f"{name_of(page)}:{line}: {program} {shlex.join(arguments)}"
         try:
             if program == "meta-train":
-                meta_train_command.parse(arguments)
+                settings = meta_train_command.parse(arguments).settings
+                # The folder of the run, for those commands of the page that resume it.
+                run = workplace / "runs" / f"{settings.task.name.rpartition(':')[2]}-1"
+                run.mkdir(exist_ok=True)
+                save_config(settings, run / "config.yaml")
             elif program == "pes-paper":
                 pes_paper_command.check(pes_paper_command.parse(arguments))
             else:

@@ -44,6 +44,9 @@ from tests.marks import slow
 
 ROOT = Path(__file__).parents[2]
 EVERY = [*learned_opt.ARCHITECTURES, *learned_opt.pretrained_names()]  # for tests that compile nothing
+PRETRAINED = [
+    name if name == "relative-mlp-small-tasks" else slow(name) for name in learned_opt.pretrained_names()
+]
 INPUTS = jnp.sin(jnp.arange(20.0)).reshape(5, 4)
 
 
@@ -284,7 +287,7 @@ def equations(jaxpr: Any, names: frozenset[str]) -> int:
 NETWORKS = [n for n in EVERY if not n.startswith(("adam", "sgdm"))]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["mlp", *(slow(n) for n in NETWORKS if n != "mlp")])
 def test_equal_tensors_are_one_program(name: str) -> None:
     """99 tensors have as many products of matrices as 67 of the same shapes, and are compiled as few."""
     names = frozenset({"dot_general", "reduce_sum", "rsqrt"})
@@ -306,7 +309,7 @@ def test_outside_jit_an_update_is_one_program(name: str) -> None:
     assert [eqn.primitive.name for eqn in jaxpr.eqns] in (["jit"], ["pjit"])
 
 
-@pytest.mark.parametrize("name", ["celo2-style", *(slow(n) for n in NETWORKS if n != "celo2-style")])
+@pytest.mark.parametrize("name", ["mlp", *(slow(n) for n in NETWORKS if n != "mlp")])
 def test_grouped_tensors_move_as_they_would_alone(name: str) -> None:
     tx, shape = named(name, 1), (3, 5)
     keys = jax.random.split(jax.random.key(0), 7)
@@ -399,7 +402,7 @@ def objectives() -> dict[str, tuple[Any, Any, Any]]:
 
 
 @pytest.mark.parametrize("objective", objectives())
-@pytest.mark.parametrize("name", learned_opt.pretrained_names())
+@pytest.mark.parametrize("name", PRETRAINED)
 def test_pretrained_ones_arrive(name: str, objective: str) -> None:
     """In 30,000 steps, to 3%: the condition of optax."""
     start, target, loss = objectives()[objective]
@@ -470,7 +473,7 @@ def labels(params: Any) -> Any:
     return {name: "freeze" if name == "Dense_0" else "train" for name in params}
 
 
-@pytest.mark.parametrize("name", learned_opt.pretrained_names())
+@pytest.mark.parametrize("name", PRETRAINED)
 def test_the_recipe_trains_a_real_model(name: str) -> None:
     """Digits, 150 steps: the loss falls to less than a quarter, and the frozen layer is as it was."""
     from sklearn.datasets import load_digits

@@ -415,6 +415,7 @@ def damage(checkpoint: Path) -> None:
         path.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint(fifty_updates: Run, no_comparing: None) -> None:
     folder = unfinished(fifty_updates)
     damage(folder / "checkpoints" / "50")
@@ -471,6 +472,7 @@ def test_a_full_disk_at_the_metrics(fifty_updates: Run, no_comparing: None) -> N
     resumed_to_the_same_bits(fifty_updates)
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_a_checkpoint(fifty_updates: Run, no_comparing: None) -> None:
     from checkpoints import orbax_files
 
@@ -598,6 +600,7 @@ def test_the_count_of_skipped_updates_survives_a_resume(noisy: Callable[[float],
 # Weights & Biases.
 
 
+@pytest.mark.slow
 def test_wandb_not_reachable(
     tiny_run: Run, monkeypatch: pytest.MonkeyPatch, closed_port: int, no_comparing: None
 ) -> None:
