@@ -68,10 +68,13 @@ def digits() -> Training:
     return Training(task.load(None), task, learned_opt.get_architecture("mlp"), STEPS)
 
 
+@pytest.mark.parametrize("compiled", ["briefly", slow("as users compile")])
 @pytest.mark.parametrize("devices", [slow(1), 2])
 def test_exported_optimizer_in_a_plain_loop_gives_the_same_losses_to_the_bit(
-    digits, devices, tmp_path, optimized
+    digits, devices, compiled, tmp_path, request
 ):
+    if compiled == "as users compile":
+        request.getfixturevalue("optimized")
     theta = digits.init_theta(jax.random.key(3))
     learned_opt.save(tmp_path / "optimizer.safetensors", "mlp", theta, {})
     runs = run(digits, Contestant(digits.optimizer, theta), 2, devices=devices).runs
