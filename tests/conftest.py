@@ -28,7 +28,7 @@ import jax  # noqa: E402  (reads the environment when it is imported)
 import pytest  # noqa: E402
 
 from meta_train.report.evaluation import MEAN_LOSS  # noqa: E402
-from tests.meta_train.command import TINY, Run, meta_train, without_comparing  # noqa: E402
+from tests.meta_train.command import TINY, TINY_RIVALS, Run, against, meta_train, without_comparing  # noqa: E402
 
 MAX_KEPT = 2**30  # bytes of compiled programs
 
@@ -95,7 +95,7 @@ def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
 
 @pytest.fixture(scope="session")
 def tiny_run(once: Once) -> Run:
-    """Three updates on two devices, and a real comparison. Not to be changed."""
+    """Three updates on two devices, and a real comparison with two rivals. Not to be changed."""
     from meta_train.run.run import compare
 
     def make(path: Path) -> Run:
@@ -105,7 +105,11 @@ def tiny_run(once: Once) -> Run:
             comparisons.append(compare(*args, **kwargs))
             return comparisons[0]
 
-        with mock.patch("meta_train.run.run.compare", keep), mock.patch("meta_train.report.costs.ROUNDS", 1):
+        with (
+            mock.patch("meta_train.run.run.compare", keep),
+            mock.patch("meta_train.report.costs.ROUNDS", 1),
+            against(*TINY_RIVALS),
+        ):
             outcome = meta_train(TINY, "--updates 3 --checkpoint-every 2 --devices 2", "--run-dir", path)
         assert outcome.code == 0, outcome.err
         return Run(path, outcome, comparisons[0])

@@ -19,7 +19,7 @@ from inner_tasks.datasets import Dataset, load_dataset
 from inner_tasks.tasks.images import ImageBatch
 from learned_opt import LearnedOptimizer, UserError
 from meta_train.estimators.window import unroll
-from tests.meta_train.command import against_adam, lines, meta_train, start
+from tests.meta_train.command import against, lines, meta_train, start
 
 SGD = LearnedOptimizer(
     init_theta=lambda key, blocks: jnp.float32(0.1),
@@ -249,7 +249,7 @@ def test_a_task_in_a_file_of_ones_own(
     (tmp_path / "my_tasks.py").write_text(MY_TASKS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    with against_adam():
+    with against("adam"):
         outcome = meta_train(
             "--task my_tasks:bowl --task.batch-size 3 --updates 2 --estimator.truncation 4",
             "--estimator.particles 4 --evaluation.seeds 1 --evaluation.learning-rates 1",

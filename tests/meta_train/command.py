@@ -28,6 +28,7 @@ TINY = (
     "--estimator.sigma 0.03 --estimator.truncation 4 --estimator.particles 8 "
     "--evaluation.steps 5 --evaluation.seeds 1 --evaluation.learning-rates 3 --wandb disabled"
 )
+TINY_RIVALS = ("adam", "sgdm-linear")
 
 
 class Outcome(NamedTuple):
@@ -87,11 +88,11 @@ def without_comparing(comparison: Comparison) -> contextlib.AbstractContextManag
 
 
 @contextlib.contextmanager
-def against_adam() -> Iterator[None]:
-    """Comparisons have Adam alone for a rival: each is a program to compile."""
+def against(*rivals: str) -> Iterator[None]:
+    """Comparisons have these rivals and no others: each is a program to compile."""
     with (
-        mock.patch("meta_train.run.run.DEFAULT_BASELINES", ("adam",)),
-        mock.patch("meta_train.report.baselines.DEFAULT_BASELINES", ("adam",)),
+        mock.patch("meta_train.run.run.DEFAULT_BASELINES", rivals),
+        mock.patch("meta_train.report.baselines.DEFAULT_BASELINES", rivals),
     ):
         yield
 

@@ -462,6 +462,7 @@ def resumed_to_the_same_bits(run: Run) -> None:
 FIFTY = f"{TINY} --updates 50 --checkpoint-every 20 --devices 2 --run-dir run"
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_the_metrics(fifty_updates: Run, no_comparing: None) -> None:
     def full() -> None:
         raise NO_SPACE

@@ -23,7 +23,7 @@ import learned_opt
 from inner_tasks import task
 from tests.marks import slow
 from tests.meta_train import command
-from tests.meta_train.command import TINY, Run, against_adam, meta_train, words
+from tests.meta_train.command import TINY, Run, against, meta_train, words
 
 MY_CODE = """
 import jax
@@ -78,7 +78,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     monkeypatch.setattr(task, "_REGISTRY", dict(task._REGISTRY))
     known, modules = dict(learned_opt.ARCHITECTURES), set(sys.modules)
-    with against_adam():
+    with against("adam"):
         yield tmp_path
     learned_opt.ARCHITECTURES.clear()
     learned_opt.ARCHITECTURES.update(known)

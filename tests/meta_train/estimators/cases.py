@@ -5,13 +5,14 @@ A new estimator needs a line in ``CASES``. K is the truncation length, T the hor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import pytest
 
 from meta_train.estimators import ESTIMATORS, Estimator, Info
+from tests.marks import slow
 
 
 class Case(NamedTuple):
@@ -50,6 +51,11 @@ CASES = {
 }
 NAMES = [*ESTIMATORS, "pes-analytic"]
 every_estimator = pytest.mark.parametrize("name", NAMES)
+# The others are one of these with other settings: what has to be compiled for them is slow.
+DISTINCT = ("pes", "truncated-es", "tbptt", "rtrl", "uoro", "pes-analytic")
+every_estimator_compiled = pytest.mark.parametrize(
+    "name", [name if name in DISTINCT else slow(name) for name in NAMES]
+)
 
 
 def case(name: str) -> Case:
@@ -77,16 +83,26 @@ def whole_episodes(name: str) -> bool:
     return "truncation" not in method(name).settings
 
 
-def at_truncations(*truncations: int, quick: tuple[int, ...], names: list[str] = NAMES) -> list[Any]:
-    """Parameters ``name, truncation``; the last truncation is the horizon. Those not quick are slow."""
+def at_truncations(
+    *truncations: int,
+    quick: tuple[int, ...],
+    names: Sequence[str] = NAMES,
+    quick_names: Sequence[str] = NAMES,
+) -> list[Any]:
+    """Parameters ``name, truncation``; the last truncation is the horizon.
+
+    Quick are those of `quick_names` at the truncations `quick`, or where there is no truncation to choose.
+    """
     pairs = [
         (name, truncation)
         for name in names
         for truncation in (truncations[-1:] if whole_episodes(name) else truncations)
     ]
     return [
-        pytest.param(*pair, marks=[] if whole_episodes(pair[0]) or pair[1] in quick else pytest.mark.slow)
-        for pair in pairs
+        (name, truncation)
+        if name in quick_names and (truncation in quick or whole_episodes(name))
+        else slow(name, truncation)
+        for name, truncation in pairs
     ]
 
 

@@ -16,6 +16,7 @@ from jax.extend.core import jaxprs_in_params
 from tests.meta_train.estimators.cases import (
     case,
     every_estimator,
+    every_estimator_compiled,
     make,
     whole_episodes,
 )
@@ -102,7 +103,7 @@ def temporaries(name: str, truncation: int, horizon: int) -> int:
     return jax.jit(estimate).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
 
-@every_estimator
+@every_estimator_compiled
 def test_memory_does_not_depend_on_the_horizon(name: str):
     """It grows with K by the inner states that are kept to go back through a window, and by nothing else.
 

@@ -15,10 +15,12 @@ import pytest
 from inner_tasks import LinearRecurrence
 from meta_train.estimators import Estimator
 from tests.meta_train.estimators.cases import (
+    DISTINCT,
     Estimated,
     at_truncations,
     case,
     every_estimator,
+    every_estimator_compiled,
     make,
     whole_episodes,
 )
@@ -54,7 +56,9 @@ def two_episodes(
     return steps
 
 
-fragile_truncations = pytest.mark.parametrize("name, truncation", at_truncations(1, 2, 3, 7, quick=(3,)))
+fragile_truncations = pytest.mark.parametrize(
+    "name, truncation", at_truncations(1, 2, 3, 7, quick=(3,), quick_names=DISTINCT)
+)
 
 
 @fragile_truncations
@@ -89,7 +93,7 @@ def test_phases_start_at_whole_windows(name: str, truncation: int):
     assert starts == ([0, 0, 0, 0] if whole_episodes(name) else windows)
 
 
-@every_estimator
+@every_estimator_compiled
 def test_common_randomness_cancels_exactly(name: str):
     """Data and initial state are common to a pair: a loss that is noise alone has a gradient of exactly 0."""
     estimator = make(name, Noise(horizon=6), 4)

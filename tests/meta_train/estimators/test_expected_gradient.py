@@ -152,29 +152,21 @@ def test_forward_mode_gives_what_is_known_in_closed_form():
     assert forward_mode("linear")(2).value == pytest.approx(5.8, rel=1e-6)
 
 
-def sampled(*truncations: int, quick: tuple[int, ...]) -> list[Any]:
-    """Parameters ``name, truncation``: quick for one unbiased and one biased estimator."""
-    return [
-        parameters if parameters.values[0] in ("pes", "truncated-es") else slow(parameters)
-        for parameters in at_truncations(*truncations, quick=quick)
-    ]
+# One that is unbiased and one that is biased.
+SAMPLED = ("pes", "truncated-es")
 
 
-def slow(parameters: Any) -> Any:
-    return pytest.param(*parameters.values, marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("name, truncation", sampled(1, 2, 3, 4, quick=(1, 3)))
+@pytest.mark.parametrize("name, truncation", at_truncations(1, 2, 3, 4, quick=(1, 3), quick_names=SAMPLED))
 def test_gradient_of_a_linear_recurrence(name: str, truncation: int):
     """3 does not divide the horizon: an episode ends inside a window."""
     check_expected_gradient(name, "linear", truncation)
 
 
-@pytest.mark.parametrize("name, truncation", sampled(1, 2, 3, 5, quick=(2,)))
+@pytest.mark.parametrize("name, truncation", at_truncations(1, 2, 3, 5, quick=(2,), quick_names=SAMPLED))
 def test_gradient_of_a_learning_rate_on_a_quadratic(name: str, truncation: int):
     check_expected_gradient(name, "descent", truncation)
 
 
-@pytest.mark.parametrize("name, truncation", sampled(1, 2, 3, 5, quick=(2,)))
+@pytest.mark.parametrize("name, truncation", at_truncations(1, 2, 3, 5, quick=(2,), quick_names=SAMPLED))
 def test_gradient_of_a_small_learned_optimizer(name: str, truncation: int):
     check_expected_gradient(name, "learned-optimizer", truncation)
