@@ -61,7 +61,8 @@ class Metric(NamedTuple):
     Attributes:
       name: its key in the metrics file.
       meaning: one phrase, which the documentation repeats.
-      sum: the sum that it is made of; None for what is said of the meta-gradient as a whole.
+      sum: the sum that it is made of; None for what the population or the outer loop says of the
+        meta-gradient as a whole.
       per: the sum that it is divided by; None for a total.
     """
 
@@ -75,6 +76,11 @@ METRICS = (
     Metric("loss", "meta-loss: mean loss per inner step over all particles and this window", "loss", "steps"),
     Metric("gradient_norm", "norm of the meta-gradient before clipping"),
     Metric("snr", "norm of the meta-gradient over its standard error, from the scatter across pairs"),
+    Metric(
+        "snr_across",
+        "norm of the running mean of the last 100 or so meta-gradients over its standard error, from their "
+        "scatter across updates",
+    ),
     Metric("xi_norm", "norm of the accumulated perturbation, mean over pairs", "xi_norm", "units"),
     Metric("clipped", "share of inner steps whose loss was finite and clipped", "clipped", "steps"),
     Metric("nonfinite", "share of inner steps whose loss was not finite", "nonfinite", "steps"),
@@ -109,7 +115,7 @@ def reduced(totals: Info, gradient_norm: jax.Array, snr: jax.Array) -> dict[str,
             values[metric.name] = (
                 totals[metric.sum] / totals[metric.per] if metric.per else totals[metric.sum]
             )
-    return {metric.name: values[metric.name] for metric in METRICS}
+    return {metric.name: values[metric.name] for metric in METRICS if metric.name in values}
 
 
 def over_tasks(
@@ -127,7 +133,7 @@ def over_tasks(
         if metric.sum is not None:
             stacked = jnp.stack([own[metric.name] for own in each])
             values[metric.name] = stacked.mean() if metric.per else stacked.sum()
-    return {metric.name: values[metric.name] for metric in METRICS}
+    return {metric.name: values[metric.name] for metric in METRICS if metric.name in values}
 
 
 def _total(values: Iterable[jax.Array]) -> jax.Array:

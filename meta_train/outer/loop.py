@@ -11,6 +11,7 @@ import jax
 import optax
 
 from meta_train.estimators.base import Theta
+from meta_train.outer.agreement import Agreement, agreed, no_agreement, snr_across
 from meta_train.outer.optimizers import outer_step
 from meta_train.outer.population import Metrics, Population
 
@@ -23,6 +24,7 @@ class RunState(NamedTuple):
     particles: Any  # state of the population: on devices, or gathered as [pairs, ...]
     key: jax.Array  # the run's key; the key of an update is made from it and the update's number
     skipped: int  # updates in a row whose meta-gradient was not finite
+    agreement: Agreement  # of the meta-gradients so far
 
 
 class Update(NamedTuple):
@@ -39,7 +41,7 @@ def initial_state(
 ) -> RunState:
     """The state before the first update, with the run's key (of which number 0 is for theta)."""
     particles = population.init(jax.random.fold_in(key, 1), theta)
-    return RunState(theta, tx.init(theta), particles, jax.random.fold_in(key, 2), 0)
+    return RunState(theta, tx.init(theta), particles, jax.random.fold_in(key, 2), 0, no_agreement(theta))
 
 
 def gathered(population: Population, state: RunState) -> RunState:
@@ -65,6 +67,7 @@ def outer_loop(
       updates: number of the last update.
     """
     step = jax.jit(partial(outer_step, tx))
+    agree = jax.jit(_agree)
     for number in range(done + 1, updates + 1):
         began = time.perf_counter()
         gradient, particles, metrics = population.estimate(
@@ -72,5 +75,12 @@ def outer_loop(
         )
         theta, outer, finite = step(state.theta, state.outer, gradient)
         skipped = 0 if finite else state.skipped + 1
-        state = RunState(theta, outer, particles, state.key, skipped)
+        agreement, across = agree(state.agreement, gradient)
+        metrics = metrics | {"snr_across": across}
+        state = RunState(theta, outer, particles, state.key, skipped, agreement)
         yield Update(number, state, metrics, time.perf_counter() - began)
+
+
+def _agree(agreement: Agreement, gradient: Theta) -> tuple[Agreement, jax.Array]:
+    agreement = agreed(agreement, gradient)
+    return agreement, snr_across(agreement)

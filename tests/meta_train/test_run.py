@@ -85,8 +85,8 @@ def test_metrics_have_one_line_per_update(tiny_run: Run) -> None:
     assert [line["update"] for line in metrics] == [1, 2, 3]
     for line in metrics:
         assert line.keys() == {
-            *("update", "loss", "gradient_norm", "snr", "xi_norm", "clipped", "nonfinite", "dropped"),
-            *("episodes", "steps", "skipped", "seconds"),
+            *("update", "loss", "gradient_norm", "snr", "snr_across", "xi_norm", "clipped", "nonfinite"),
+            *("dropped", "episodes", "steps", "skipped", "seconds"),
         }
         assert 2 < line["loss"] < 3.5  # a fresh network guesses: ln 10 = 2.3
         assert line["gradient_norm"] > 0 and line["snr"] > 0 and line["xi_norm"] > 0
