@@ -14,14 +14,16 @@ from inner_tasks.task import (
     Registration,
     Task,
     TaskDistribution,
+    TaskFamily,
     TaskSettings,
     find_task,
     register_task,
     task_names,
 )
-from inner_tasks.training import InnerState, Training
+from inner_tasks.training import FamilyTraining, InnerState, Training, training_of
 
 __all__ = [
+    "FamilyTraining",
     "InnerState",
     "OBJECTIVES",
     "LinearRecurrence",
@@ -29,6 +31,7 @@ __all__ = [
     "Registration",
     "Task",
     "TaskDistribution",
+    "TaskFamily",
     "TaskSettings",
     "Training",
     "UnrolledProblem",
@@ -36,4 +39,5 @@ __all__ = [
     "find_task",
     "register_task",
     "task_names",
+    "training_of",
 ]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from inner_tasks.problem import bounded
 from inner_tasks.task import Data, Params, Task
@@ -18,6 +19,7 @@ class TrainingStep(NamedTuple):
     before: Params  # parameters before its update
     after: Params  # and after it
     loss: jax.Array  # loss of its own minibatch before its update, []
+    progress: jax.Array | None = None  # share of the episode that is over with this step, in (0, 1]
 
 
 class Objective(NamedTuple):
@@ -27,11 +29,15 @@ class Objective(NamedTuple):
       measure: ``(task, data, step, key) -> scalar``.
       reads: optional parts of a task that it needs.
       differentiable: whether its derivative says something.
+      reads_progress: whether it needs to know how far the episode has come.
+      largest_weight: the largest factor that it gives to a loss of the task.
     """
 
     measure: Callable[[Task, Data, TrainingStep, jax.Array], jax.Array]
     reads: tuple[str, ...] = ()
     differentiable: bool = True
+    reads_progress: bool = False
+    largest_weight: float = 1.0
 
 
 def training_loss(task: Task, data: Data, step: TrainingStep, key: jax.Array) -> jax.Array:
@@ -67,6 +73,46 @@ def final_loss(task: Task, data: Data, step: TrainingStep, key: jax.Array) -> ja
     return after - before
 
 
+def mean_and_end(task: Task, data: Data, step: TrainingStep, key: jax.Array) -> jax.Array:
+    """The loss of the step's own minibatch, with more weight in the last tenth of the episode.
+
+    With ``w = END_WEIGHT`` the sum over an episode is T times ``(1 - w)`` of the mean loss plus ``w`` of the
+    mean loss over the last tenth. Each loss is clipped at the task's ``max_loss`` first.
+    """
+    loss = _clipped(step.loss, task.max_loss)
+    return (1 - END_WEIGHT) * loss + jnp.where(_ends(step), END_WEIGHT / END_SHARE * loss, 0)
+
+
+def mean_and_validation_end(task: Task, data: Data, step: TrainingStep, key: jax.Array) -> jax.Array:
+    """As ``mean_and_end``, but the last tenth is judged by validation examples, if the task has any.
+
+    The validation loss is that of a minibatch after the update. It costs time in the last tenth only, unless
+    particles are unrolled at once.
+    """
+    if task.sample_validation is None:
+        return mean_and_end(task, data, step, key)
+    end = jax.lax.cond(
+        _ends(step),
+        lambda: _clipped(validation_loss(task, data, step, key), task.max_loss),
+        lambda: jnp.zeros_like(step.loss),
+    )
+    return (1 - END_WEIGHT) * _clipped(step.loss, task.max_loss) + END_WEIGHT / END_SHARE * end
+
+
+def _ends(step: TrainingStep) -> jax.Array:
+    assert step.progress is not None  # the objective says that it reads it
+    return step.progress > 1 - END_SHARE
+
+
+def _clipped(loss: jax.Array, max_loss: float | None) -> jax.Array:
+    """A loss clipped at `max_loss`; one that is not finite stays, for the estimator to count."""
+    return jnp.where(jnp.isfinite(loss), bounded(loss, max_loss), loss)
+
+
+END_SHARE = 0.1  # of the steps of an episode
+END_WEIGHT = 0.5  # of the end, beside the mean
+_LARGEST_WEIGHT = 1 - END_WEIGHT + END_WEIGHT / END_SHARE
+
 TRAINING_LOSS = Objective(training_loss)
 OBJECTIVES = {
     "training-loss": TRAINING_LOSS,
@@ -74,6 +120,10 @@ OBJECTIVES = {
     "validation-loss": Objective(validation_loss, ("sample_validation",)),
     "validation-accuracy": Objective(validation_accuracy, ("sample_validation", "accuracy"), False),
     "final-loss": Objective(final_loss),
+    "mean-and-end": Objective(mean_and_end, reads_progress=True, largest_weight=_LARGEST_WEIGHT),
+    "mean-and-validation-end": Objective(
+        mean_and_validation_end, reads_progress=True, largest_weight=_LARGEST_WEIGHT
+    ),
 }
 
 

@@ -18,6 +18,12 @@ def bounded(loss: jax.Array, max_loss: float | None) -> jax.Array:
     return jnp.where(jnp.isfinite(loss), jnp.minimum(loss, max_loss), max_loss)
 
 
+def episode_length(problem: UnrolledProblem, key: jax.Array) -> jax.Array | None:
+    """Steps of the episode that ``problem.init(key)`` starts; None where all episodes have the horizon."""
+    length = getattr(problem, "length", None)
+    return length(key) if length else None
+
+
 class UnrolledProblem(Protocol):
     """A dynamical system with parameters that act at every step.
 
@@ -35,6 +41,10 @@ class UnrolledProblem(Protocol):
         this value; None leaves losses as they are.
       differentiable: whether the losses have a derivative with respect to theta and the state that says
         something. An accuracy has none. Estimators that need one refuse a problem without.
+
+    Where episodes differ in length, a problem has one more method, ``length(key)``: the steps of the episode
+    that ``init(key)`` starts, int32 [], at most the horizon. Steps past that length must leave the state as
+    it is and have a loss of 0.
     """
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -58,14 +58,43 @@ class Task:
 
 
 @dataclass(frozen=True)
+class TaskFamily:
+    """Tasks of one shape that differ in numbers only: one compiled program serves them all.
+
+    Every episode of meta-training draws a member of its own, so there is no end of them.
+
+    Attributes:
+      draw: ``key -> variation``, a pytree of arrays: what a member has of its own.
+      member: ``variation -> task``. The functions of the task may use arrays of the variation, and so its
+        ``horizon`` may be an int32 [] and its ``max_loss`` a float [].
+      load: ``data_dir -> data``, the same for all members.
+      horizon: the longest T of a member.
+      max_loss: losses as meta-training sees them are in units in which the ``max_loss`` of every member is
+        this: so none counts for more because its losses are large.
+    """
+
+    draw: Callable[[jax.Array], Any]
+    member: Callable[[Any], Task]
+    load: Callable[[Path | None], Data]
+    horizon: int
+    max_loss: float
+
+    def example(self) -> Task:
+        """One member, always the same, as a task by itself."""
+        task = self.member(jax.jit(self.draw)(jax.random.key(0)))
+        max_loss = None if task.max_loss is None else float(task.max_loss)
+        return replace(task, horizon=int(task.horizon), max_loss=max_loss)
+
+
+@dataclass(frozen=True)
 class TaskDistribution:
     """Tasks of different shapes that are meta-trained on together.
 
     Attributes:
-      members: the tasks by name, drawn once and for all; the report of a run shows the first.
+      members: tasks, or families of tasks, by name; the report of a run shows the first.
     """
 
-    members: Mapping[str, Task]
+    members: Mapping[str, Task | TaskFamily]
 
 
 _DEFAULT_SETTINGS = TaskSettings()

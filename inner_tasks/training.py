@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from inner_tasks.objectives import TRAINING_LOSS, Objective, TrainingStep
-from inner_tasks.task import Data, Params, Task
+from inner_tasks.objectives import TRAINING_LOSS, Objective, TrainingStep, find_objective
+from inner_tasks.task import Data, Params, Task, TaskFamily
 from learned_opt import LearnedOptimizer
 from learned_opt._src.learned_optimizer import State, Theta
+
+Variation = Any  # pytree of arrays
 
 # A task's `sample` may split the key of a step, and ``split(key)[i]`` is ``fold_in(key, i)``. The objective
 # takes the last number, so that it does not draw with a key that `sample` has used.
@@ -23,6 +26,7 @@ class InnerState(NamedTuple):
 
     params: Params  # parameters of the task
     optimizer: State  # state of the inner optimizer
+    steps: jax.Array | None = None  # int32 [], steps taken; None where nothing asks for it
 
 
 @jax.tree_util.register_dataclass
@@ -49,8 +53,8 @@ class Training:
 
     @property
     def max_loss(self) -> float | None:
-        """The bound of the task."""
-        return self.task.max_loss
+        """The bound of the task, times the largest weight that the objective gives to a loss."""
+        return self.task.max_loss and self.task.max_loss * self.objective.largest_weight
 
     @property
     def differentiable(self) -> bool:
@@ -65,7 +69,8 @@ class Training:
     def init(self, key: jax.Array) -> InnerState:
         """Fresh parameters and the optimizer state for them."""
         params = self.task.init(key)
-        return InnerState(params, self.optimizer.init(params))
+        steps = jnp.zeros((), jnp.int32) if self.objective.reads_progress else None
+        return InnerState(params, self.optimizer.init(params), steps)
 
     def step(self, theta: Theta, state: InnerState, key: jax.Array) -> tuple[InnerState, jax.Array]:
         """One training step on a minibatch drawn with the key."""
@@ -73,6 +78,98 @@ class Training:
         loss, gradients = jax.value_and_grad(self.task.loss)(state.params, batch)
         updates, optimizer = self.optimizer.update(theta, gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        step = TrainingStep(state.params, params, loss)
+        steps = None if state.steps is None else state.steps + 1
+        progress = None if steps is None else steps / self.horizon
+        step = TrainingStep(state.params, params, loss, progress)
         measured = self.objective.measure(self.task, self.data, step, jax.random.fold_in(key, OBJECTIVE_KEY))
-        return InnerState(params, optimizer), measured
+        return InnerState(params, optimizer, steps), measured
+
+
+class FamilyState(NamedTuple):
+    """Inner state: a member of a family, half-way through its training."""
+
+    variation: Variation  # what the member has of its own
+    training: InnerState
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FamilyTraining:
+    """A task that is drawn from a family at the start of each episode, trained by an optimizer.
+
+    Episodes differ in length: steps past the end of a member's own leave the state as it is and add no loss.
+
+    Attributes:
+      data: the data of all members, the only arrays.
+      family: what is drawn from.
+      optimizer: what trains it.
+      objective: the loss of a step.
+    """
+
+    data: Data
+    family: TaskFamily = dataclasses.field(metadata={"static": True})
+    optimizer: LearnedOptimizer = dataclasses.field(metadata={"static": True})
+    objective: Objective = dataclasses.field(default=TRAINING_LOSS, metadata={"static": True})
+
+    @property
+    def horizon(self) -> int:
+        """The longest T of a member."""
+        return self.family.horizon
+
+    @property
+    def task(self) -> Task:
+        """One member, always the same: what a report shows."""
+        return self.family.example()
+
+    @property
+    def max_loss(self) -> float:
+        """The bound of the family, times the largest weight that the objective gives to a loss."""
+        return self.family.max_loss * self.objective.largest_weight
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether the objective can be differentiated."""
+        return self.objective.differentiable
+
+    def init_theta(self, key: jax.Array) -> Theta:
+        """Weights of an optimizer for these tasks to start meta-training from. The key is consumed."""
+        params = jax.eval_shape(self.init, key).training.params
+        return self.optimizer.init_theta(key, len(jax.tree.leaves(params)))
+
+    def init(self, key: jax.Array) -> FamilyState:
+        """A member, with fresh parameters and the optimizer state for them."""
+        variation_key, training_key = jax.random.split(key)
+        variation = self.family.draw(variation_key)
+        training = self._training(variation).init(training_key)
+        return FamilyState(variation, training._replace(steps=jnp.zeros((), jnp.int32)))
+
+    def length(self, key: jax.Array) -> jax.Array:
+        """Steps of the episode that ``init(key)`` starts, int32 []."""
+        variation_key, _ = jax.random.split(key)
+        return jnp.asarray(self.family.member(self.family.draw(variation_key)).horizon)
+
+    def step(self, theta: Theta, state: FamilyState, key: jax.Array) -> tuple[FamilyState, jax.Array]:
+        """One training step on a minibatch drawn with the key."""
+        training = self._training(state.variation)
+        after, loss = training.step(theta, state.training, key)
+        assert state.training.steps is not None and training.task.max_loss is not None
+        real = state.training.steps < training.horizon
+        loss = jnp.where(real, loss * (self.family.max_loss / training.task.max_loss), 0)
+        return FamilyState(state.variation, optax.tree.where(real, after, state.training)), loss
+
+    def _training(self, variation: Variation) -> Training:
+        member = self.family.member(variation)
+        return Training(self.data, member, self.optimizer, member.horizon, self.objective)
+
+
+def training_of(
+    task: Task | TaskFamily, optimizer: LearnedOptimizer, objective: str, data: Data = None
+) -> Training | FamilyTraining:
+    """A task, or the tasks of a family, trained by an optimizer.
+
+    Raises:
+      UserError: there is no such objective, or the task lacks what it needs.
+    """
+    if isinstance(task, TaskFamily):
+        return FamilyTraining(data, task, optimizer, find_objective(objective, task.example()))
+    return Training(data, task, optimizer, task.horizon, find_objective(objective, task))

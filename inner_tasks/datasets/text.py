@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 
@@ -12,12 +14,39 @@ def python_help() -> str:
     return " ".join(topics.values())
 
 
+def python_source() -> str:
+    """Source code of modules of Python's standard library, some 900,000 characters in Python 3.12."""
+    import _pydecimal
+    import argparse
+    import doctest
+    import inspect
+    import ipaddress
+    import pickletools
+    import subprocess
+    import tarfile
+    import typing
+
+    modules = (argparse, _pydecimal, doctest, ipaddress, pickletools, subprocess, tarfile, typing)
+    return "".join(inspect.getsource(module) for module in modules)
+
+
 def encode(text: str, alphabet: int) -> np.ndarray:
     """Characters as numbers below `alphabet`, the most frequent first, int32 ``[len(text)]``.
 
     All characters but the first ``alphabet - 1`` are one and the same.
     """
-    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    return _by_frequency(np.frombuffer(text.encode("utf-32-le"), np.uint32), alphabet)
+
+
+def encode_words(text: str, vocabulary: int) -> np.ndarray:
+    """Words and other signs as numbers below `vocabulary`, the most frequent first, int32 ``[words]``.
+
+    All words but the first ``vocabulary - 1`` are one and the same.
+    """
+    return _by_frequency(np.array(re.findall(r"\w+|[^\w\s]", text.lower())), vocabulary)
+
+
+def _by_frequency(points: np.ndarray, most: int) -> np.ndarray:
     _, codes, counts = np.unique(points, return_inverse=True, return_counts=True)
     rank = np.argsort(np.argsort(-counts, kind="stable"))
-    return np.minimum(rank[codes], alphabet - 1).astype(np.int32)
+    return np.minimum(rank[codes], most - 1).astype(np.int32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from inner_tasks.datasets import IMAGE_SHAPES, IMAGE_SIZES, Dataset, Split, load_dataset, pooled
+from inner_tasks.datasets import IMAGE_SHAPES, IMAGE_SIZES, Split, load_dataset, pooled
 from inner_tasks.networks import MLP, Activation, ConvNet, output
 from inner_tasks.task import Params, Task, TaskSettings, register_task
 
@@ -84,7 +85,9 @@ def image_task(
         return model.init(key, jnp.zeros((1, IMAGE_SIZES[dataset] // pool**2)))["params"]
 
     def sample(data: ImageData, split: Split, key: jax.Array) -> ImageBatch:
-        return _batch(data, split, jax.random.randint(key, (settings.batch_size,), 0, split.labels.shape[0]))
+        return image_batch(
+            data, split, jax.random.randint(key, (settings.batch_size,), 0, split.labels.shape[0])
+        )
 
     def measured(params: Params, batch: ImageBatch) -> dict[str, jax.Array]:
         return measure(output(model, params, batch.images), batch)
@@ -94,7 +97,7 @@ def image_task(
         count = data.validation.labels.shape[0]
 
         def of_one(index: jax.Array) -> dict[str, jax.Array]:
-            return measured(params, _batch(data, data.validation, index[None]))
+            return measured(params, image_batch(data, data.validation, index[None]))
 
         each = jax.lax.map(of_one, jnp.arange(count), batch_size=METRICS_CHUNK)
         return {f"validation_{name}": values.mean() for name, values in each.items()}
@@ -104,9 +107,7 @@ def image_task(
         sample=lambda data, key: sample(data, data.train, key),
         loss=lambda params, batch: measured(params, batch)["loss"],
         metrics=metrics,
-        load=lambda data_dir: _to_device(
-            pooled(load_dataset(dataset, data_dir), IMAGE_SHAPES[dataset], pool)
-        ),
+        load=lambda data_dir: load_images(dataset, data_dir, pool),
         horizon=settings.horizon,
         max_loss=max_loss,
         sample_validation=lambda data, key: sample(data, data.validation, key),
@@ -116,11 +117,13 @@ def image_task(
     )
 
 
-def _to_device(data: Dataset) -> ImageData:
+def load_images(dataset: str, data_dir: Path | None, pool: int = 1) -> ImageData:
+    """A data set of images on the device, made smaller by a factor, both ways."""
+    data = pooled(load_dataset(dataset, data_dir), IMAGE_SHAPES[dataset], pool)
     return ImageData(*jax.device_put((data.train, data.validation, data.mean, np.float32(1) / data.std)))
 
 
-def _batch(data: ImageData, split: Split, indices: jax.Array) -> ImageBatch:
+def image_batch(data: ImageData, split: Split, indices: jax.Array) -> ImageBatch:
     """Examples of a split, gathered and standardised on the device."""
     images = split.images[indices].astype(jnp.float32)
     return ImageBatch((images - data.mean) * data.inverse_std, split.labels[indices])

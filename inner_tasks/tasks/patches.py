@@ -41,22 +41,23 @@ def patches_autoencoder(settings: TaskSettings) -> Task:
         return jnp.mean(jnp.square(output(model, params, batch) - batch))
 
     def metrics(params: Params, data: PatchData) -> dict[str, jax.Array]:
-        patches = _patches(data.validation, jax.random.key(0), VALIDATION_EXAMPLES)
+        patches = random_patches(data.validation, jax.random.key(0), VALIDATION_EXAMPLES)
         return {"validation_loss": loss(params, patches)}
 
     return Task(
         init=init,
-        sample=lambda data, key: _patches(data.train, key, settings.batch_size),
+        sample=lambda data, key: random_patches(data.train, key, settings.batch_size),
         loss=loss,
         metrics=metrics,
-        load=lambda data_dir: _load(),
+        load=lambda data_dir: load_patches(),
         horizon=settings.horizon,
         max_loss=MAX_LOSS,
-        sample_validation=lambda data, key: _patches(data.validation, key, settings.batch_size),
+        sample_validation=lambda data, key: random_patches(data.validation, key, settings.batch_size),
     )
 
 
-def _load() -> PatchData:
+def load_patches() -> PatchData:
+    """Both photographs on the device."""
     from sklearn.datasets import load_sample_image
 
     train, validation = (load_sample_image(name).mean(axis=2) for name in ("china.jpg", "flower.jpg"))
@@ -64,7 +65,12 @@ def _load() -> PatchData:
     return PatchData(*jax.device_put([np.float32((image - mean) / std) for image in (train, validation)]))
 
 
-def _patches(image: jax.Array, key: jax.Array, count: int) -> jax.Array:
+def random_patches(image: jax.Array, key: jax.Array, count: int) -> jax.Array:
     """Patches from random places, float32 [count, PIXELS]."""
     corners = jax.random.randint(key, (count, 2), 0, jnp.array(image.shape) - SIDE + 1)
+    return patches_at(image, corners)
+
+
+def patches_at(image: jax.Array, corners: jax.Array) -> jax.Array:
+    """Patches with the given upper left corners, int32 ``[count, 2]``; float32 [count, PIXELS]."""
     return jax.vmap(lambda corner: jax.lax.dynamic_slice(image, corner, (SIDE, SIDE)).reshape(-1))(corners)

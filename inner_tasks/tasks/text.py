@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -20,6 +21,7 @@ EMBEDDING = 8
 MAX_LOSS = 1.5 * math.log(ALPHABET)
 VALIDATION = 20_000  # last characters of the text, held out
 VALIDATION_EXAMPLES = 2_000
+VALIDATION_PIECES = 256
 
 
 class TextData(NamedTuple):
@@ -72,18 +74,63 @@ def text_mlp(settings: TaskSettings) -> Task:
         sample=lambda data, key: sample(data.train, key),
         loss=loss,
         metrics=metrics,
-        load=lambda data_dir: _load(),
+        load=lambda data_dir: load_text(ALPHABET),
         horizon=settings.horizon,
         max_loss=MAX_LOSS,
         sample_validation=lambda data, key: sample(data.validation, key),
     )
 
 
-def _load() -> TextData:
-    text = encode(python_help(), ALPHABET)
-    return TextData(*jax.device_put((text[:-VALIDATION], text[-VALIDATION:])))
+def language_task(
+    model: nn.Module,
+    alphabet: int,
+    length: int,
+    settings: TaskSettings,
+    text: Callable[[], str] = python_help,
+) -> Task:
+    """Every character of a piece of text from those before it; cross-entropy in nats.
+
+    Args:
+      model: a Flax module, int32 ``[batch, length] -> [batch, length, alphabet]`` logits.
+      alphabet: number of characters.
+      length: characters of a piece.
+      settings: batch size and horizon.
+      text: gives the text.
+    """
+
+    def draw(text: jax.Array, key: jax.Array, count: int) -> jax.Array:
+        return windows(text, jax.random.randint(key, (count,), 0, text.shape[0] - length), length + 1)
+
+    def loss(params: Params, batch: jax.Array) -> jax.Array:
+        logits = output(model, params, batch[:, :-1])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:]).mean()
+
+    def metrics(params: Params, data: TextData) -> dict[str, jax.Array]:
+        return {"validation_loss": loss(params, draw(data.validation, jax.random.key(0), VALIDATION_PIECES))}
+
+    return Task(
+        init=lambda key: model.init(key, jnp.zeros((1, length), jnp.int32))["params"],
+        sample=lambda data, key: draw(data.train, key, settings.batch_size),
+        loss=loss,
+        metrics=metrics,
+        load=lambda data_dir: load_text(alphabet, text),
+        horizon=settings.horizon,
+        max_loss=1.5 * math.log(alphabet),
+        sample_validation=lambda data, key: draw(data.validation, key, settings.batch_size),
+    )
+
+
+def load_text(alphabet: int, text: Callable[[], str] = python_help) -> TextData:
+    """A text on the device, in characters below `alphabet`."""
+    codes = encode(text(), alphabet)
+    return TextData(*jax.device_put((codes[:-VALIDATION], codes[-VALIDATION:])))
+
+
+def windows(text: jax.Array, starts: jax.Array, length: int) -> jax.Array:
+    """Pieces of a text, int32 ``[count, length]``."""
+    return text[starts[:, None] + jnp.arange(length)]
 
 
 def _batch(text: jax.Array, starts: jax.Array) -> TextBatch:
-    windows = text[starts[:, None] + jnp.arange(CONTEXT + 1)]
-    return TextBatch(windows[:, :-1], windows[:, -1])
+    pieces = windows(text, starts, CONTEXT + 1)
+    return TextBatch(pieces[:, :-1], pieces[:, -1])

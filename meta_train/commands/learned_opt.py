@@ -181,13 +181,14 @@ def _objective(file: Path) -> str:
 
 def _tasks(names: Sequence[str], horizons: Sequence[int]) -> Iterator[tuple[str, Task, int]]:
     """Name, task and steps of everything that is to be trained."""
-    from inner_tasks import TaskDistribution, find_task
+    from inner_tasks import TaskDistribution, TaskFamily, find_task
 
     for name in names:
         registration = find_task(name)
         task = registration.build(registration.settings)
         tasks = task.members if isinstance(task, TaskDistribution) else {name: task}
         for label, each in tasks.items():
+            each = each.example() if isinstance(each, TaskFamily) else each
             for horizon in horizons or (each.horizon,):
                 yield label, each, horizon
 

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import optax
 
 from inner_tasks import UnrolledProblem
+from inner_tasks.problem import episode_length
 from meta_train.estimators.base import Estimator, Info, State, Theta
 from meta_train.estimators.metrics import Unrolled, summed
-from meta_train.estimators.window import Window, real_steps
+from meta_train.estimators.window import Window
 
 
 class Episode(NamedTuple):
@@ -20,6 +21,7 @@ class Episode(NamedTuple):
 
     carried: State  # the estimator's own: inner states, perturbations
     position: jax.Array  # int32 [], steps of the episode already taken
+    length: jax.Array | None = None  # int32 [], all its steps; None where every episode has the horizon
 
 
 class Estimate(NamedTuple):
@@ -46,28 +48,33 @@ def episodic(
     Args:
       problem: what is unrolled.
       truncation: K; it need not divide T, and the last window of an episode is then shorter.
-      start: ``(key, theta) -> carried``, at the start of an episode.
+      start: ``(key, theta) -> carried``, at the start of an episode; the key is for ``problem.init``.
       window: ``(theta, carried, position, noise_key, data_key) -> Estimate``.
     """
 
+    def steps_of(length: jax.Array | None) -> jax.Array | int:
+        return problem.horizon if length is None else length
+
+    def restarted(key: jax.Array, theta: Theta) -> Episode:
+        return Episode(start(key, theta), jnp.zeros((), jnp.int32), episode_length(problem, key))
+
     def init(key: jax.Array, theta: Theta, phase: jax.Array | float = 0.0) -> Episode:
-        windows = -(-problem.horizon // truncation)
+        length = episode_length(problem, key)
+        windows = -(-steps_of(length) // truncation)
         position = jnp.floor(phase * windows).astype(jnp.int32) * truncation
-        return Episode(start(key, theta), position)
+        return Episode(start(key, theta), position, length)
 
     def estimate(theta: Theta, state: Episode, key: jax.Array) -> tuple[Theta, Episode, Info]:
         init_key, noise_key, data_key = jax.random.split(key, 3)
-        carried, position = jax.lax.cond(
-            state.position >= problem.horizon,
-            lambda: Episode(start(init_key, theta), jnp.zeros((), jnp.int32)),
-            lambda: state,
+        carried, position, length = jax.lax.cond(
+            state.position >= steps_of(state.length), lambda: restarted(init_key, theta), lambda: state
         )
         outcome = window(theta, carried, position, noise_key, data_key)
 
-        steps = real_steps(problem, position, truncation)
-        ended = position + steps >= problem.horizon
+        left = steps_of(length) - position
+        steps, ended = jnp.minimum(truncation, left), left <= truncation
         info = summed(Unrolled(outcome.windows, outcome.xi, steps, ended))
         gradient = optax.tree.scale(1 / truncation, outcome.gradient)
-        return gradient, Episode(outcome.carried, position + steps), info
+        return gradient, Episode(outcome.carried, position + steps, length), info
 
     return Estimator(init, estimate)

@@ -106,8 +106,3 @@ def unroll_with_gradient(
 def finite_or_zero(tree: Theta) -> Theta:
     """The tree, or zeros if any of its entries is not finite."""
     return optax.tree.where(jnp.isfinite(optax.tree.norm(tree)), tree, optax.tree.zeros_like(tree))
-
-
-def real_steps(problem: UnrolledProblem, position: jax.Array, truncation: int) -> jax.Array:
-    """Steps that a window starting at this position has inside its episode, int32 []."""
-    return jnp.minimum(truncation, problem.horizon - position)

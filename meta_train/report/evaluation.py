@@ -69,6 +69,17 @@ CRITERIA: Mapping[str, Criterion] = {
     "training-loss": MEAN_LOSS,
     "later-training-loss": MEAN_LOSS,
     "final-loss": Criterion("final_loss", "final training loss", lambda runs: runs.final_loss),
+    "mean-and-end": Criterion(
+        "mean_and_final_loss",
+        "mean of mean and final training loss",
+        lambda runs: (runs.mean_loss + runs.final_loss) / 2,
+    ),
+    "mean-and-validation-end": Criterion(
+        "mean_and_validation_loss",
+        "mean of mean training loss and final validation loss",
+        lambda runs: (runs.mean_loss + runs.metrics["validation_loss"]) / 2,
+        "validation_loss",
+    ),
     "validation-loss": Criterion(
         "validation_loss",
         "final validation loss",

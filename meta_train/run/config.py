@@ -149,6 +149,12 @@ _GENTLER = {
 _TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     "mnist-mlp": _GENTLER,
     "fashion-mnist-mlp": _GENTLER,
+    "general-tasks": {
+        "updates": 20_000,
+        "estimator": EstimatorConfig(sigma=0.02, truncation=25, particles=4),
+        "outer": OuterConfig(learning_rate=3e-3),
+        "evaluation": EvaluationConfig(steps=1000),
+    },
     "small-tasks": {
         "updates": 20_000,
         "estimator": EstimatorConfig(sigma=0.02, truncation=25, particles=4),
@@ -163,6 +169,8 @@ _TASK_DEFAULTS: dict[str, dict[str, Any]] = {
         "evaluation": EvaluationConfig(steps=100, learning_rates=8),
     },
 }
+# Objectives of those tasks that have one of their own.
+_OBJECTIVES = {"general-tasks": "mean-and-validation-end"}
 
 
 def code_names(config: Config) -> dict[str, str]:
@@ -184,7 +192,7 @@ def default_config(task: str) -> Config:
     short = task.rpartition(":")[2]
     return Config(
         **{
-            "task": TaskConfig(task, *settings),
+            "task": TaskConfig(task, *settings, _OBJECTIVES.get(short, TaskConfig.objective)),
             "evaluation": EvaluationConfig(steps=settings.horizon),
             **_TASK_DEFAULTS.get(short, {}),
         }

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 import learned_opt
-from inner_tasks import TaskDistribution, Training, find_objective, find_task
+from inner_tasks import FamilyTraining, TaskDistribution, Training, find_task, training_of
 from learned_opt import UserError
 from learned_opt._src.pretrained import find_optimizer
 from meta_train.devices.choice import start_devices, units_at_once
@@ -29,7 +29,7 @@ class Setup(NamedTuple):
     """What a configuration stands for."""
 
     tasks: tuple[str, ...]  # names of the tasks that are learned from
-    training: Training  # the first of them, which the report is about
+    training: Training | FamilyTraining  # the first of them, which the report is about
     populate: Callable[[int], Population]  # of so many units (antithetic pairs, or single particles)
     population: Population  # of as many as configured
     outer_optimizer: optax.GradientTransformation
@@ -54,13 +54,11 @@ def prepare(config: Config) -> Setup:
     estimator = partial(method.make, **config.estimator.settings)
     if method.particles == 2:
         estimator = partial(estimator, chunk=chunk)
-    trainings = [
-        Training(None, each, optimizer, each.horizon, find_objective(config.task.objective, each))
-        for each in tasks.values()
-    ]
+    trainings = [training_of(each, optimizer, config.task.objective) for each in tasks.values()]
     for training in trainings:
         _check_estimator(estimator, training)
-    trainings = [dataclasses.replace(each, data=each.task.load(config.data_dir)) for each in trainings]
+    data = [each.load(config.data_dir) for each in tasks.values()]
+    trainings = [dataclasses.replace(each, data=own) for each, own in zip(trainings, data, strict=True)]
     at_once = max(1, chunk // method.particles)
 
     def populate(units: int) -> Population:
@@ -79,7 +77,7 @@ def prepare(config: Config) -> Setup:
     )
 
 
-def _check_estimator(make: Callable[[Training], Estimator], training: Training) -> None:
+def _check_estimator(make: Callable[..., Estimator], training: Training | FamilyTraining) -> None:
     """Let the estimator refuse a problem that it cannot do, before data is loaded or anything is run."""
 
     def start(key: jax.Array) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -66,7 +67,8 @@ def examples(problem: Training, split: str, key: jax.Array) -> tuple[np.ndarray,
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_against_numpy(name: str) -> None:
     problem, steps = unrolled(name)
-    for before, key, loss, after in steps:
+    for number, (before, key, loss, after) in enumerate(steps, 1):
+        last = number > 0.9 * SETTINGS.horizon  # the end of eight steps is the eighth
         fresh = jax.random.fold_in(key, 2**32 - 1)
         own = measured(before.params, *examples(problem, "train", key))[0]
         expected = {
@@ -76,6 +78,9 @@ def test_against_numpy(name: str) -> None:
             "validation-accuracy": -measured(after.params, *examples(problem, "validation", fresh))[1],
             "final-loss": measured(after.params, *examples(problem, "train", fresh))[0]
             - measured(before.params, *examples(problem, "train", fresh))[0],
+            "mean-and-end": (0.5 + 5 * last) * own,
+            "mean-and-validation-end": 0.5 * own
+            + 5 * last * measured(after.params, *examples(problem, "validation", fresh))[0],
         }[name]
         assert loss == pytest.approx(expected, abs=2e-5)
 
@@ -106,6 +111,32 @@ def test_a_final_loss_that_is_not_finite_counts_as_the_greatest() -> None:
     fresh = jax.random.fold_in(jax.random.key(2), 2**32 - 1)
     before = measured(state.params, *examples(problem, "train", fresh))[0]
     assert float(first) == pytest.approx(TASK.max_loss - before, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mean-and-end", "mean-and-validation-end"])
+def test_losses_are_clipped_before_the_end_gets_its_weight(name: str) -> None:
+    """What diverged counts as ``max_loss`` in every step; a loss that is not finite is left to be counted."""
+    problem, _ = unrolled(name)
+    assert problem.max_loss == pytest.approx(5.5 * TASK.max_loss)
+    state = problem.init(jax.random.key(1))
+    far = state._replace(params=jax.tree.map(lambda x: 1e3 * (x + 1), state.params))
+    theta = problem.init_theta(jax.random.key(0)) | {"log_learning_rate": jnp.array([-20.0])}
+    for taken, weight in ((0, 0.5), (7, 5.5)):
+        _, loss = problem.step(theta, far._replace(steps=jnp.int32(taken)), jax.random.key(3))
+        assert float(loss) == pytest.approx(weight * TASK.max_loss, rel=1e-5)
+    broken = state._replace(params=jax.tree.map(lambda x: x * jnp.nan, state.params))
+    assert not np.isfinite(problem.step(theta, broken, jax.random.key(3))[1])
+
+
+def test_the_end_is_judged_by_training_examples_where_there_are_no_others() -> None:
+    task = dataclasses.replace(TASK, sample_validation=None)
+    both = [
+        Training(TASK.load(None), task, OPTIMIZER, 1, find_objective(name, task))
+        for name in ("mean-and-end", "mean-and-validation-end")
+    ]
+    theta = both[0].init_theta(jax.random.key(0))
+    losses = [each.step(theta, each.init(jax.random.key(1)), jax.random.key(2))[1] for each in both]
+    assert losses[0] == losses[1]
 
 
 def test_validation_examples_are_those_of_the_validation_split() -> None:

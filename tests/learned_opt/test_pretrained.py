@@ -41,9 +41,9 @@ def test_each_has_a_card_a_log_and_the_configuration_that_made_it(name):
         assert made[part] == config[part]
     held_out = find_task("held-out")
     members = held_out.build(held_out.settings).members
-    assert [(each["task"], each["steps"]) for each in metadata["comparisons"]] == [
-        (member, task.horizon) for member, task in members.items()
-    ]
+    steps = {member: task.horizon for member, task in members.items()}
+    judged = {each["task"]: each["steps"] for each in metadata["comparisons"]}
+    assert len(judged) >= 10 and judged.items() <= steps.items()
     assert f"`{name}`" in (ROOT / "docs" / "pretrained.md").read_text()
 
 

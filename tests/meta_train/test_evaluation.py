@@ -291,6 +291,8 @@ def test_mean_and_final_loss():
         "training-loss": 9.5,
         "later-training-loss": 9.5,
         "final-loss": 18.5,
+        "mean-and-end": 14.0,
+        "mean-and-validation-end": 5.75,
         "validation-loss": 2.0,
         "validation-accuracy": 0.1,
     }.items():

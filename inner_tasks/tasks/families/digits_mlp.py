@@ -1,0 +1,68 @@
+"""Perceptrons on digits, some of whose labels are wrong."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from inner_tasks.networks import MLP, output
+from inner_tasks.task import Params, TaskFamily, TaskSettings
+from inner_tasks.tasks.families.family import Variation, drawn_activation, family, random_indices, shapes_of
+from inner_tasks.tasks.images import ImageBatch, ImageData, image_batch, load_images
+
+EXAMPLES, PIXELS, CLASSES = 1400, 64, 10
+HIDDEN = (24, 24, 24)
+MOST_WRONG = 0.4  # share of labels
+MAX_LOSS = 1.5 * math.log(CLASSES)
+
+
+class Own(NamedTuple):
+    """What a member has of its own."""
+
+    depth: jax.Array  # int32 [], hidden layers, 1 to 3
+    wrong: jax.Array  # int8 [EXAMPLES], the label that takes the place of the right one, or -1
+
+
+def digits_mlp(settings: TaskSettings) -> TaskFamily:
+    """One to three hidden layers of 24 on scikit-learn's 8x8 digits; 3,010 parameters.
+
+    Up to 40% of the training labels are drawn at random, once for an episode: so validation tells who learns
+    them by heart.
+    """
+
+    def own(key: jax.Array) -> Own:
+        uniform = jax.random.uniform(key, (2 + EXAMPLES,))
+        share = MOST_WRONG * uniform[0]
+        labels = jnp.where(uniform[2:] < share, uniform[2:] / share * CLASSES, -1)
+        return Own(1 + (uniform[1] * len(HIDDEN)).astype(jnp.int32), labels.astype(jnp.int8))
+
+    def sample(data: ImageData, key: jax.Array, variation: Variation) -> ImageBatch:
+        indices = random_indices(key, EXAMPLES, settings.batch_size, variation.examples)
+        batch = image_batch(data, data.train, indices)
+        wrong = variation.own.wrong[indices]
+        return batch._replace(labels=jnp.where(wrong < 0, batch.labels, wrong))
+
+    def sample_validation(data: ImageData, key: jax.Array, variation: Variation) -> ImageBatch:
+        count = data.validation.labels.shape[0]
+        indices = random_indices(key, count, settings.batch_size, variation.examples)
+        return image_batch(data, data.validation, indices)
+
+    def loss(params: Params, batch: ImageBatch, variation: Variation) -> jax.Array:
+        model = MLP(HIDDEN, CLASSES, drawn_activation(variation.activation), variation.own.depth)
+        logits = output(model, params, batch.images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
+
+    return family(
+        shapes=shapes_of(MLP(HIDDEN, CLASSES), jnp.zeros((1, PIXELS))),
+        load=lambda data_dir: load_images("digits", data_dir),
+        sample=sample,
+        loss=loss,
+        max_loss=MAX_LOSS,
+        settings=settings,
+        sample_validation=sample_validation,
+        own=own,
+    )

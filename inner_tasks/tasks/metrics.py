@@ -1,0 +1,31 @@
+"""What is measured on validation minibatches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+
+from inner_tasks.task import Batch, Data, Params
+
+MINIBATCHES = 16
+
+
+def minibatch_metrics(
+    loss: Callable[[Params, Batch], jax.Array], sample_validation: Callable[[Data, jax.Array], Batch]
+) -> Callable[[Params, Data], dict[str, jax.Array]]:
+    """The ``metrics`` of a task: the mean loss over 16 validation minibatches, always the same.
+
+    For tasks whose loss is not a mean over examples that know nothing of each other, or draws noise.
+
+    Args:
+      loss: the loss of the task.
+      sample_validation: what draws its validation minibatches.
+    """
+
+    def metrics(params: Params, data: Data) -> dict[str, jax.Array]:
+        keys = jax.random.split(jax.random.key(0), MINIBATCHES)
+        losses = jax.lax.map(lambda key: loss(params, sample_validation(data, key)), keys)
+        return {"validation_loss": losses.mean()}
+
+    return metrics
