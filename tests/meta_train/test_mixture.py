@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from inner_tasks import LinearRecurrence
-from inner_tasks.tasks import small_tasks
+from inner_tasks.tasks import general_tasks, small_tasks
+from inner_tasks.tasks.general_tasks import FAMILIES
 from learned_opt import read
 from meta_train.estimators import pes
 from meta_train.outer.mixture import mixture
 from meta_train.outer.population import population
+from tests.marks import slow
 from tests.meta_train.command import lines, meta_train
 
 
@@ -45,18 +47,32 @@ def test_mean_of_the_clipped_gradients_of_each() -> None:
 
 
 SMALL = (
-    "--task small-tasks --task.horizon 12 --task.hidden 8 --task.batch-size 8 --optimizer sgdm "
-    "--estimator.truncation 5 --estimator.particles 4 --checkpoint-every 2 --wandb disabled"
+    "--task.horizon 12 --task.hidden 8 --task.batch-size 8 --optimizer sgdm --estimator.truncation 5 "
+    "--estimator.particles 4 --checkpoint-every 2 --wandb disabled"
 )
 
 
-def test_a_run_on_a_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_comparing: None) -> None:
+@pytest.mark.parametrize(
+    ("task", "names"),
+    [
+        ("small-tasks", ("digits-mlp 32, batch 64, T 12", "teacher-mlp", "text-mlp")),
+        slow("general-tasks", ("digits-mlp", "table", "ratings")),
+    ],
+)
+def test_a_run_on_a_distribution(
+    task: str,
+    names: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_comparing: None,
+) -> None:
     """It names its tasks, learns, and goes on to the same bits on another number of devices."""
     monkeypatch.setattr(small_tasks, "MEMBERS", 3)
+    monkeypatch.setattr(general_tasks, "FAMILIES", {k: v for k, v in FAMILIES.items() if k in names})
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    outcome = meta_train(SMALL, "--updates 3 --devices 1 --run-dir", whole)
+    outcome = meta_train("--task", task, SMALL, "--updates 3 --devices 1 --run-dir", whole)
     assert outcome.code == 0, outcome.err
-    for name in ("digits-mlp 32, batch 64, T 12", "teacher-mlp", "text-mlp"):
+    for name in names:
         assert name in outcome.err
     shutil.copytree(whole, parts)
     shutil.rmtree(parts / "checkpoints" / "3")
