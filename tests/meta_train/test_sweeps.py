@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.marks import slow
 from tests.meta_train.command import meta_train
 
 with warnings.catch_warnings():
@@ -118,7 +117,8 @@ def test_agent_builds_the_flags_of_meta_train(file: Path):
             assert flags[name].isdecimal()  # 4, not 4.0
 
 
-@pytest.mark.parametrize("file", [slow(FILES[0]), FILES[1]], ids=lambda file: file.stem)
+@pytest.mark.slow
+@every_file
 def test_drawn_configurations_run(file: Path, tmp_path: Path, no_comparing: None):
     """Through the command line, as the agent does; the comparison at the end is not what is tested."""
     (values,) = draw(file, 1, seed=1)
