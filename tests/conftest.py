@@ -60,11 +60,13 @@ def forget_programs() -> Iterator[None]:
 @pytest.fixture
 def optimized() -> Iterator[None]:
     """Programs are compiled as users have them: for tests of their bits, memory or speed."""
+    jax.clear_caches()
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     with mock.patch.dict(os.environ, JAX_DISABLE_MOST_OPTIMIZATIONS="0"):
         yield
     jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
 
 
 # ``once(name, make)``: the run that ``make(folder)`` returns.
