@@ -1,0 +1,163 @@
+"""Arguments and configuration files that cannot work."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from inner_tasks import Registration, Task, TaskSettings, task
+from tests.meta_train.command import (
+    Run,
+    meta_train,
+)
+from tests.meta_train.failures.messages import check
+
+# What can be known from the arguments: the words of the message, and more words.
+ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "--task digit-mlp": ("unknown task", "there are: digits-mlp, mnist-mlp", "did you mean 'digits-mlp'?"),
+    "--optimizer inner_tasks:rule": ("has no 'rule'", "optimizer 'inner_tasks:rule'"),
+    "--optimizer inner_tasks:OBJECTIVES": ("is not a function that returns a LearnedOptimizer",),
+    "--estimator inner_tasks:Task": ("is not a Method", "estimator 'inner_tasks:Task'"),
+    "--task nowhere:digits": ("cannot be imported", "task 'nowhere:digits'", "No module named 'nowhere'"),
+    "--estimatr.sigma 0.1": ("Unrecognized options", "--estimatr.sigma", "--estimator.sigma"),
+    "--updates many": ("Error parsing", "--updates"),
+    "--updates": ("Missing argument", "--updates"),
+    "--config": ("Missing argument", "--config"),
+    "--optimizer lstm": ("unknown optimizer", "'lstm'", "there are: mlp"),
+    "--estimator reinforce": ("unknown estimator", "'reinforce'", "there are: pes"),
+    "--updates 0": ("it must be at least 1", "--updates is 0"),
+    "--checkpoint-every 0": ("it must be at least 1", "--checkpoint-every is 0"),
+    "--chunk 0": ("it must be at least 1", "--chunk is 0"),
+    "--task.batch-size 0": ("it must be at least 1", "--task.batch-size is 0"),
+    "--task.horizon 0": ("it must be at least 1", "--task.horizon is 0"),
+    "--task.hidden 32 0": ("it must be at least 1", "--task.hidden is 0"),
+    "--evaluation.steps 0": ("it must be at least 1", "--evaluation.steps is 0"),
+    "--evaluation.seeds 0": ("it must be at least 1", "--evaluation.seeds is 0"),
+    "--evaluation.learning-rates 0": ("it must be at least 1", "--evaluation.learning-rates is 0"),
+    "--devices 0": ("it must be at least 1", "--devices is 0"),
+    "--devices 8": ("but JAX has", "--devices is 8", "choose at most 4, or 'auto'"),
+    "--devices 20000": ("it must be 'auto' or lie between 1 and 256", "--devices is 20000"),
+    "--devices 3": ("cannot be spread evenly over", "a population of 8", "--devices may be 1, 2, 4"),
+    "--estimator.truncation 201": ("it must lie between 1 and the horizon", "(K) is 201", "T = 200"),
+    "--estimator.truncation 0": ("it must lie between 1 and the horizon", "(K) is 0"),
+    "--estimator.particles 7": ("must be even and at least 2", "--estimator.particles is 7"),
+    "--estimator.particles 0": ("must be even and at least 2", "--estimator.particles is 0"),
+    "--estimator.sigma 0": ("it must be above 0 and finite", "--estimator.sigma is 0.0"),
+    "--estimator.sigma -0.1": ("it must be above 0 and finite", "--estimator.sigma is -0.1"),
+    "--estimator.sigma nan": ("it must be above 0 and finite", "--estimator.sigma is nan"),
+    "--estimator.sigma inf": ("it must be above 0 and finite", "--estimator.sigma is inf"),
+    "--estimator tbptt --estimator.particles 0": ("it must be at least 1", "--estimator.particles is 0"),
+    "--estimator gpes": ("gpes needs --estimator.perturbation-period", "a multiple of K = 20"),
+    "--estimator gpes --estimator.perturbation-period 30": (
+        "it must be a multiple of the truncation length",
+        "the perturbation period is 30 steps",
+        "K = 20",
+        "T = 200",
+    ),
+    "--estimator nres --estimator.analytic": ("--estimator.analytic is a setting of pes, and not of nres",),
+    "--estimator.perturbation-period 40": ("is a setting of gpes, and not of pes",),
+    "--estimator rtrl": (
+        "carries a derivative of the inner state for every entry of theta",
+        "this theta has 1,762",
+        "Choose a smaller optimizer, or another unbiased estimator",
+    ),
+    "--outer.learning-rate 0": ("it must be above 0 and finite", "--outer.learning-rate is 0.0"),
+    "--outer.clip-norm nan": ("it must be above 0 and finite", "--outer.clip-norm is nan"),
+    "--outer.final-fraction 2": ("it must lie between 0 and 1", "--outer.final-fraction is 2.0"),
+    "--seed -1": ("it must lie between 0 and", "--seed is -1"),
+    "--wandb sometimes": ("Invalid choice", "sometimes", "offline"),
+}
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+def test_arguments(arguments: str) -> None:
+    check(
+        meta_train("--estimator.particles 16 --task.horizon 200", arguments),
+        2,
+        *ARGUMENTS[arguments],
+    )
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("flags", ["--estimator tbptt", "--estimator uoro", "--estimator.analytic"])
+def test_an_estimator_that_cannot_do_the_task(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before data is loaded or a folder is made."""
+
+    def load(data_dir: Path | None) -> None:
+        raise AssertionError("data was loaded")
+
+    def build(settings: TaskSettings) -> Task:
+        digits = task.find_task("digits-mlp").build(settings)
+        return dataclasses.replace(digits, load=load, differentiable=False)
+
+    monkeypatch.setitem(task._REGISTRY, "accuracy", Registration(build, TaskSettings()))
+    outcome = meta_train("--task accuracy", flags)
+    check(
+        outcome,
+        2,
+        "differentiates the losses of the task",
+        "choose an estimator that needs only their values",
+    )
+    assert not Path("runs").exists()
+
+
+def test_debug_shows_the_traceback_and_keeps_the_exit_code() -> None:
+    outcome = meta_train("--updates", 0, "--debug")
+    assert outcome.code == 2
+    assert "Traceback (most recent call last)" in outcome.err
+    assert outcome.err.splitlines()[-1] == "meta-train: --updates is 0; it must be at least 1"
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10"])
+@pytest.mark.parametrize("by", ["--data-dir", "TFDS_DATA_DIR"])
+def test_missing_data(
+    name: str, by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_port: int
+) -> None:
+    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{closed_port}")
+    flags = ("--data-dir", tmp_path) if by == "--data-dir" else ()
+    monkeypatch.setenv("TFDS_DATA_DIR", "elsewhere" if flags else str(tmp_path))
+    outcome = meta_train("--task", f"{name}-mlp", *flags)
+    data = name.replace("-", "_")
+    check(
+        outcome,
+        2,
+        "connect to the network",
+        f"{data} is not in '{tmp_path}'",
+        "set --data-dir or TFDS_DATA_DIR",
+    )
+    assert not Path("runs").exists()
+
+
+CONFIGURATIONS: dict[str, tuple[str, str]] = {
+    "updates: [1,": ("cannot be read", "while parsing"),
+    "just words": ("is not a mapping of settings to values", "file.yaml"),
+    "sigma: 0.1\nestimator:\n  sgima: 0.1": ("has unknown settings", "--estimator.sgima, --sigma"),
+    "run_dir: x": ("has unknown settings", "--run-dir"),
+    "updates: many": ("Error parsing", "--updates"),
+    "task: {name: digit-mlp}": ("unknown task", "did you mean 'digits-mlp'?"),
+    "estimator: {analytic: maybe}": ("it is true or false", "'maybe' for --estimator.analytic"),
+    "estimator: {sigma: .nan}": ("it must be above 0 and finite", "--estimator.sigma is nan"),
+}
+
+
+@pytest.mark.parametrize("text", CONFIGURATIONS)
+def test_configuration_files(text: str) -> None:
+    Path("file.yaml").write_text(text)
+    check(meta_train("--config", "file.yaml"), 2, *CONFIGURATIONS[text])
+
+
+def test_a_configuration_file_that_is_not_there() -> None:
+    check(meta_train("--config", "file.yaml"), 2, "cannot be read", "file.yaml", "No such file")
+
+
+def test_config_excludes_resume(tiny_run: Run) -> None:
+    outcome = meta_train("--config", tiny_run.path / "config.yaml", "--resume", tiny_run.path)
+    check(outcome, 2, "--config and --resume exclude each other")
+
+
+def test_run_dir_excludes_resume(tiny_run: Run) -> None:
+    outcome = meta_train("--run-dir", "elsewhere", "--resume", tiny_run.path)
+    check(outcome, 2, "--run-dir and --resume exclude each other")

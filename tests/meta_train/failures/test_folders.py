@@ -1,0 +1,142 @@
+"""Run folders that cannot be made, and runs that cannot be resumed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.meta_train.command import (
+    TINY,
+    Run,
+    lines,
+    meta_train,
+)
+from tests.meta_train.failures.messages import PAGE, check, digests
+
+
+def test_a_run_folder_that_exists(tiny_run: Run) -> None:
+    before = digests(tiny_run.path)
+    outcome = meta_train(TINY, "--run-dir", tiny_run.path)
+    check(outcome, 2, "exists and is not empty", f"--resume {tiny_run.path}")
+    assert digests(tiny_run.path) == before
+
+
+def test_a_run_folder_that_is_a_file() -> None:
+    Path("file").write_text("")
+    check(meta_train(TINY, "--run-dir", "file"), 2, "the run folder cannot be made", "file")
+
+
+def test_a_run_folder_inside_a_file() -> None:
+    Path("file").write_text("")
+    check(meta_train(TINY, "--run-dir", "file/run"), 2, "the run folder cannot be made", "file/run")
+
+
+def test_a_runs_folder_on_a_disk_that_is_gone() -> None:
+    Path("runs").symlink_to("unmounted/runs")
+    check(meta_train(TINY), 2, "the run folder cannot be made", "runs")
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self").exists(), reason="/proc is a folder where root cannot write either"
+)
+def test_a_folder_where_nobody_may_write() -> None:
+    check(meta_train(TINY, "--run-dir", "/proc/run"), 2, "the run folder cannot be made", "/proc/run")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder() -> None:
+    Path("locked").mkdir(mode=0o500)
+    check(
+        meta_train(TINY, "--run-dir", "locked/run"), 2, "the run folder cannot be made", "Permission denied"
+    )
+
+
+def test_resuming_a_folder_without_a_run() -> None:
+    check(meta_train("--resume", "."), 2, "there is no run to resume in", "config.yaml is missing")
+
+
+def test_resuming_a_run_without_a_checkpoint(tiny_run: Run) -> None:
+    Path("run").mkdir()
+    shutil.copy(tiny_run.path / "config.yaml", "run")
+    check(meta_train("--resume", "run"), 2, "There is no checkpoint in", "run/checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("flags", "changed"),
+    [
+        ("--estimator.sigma 0.5", "estimator.sigma (was 0.03, now 0.5)"),
+        ("--task mnist-mlp", "task.name (was digits-mlp, now mnist-mlp)"),
+        ("--task.hidden 5 5", "task.hidden (was [4], now [5, 5])"),
+        ("--seed 1 --updates 9", "seed (was 0, now 1)"),
+        ("--checkpoint-every 3", "checkpoint_every (was 2, now 3)"),
+    ],
+)
+def test_resuming_with_another_configuration(flags: str, changed: str, tiny_run: Run) -> None:
+    before = digests(tiny_run.path)
+    outcome = meta_train("--resume", tiny_run.path, flags)
+    may_change = "only devices, chunk, wandb, data_dir, updates may change"
+    check(outcome, 2, "the run to be resumed has another configuration", changed, may_change)
+    assert digests(tiny_run.path) == before
+
+
+@pytest.mark.parametrize("flags", ["--devices 4", "--chunk 2", "--wandb offline", "--data-dir ."])
+def test_what_may_change_on_a_resume(flags: str, tiny_run: Run) -> None:
+    outcome = meta_train("--resume", tiny_run.path, flags)
+    assert (outcome.code, "is finished" in outcome.err) == (0, True)
+
+
+def test_fewer_updates_on_a_resume(tiny_run: Run) -> None:
+    outcome = meta_train("--resume", tiny_run.path, "--updates", 2)
+    check(outcome, 2, "on a resume the number may only grow", "--updates is 2", "was to make 3")
+
+
+def unfinished(run: Run) -> Path:
+    """A copy of a run as it was before its optimizer was written."""
+    folder = shutil.copytree(run.path, Path("run"))
+    shutil.rmtree(folder / "report")
+    (folder / "optimizer.safetensors").unlink()
+    return folder
+
+
+def damage(checkpoint: Path) -> None:
+    """Flip a bit in every file of arrays."""
+    for path in checkpoint.glob("arrays/**/d/*"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint(fifty_updates: Run, no_comparing: None) -> None:
+    folder = unfinished(fifty_updates)
+    damage(folder / "checkpoints" / "50")
+    outcome = meta_train("--resume", folder)
+    assert outcome.code == 0, outcome.err
+    for words in ("The checkpoint of update 50 is damaged", "resumed run at update 40"):
+        assert words in outcome.err
+    assert "The checkpoint of update" in PAGE and "is damaged" in PAGE
+    assert (folder / "optimizer.safetensors").read_bytes() == fifty_updates.optimizer
+    assert lines(folder) == lines(fifty_updates.path)
+
+
+def test_no_whole_checkpoint(tiny_run: Run) -> None:
+    folder = unfinished(tiny_run)
+    for checkpoint in (folder / "checkpoints").iterdir():
+        damage(checkpoint)
+    check(
+        meta_train("--resume", folder),
+        2,
+        "can be restored",
+        "No checkpoint in run/checkpoints",
+        "update 2 is damaged",
+    )
+
+
+def test_metrics_that_were_lost(tiny_run: Run) -> None:
+    folder = unfinished(tiny_run)
+    (folder / "metrics.jsonl").write_text("")
+    check(meta_train("--resume", folder), 2, "put the lost lines back", "metrics.jsonl has 0 bytes")
+    assert (folder / "metrics.jsonl").read_text() == ""
