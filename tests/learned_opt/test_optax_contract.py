@@ -19,68 +19,22 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import learned_opt
-from tests.marks import slow
-
-QUICK = ("mlp", "adam")  # all of them together take minutes to compile
-NAMES = [
-    name if name in QUICK else slow(name)
-    for name in (*learned_opt.ARCHITECTURES, *learned_opt.pretrained_names())
-]
-BLOCKS = 4  # tensors of `tree`
-
-
-def transformation(name: str, blocks: int = BLOCKS) -> optax.GradientTransformationExtraArgs:
-    """A pretrained optimizer, or one with weights as meta-training might leave them: not its initial ones."""
-    if name in learned_opt.pretrained_names():
-        return learned_opt.pretrained(name)
-    optimizer = learned_opt.get_architecture(name)
-    theta = optimizer.init_theta(jax.random.key(1), blocks)
-    keys = iter(jax.random.split(jax.random.key(2), len(jax.tree.leaves(theta))))
-    theta = jax.tree.map(lambda w: w + 0.05 * jax.random.normal(next(keys), w.shape), theta)
-    return learned_opt.as_optax(optimizer, theta)
+from tests.learned_opt.contract import (
+    BLOCKS,
+    NAMES,
+    assert_close,
+    assert_equal,
+    described,
+    gradients,
+    steps,
+    transformation,
+    tree,
+)
 
 
 @pytest.fixture(params=NAMES)
 def tx(request: pytest.FixtureRequest) -> optax.GradientTransformationExtraArgs:
     return transformation(request.param)
-
-
-def tree(dtype: Any = jnp.float32) -> dict[str, Any]:
-    """Four tensors, and containers without any."""
-    return {
-        "matrix": jnp.linspace(-1, 1, 12).reshape(3, 4).astype(dtype),
-        "vector": jnp.arange(1.0, 5.0).astype(dtype),
-        "nothing": None,
-        "empty": (),
-        "nested": [{"scalar": jnp.asarray(2, dtype)}, jnp.ones((1, 2, 1, 2, 2), dtype)],
-    }
-
-
-def gradients(params: Any) -> Any:
-    return jax.tree.map(lambda p: (jnp.cos(3 * p) + 0.2).astype(p.dtype), params)
-
-
-def described(tree: Any) -> Any:
-    return jax.tree.structure(tree), [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)]
-
-
-def assert_equal(found: Any, expected: Any) -> None:
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
-
-
-def assert_close(found: Any, expected: Any) -> None:
-    """Norm-wise, tensor by tensor."""
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
-
-
-def steps(tx: optax.GradientTransformation, params: Any, count: int = 2) -> tuple[Any, Any]:
-    state, update = tx.init(params), jax.jit(tx.update)
-    for _ in range(count):
-        updates, state = update(gradients(params), state, params)
-        params = optax.apply_updates(params, updates)
-    return params, state
 
 
 def test_unknown_keywords_are_accepted_without_a_second_compilation(tx: Any) -> None:
