@@ -148,7 +148,7 @@ def test_relative_steps_follow_the_units_of_the_parameters():
 def test_relative_steps_change_wide_and_narrow_layers_alike():
     """In the spectral norm, an update for a gradient of rank one is the same share of the weights."""
     optimizer, theta, shares = get_architecture("relative-mlp"), random_theta("relative-mlp", 4), []
-    for width in (16, 64, 256):
+    for width in (16, 144):
         keys = jax.random.split(jax.random.key(width), 3)
         param = jax.random.normal(keys[0], (4 * width, width)) / jnp.sqrt(width)
         signs = [jnp.sign(jax.random.normal(key, (n,))) for key, n in zip(keys[1:], param.shape, strict=True)]
