@@ -4,7 +4,7 @@
 
 The sizes take their turns in one run, for every architecture with a network and on tensors of each size, one
 tensor on every core as in meta-training. The package uses one size for all (`BLOCK_SIZE` in
-`learned_opt/_src/architectures/per_parameter.py`): this is the table that it was read off.
+`learned_opt/_src/architectures/tensors.py`): this is the table that it was read off.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import learned_opt
-from learned_opt._src.architectures import per_parameter
+from learned_opt._src.architectures import tensors
 from meta_train.devices.choice import start_devices
 from meta_train.report.costs import repeated_updates
 
@@ -74,7 +74,7 @@ def _updates(name: str, count: int, size: int, devices: int) -> Callable[[], obj
     params = jax.random.normal(jax.random.key(1), (devices, count // 100, 100))
 
     def run(theta: Any, params: jax.Array) -> jax.Array:
-        per_parameter.BLOCK_SIZE = size  # read when the program is traced, once
+        tensors.BLOCK_SIZE = size  # read when the program is traced, once
         return repeated_updates(optimizer, theta, params, optimizer.init(params), _steps(count))
 
     mapped = jax.pmap(run, in_axes=(None, 0))

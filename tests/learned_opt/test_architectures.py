@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from learned_opt import ARCHITECTURES, UserError, get_architecture
-from learned_opt._src.architectures.per_parameter import BLOCK_SIZE, PerParameterMLP, apply_network
+from learned_opt._src.architectures.per_parameter import PerParameterMLP, apply_network, rms_scale
+from learned_opt._src.architectures.tensors import BLOCK_SIZE, Entries, Packed, Whole
 from tests.learned_opt.plain import RULES
 from tests.marks import slow
 
@@ -100,27 +101,37 @@ def test_tensors_do_not_see_each_other(name):
     np.testing.assert_array_equal(both["b"], other["b"])
 
 
-@pytest.mark.parametrize("spread", [False, True])
-def test_network_equals_flax_module(spread):
+@pytest.mark.parametrize("packed", [False, True])
+def test_network_equals_flax_module(packed):
+    """For one tensor in its own shape, and for three that share their blocks with one another."""
     network = PerParameterMLP(hidden=(5, 6, 7), outputs=3)
-    keys = jax.random.split(jax.random.key(0), 4)
-    shape, constants = (3, BLOCK_SIZE, 2), jax.random.normal(keys[0], (3,))
+    keys = jax.random.split(jax.random.key(0), 6)
+    shapes = [(3, BLOCK_SIZE, 2), (), (7, 11)] if packed else [(3, BLOCK_SIZE, 2)]
+    constants = jax.random.normal(keys[0], (3, len(shapes)))
     theta = network.init(keys[1], jnp.zeros((1, 4 + 3)))["params"]
-    features = 10 * jax.random.normal(keys[2], (4, *shape))
+    each = [10 * jax.random.normal(key, (4, *shape)) for key, shape in zip(keys[2:], shapes, strict=False)]
+    parts = [Entries(x[:1], x[1:2], x[2:]) for x in each]
+    tensors = Packed(shapes, jax.tree.map(lambda *xs: list(xs), *parts)) if packed else Whole(parts[0])
+
+    def features(entries, each):
+        return [entries.gradient, entries.param, entries.accumulated]
+
+    scale = rms_scale(tensors, features, 0.1)
     found = apply_network(
-        theta,
-        [features[:1], features[1:]],
-        constants,
-        lambda out: out[0] - out[1] * out[2],
-        epsilon=0.1,
-        spread=spread,
+        theta, tensors, features, scale, constants, lambda out, *_: out[0] - out[1] * out[2]
     )
-    scale = 1 / jnp.sqrt(0.1 + jnp.mean(features**2, (1, 2, 3), keepdims=True))
-    rows = jnp.moveaxis(features * scale, 0, -1)
-    rows = jnp.concatenate([rows, jnp.broadcast_to(constants, (*shape, 3))], axis=-1)
-    out = jnp.moveaxis(network.apply({"params": theta}, rows), -1, 0)
-    assert found.shape == shape
-    assert relative_error(found, out[0] - out[1] * out[2]) < 1e-5
+    mean_square = tensors.mean_square(found)[0]
+    for x, own, mean, part in zip(
+        each, constants.T, mean_square, tensors.unpacked(found) if packed else [found], strict=True
+    ):
+        rms = jnp.sqrt(0.1 + jnp.mean(x**2, axis=tuple(range(1, x.ndim)), keepdims=True))
+        rows = jnp.moveaxis(x / rms, 0, -1)
+        rows = jnp.concatenate([rows, jnp.broadcast_to(own, (*x.shape[1:], 3))], axis=-1)
+        out = jnp.moveaxis(network.apply({"params": theta}, rows), -1, 0)
+        expected = out[0] - out[1] * out[2]
+        assert part.shape == expected.shape
+        assert relative_error(part, expected) < 1e-5
+        assert mean == pytest.approx(float(jnp.mean(expected**2)), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["mlp", "relative-mlp"])

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from learned_opt._src.architectures import features as ft
-from learned_opt._src.architectures.per_parameter import init_network
-from learned_opt._src.architectures.per_tensor import per_tensor
+from learned_opt._src.architectures.factored import (
+    Accumulators,
+    Factored,
+    Spread,
+    initial_accumulators,
+    spread,
+    update_factored,
+    without_rows,
+)
+from learned_opt._src.architectures.per_parameter import apply_network, init_network, rms_scale
+from learned_opt._src.architectures.per_tensor import Rule, per_tensor
+from learned_opt._src.architectures.tensors import Each, Entries, Tensors
 from learned_opt._src.learned_optimizer import LearnedOptimizer, Theta
 
 HIDDEN = (8, 8)
@@ -22,6 +31,7 @@ INITIAL_LEARNING_RATE = 1e-3
 
 NUM_FEATURES = 15
 NUM_FACTORED_FEATURES = 15
+NUM_FACTORED = 4 * len(FACTORED_DECAYS)  # of these: rows, columns, and ``1 / sqrt`` of both
 
 
 def celo2_style() -> LearnedOptimizer:
@@ -41,8 +51,8 @@ def celo2_style() -> LearnedOptimizer:
     Moudgil, Knyazev, Belilovsky, "Celo2: towards learned optimization free lunch", ICLR 2026; without its
     orthogonalised matrices (there "celo2-base"), and without two outputs that it computes and does not use.
     """
-    initial = ft.initial_accumulators(len(MOMENTUM_DECAYS), len(MOMENT_DECAYS), len(FACTORED_DECAYS))
-    return per_tensor(_init_theta, initial, _update_tensor)._replace(unit_rate=_unit_rate)
+    initial = initial_accumulators(len(MOMENTUM_DECAYS), len(MOMENT_DECAYS), len(FACTORED_DECAYS))
+    return per_tensor(_init_theta, Rule(initial, _accumulate, _step, _factor))._replace(unit_rate=_unit_rate)
 
 
 def _unit_rate(theta: Theta) -> Theta:
@@ -56,34 +66,51 @@ def _init_theta(key: jax.Array) -> Theta:
     }
 
 
-def _update_tensor(
-    theta: Theta,
-    gradient: jax.Array,
-    param: jax.Array,
-    accumulators: ft.Accumulators,
-    count: jax.Array,
-    network: Callable[..., jax.Array],
-) -> tuple[jax.Array, ft.Accumulators]:
-    accumulators = ft.accumulate(accumulators, gradient, MOMENTUM_DECAYS, MOMENT_DECAYS, FACTORED_DECAYS)
+def _accumulate(theta: Theta, gradient: jax.Array, accumulators: Accumulators) -> Accumulators:
     momenta, moments, factored = accumulators
+    momenta = ft.averaged(momenta, gradient, MOMENTUM_DECAYS)
+    return Accumulators(momenta, ft.averaged(moments, jnp.square(gradient), MOMENT_DECAYS), factored)
+
+
+def _factor(theta: Theta, gradient: jax.Array, factored: Factored) -> tuple[Factored, Spread]:
+    factored = update_factored(factored, gradient, FACTORED_DECAYS)
+    _, weights = without_rows(theta["network"], NUM_FEATURES, NUM_FACTORED)
+    # The network of a vector does not see rows and columns.
+    weights = weights if gradient.ndim >= 2 else jnp.zeros_like(weights)
+    return factored, spread(factored, gradient.shape, weights, EPSILON)
+
+
+def _step(theta: Theta, tensors: Tensors, count: jax.Array) -> jax.Array:
+    network, _ = without_rows(theta["network"], NUM_FEATURES, NUM_FACTORED)
+    scale = rms_scale(tensors, _features, EPSILON)
+    # Nor does it see the last features, momenta over the root of factored moments.
+    scale = jnp.where((np.arange(len(scale)) >= NUM_FEATURES)[:, None] & tensors.is_vector, 0, scale)
+    nothing = jnp.zeros((0, 1), scale.dtype)
+    direction = apply_network(
+        network,
+        tensors,
+        _features,
+        scale,
+        nothing,
+        lambda out, *_: out[0],
+        hidden=lambda e: e.factored.hidden,
+    )
+    size = jnp.exp(theta["log_learning_rate"]) * jax.lax.rsqrt(EPSILON + tensors.mean_square(direction))
+    return -tensors.each(size)[0] * direction
+
+
+def _features(entries: Entries, each: Each) -> list[jax.Array]:
+    gradient, param, (momenta, moments, _), factored = entries
     inverse_root = jax.lax.rsqrt(moments + 1e-8)
-    features = [
-        gradient[None],
-        jnp.clip(gradient, -CLIPPED_AT, CLIPPED_AT)[None],
-        param[None],
+    return [
+        gradient,
+        jnp.clip(gradient, -CLIPPED_AT, CLIPPED_AT),
+        param,
         momenta,
         moments,
         momenta * inverse_root,
         inverse_root,
-        gradient[None] * ft.factored_inverse_roots(factored, param.shape),
-        gradient[None] * inverse_root,
+        gradient * factored.inverse_roots,
+        gradient * inverse_root,
+        momenta * factored.of_momenta,
     ]
-    weights = theta["network"]
-    if param.ndim >= 2:
-        features += ft.factored_features(factored, momenta)
-    else:
-        first = weights["Dense_0"] | {"kernel": weights["Dense_0"]["kernel"][:NUM_FEATURES]}
-        weights = weights | {"Dense_0": first}
-    direction = network(weights, features, jnp.zeros(0, param.dtype), lambda out: out[0], epsilon=EPSILON)
-    scale = ft.rms_scale(direction[None], EPSILON)[0]
-    return -jnp.exp(theta["log_learning_rate"]) * scale * direction, accumulators

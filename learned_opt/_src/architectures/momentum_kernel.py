@@ -67,6 +67,7 @@ def momentum_kernel(
         for g, p, m in zip(gradients, params, momenta, strict=True)
     ]
     (kernel, bias), *deeper = layers(theta, constants)
+    bias, deeper = bias[:, 0], [(weights, own[:, 0]) for weights, own in deeper]
     large = [[i] for i, (g, _, _) in enumerate(flat) if g.size >= SMALL]
     small = [i for i, (g, _, _) in enumerate(flat) if 0 < g.size < SMALL]
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
 
 from learned_opt._src.architectures import features as ft
-from learned_opt._src.architectures.per_parameter import init_network, small_step
-from learned_opt._src.architectures.per_tensor import per_tensor
+from learned_opt._src.architectures.per_parameter import apply_network, init_network, rms_scale, small_step
+from learned_opt._src.architectures.per_tensor import Rule, per_tensor
+from learned_opt._src.architectures.tensors import Each, Entries, Tensors
 from learned_opt._src.learned_optimizer import LearnedOptimizer, Theta
 
 EPSILON = 1e-5
@@ -45,19 +46,17 @@ def momentum_network(
         inputs = sum(len(momentum_decays) if source == "momenta" else 1 for source, _ in features)
         return init_network(key, inputs + len(time_scales), hidden, outputs=2)
 
-    def update_tensor(
-        theta: Theta,
-        gradient: jax.Array,
-        param: jax.Array,
-        accumulators: Accumulators,
-        count: jax.Array,
-        network: Callable[..., jax.Array],
-    ) -> tuple[jax.Array, Accumulators]:
-        momenta = ft.averaged(accumulators.momenta, gradient, momentum_decays)
-        sources = {"gradient": gradient[None], "param": param[None], "momenta": momenta}
-        seen = [factor * sources[source] for source, factor in features]
+    def accumulate(theta: Theta, gradient: jax.Array, accumulators: Accumulators) -> Accumulators:
+        return Accumulators(ft.averaged(accumulators.momenta, gradient, momentum_decays))
+
+    def seen(entries: Entries, each: Each) -> list[jax.Array]:
+        sources = entries._asdict() | {"momenta": entries.accumulated.momenta}
+        return [factor * sources[source] for source, factor in features]
+
+    def step(theta: Theta, tensors: Tensors, count: jax.Array) -> jax.Array:
         time = ft.time_features(count, time_scales)
-        return network(theta, seen, time, small_step, epsilon=EPSILON), Accumulators(momenta)
+        scale = rms_scale(tensors, seen, EPSILON)
+        return apply_network(theta, tensors, seen, scale, time, lambda out, *_: small_step(out))
 
     def kernel(
         theta: Theta,
@@ -74,4 +73,4 @@ def momentum_network(
         return [(step, Accumulators(momenta)) for step, momenta in outcomes]
 
     initial = Accumulators(ft.starting(ft.accumulator, count=len(momentum_decays)))
-    return per_tensor(init_theta, initial, update_tensor, kernel)
+    return per_tensor(init_theta, Rule(initial, accumulate, step), kernel)

@@ -1,38 +1,31 @@
-"""A small network applied to every parameter of a tensor: the Flax module, and the fast way to run it.
+"""A small network applied to every parameter: the Flax module, and the fast way to run it.
 
 The plain formula builds one row of inputs per parameter and multiplies ``[n, inputs]`` matrices.
 ``apply_network`` computes the same thing, several times faster on a CPU:
 
-* features that are constant over the tensor never meet the per-parameter product: their part of the
-  first layer is computed once and added to its bias;
-* the normalisation of the other features is folded into the first layer's weights, so no normalised
-  copy of them is written;
-* features come first, ``[inputs, n]``, and n is cut into blocks, so that the hidden layers of a block
-  stay in cache.
-
-A tensor that may be spread over devices keeps its shape instead: to flatten it would gather it.
+* features that are constant over a tensor never meet the per-parameter product: their part of the
+  first layer is computed once for the tensor and added to its bias;
+* features come first, ``[inputs, n]``, and are computed in blocks of entries (``tensors.py``), so that
+  they and the hidden layers of a block stay in cache, and are never written out for a whole tensor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from learned_opt._src.architectures import features as ft
+from learned_opt._src.architectures.tensors import Each, Entries, Tensors
 from learned_opt._src.learned_optimizer import Theta
 
-# Both hidden layers of a block (2 x 32 x 1024 floats) fit the L2 cache of one core.
-BLOCK_SIZE = 1024
-# A GPU wants all of a tensor at once; only its memory sets a limit.
-GPU_BLOCK_SIZE = 2**22
 # A fresh network should take steps of a size that trains; so its outputs are scaled down.
 STEP_SCALE = 1e-3
 MAGNITUDE_SCALE = 1e-3
+
+# What the network sees of entries: groups ``[k_1, ...], [k_2, ...], ...``
+Features = Callable[[Entries, Each], Sequence[jax.Array]]
 
 
 class PerParameterMLP(nn.Module):
@@ -61,44 +54,70 @@ def init_network(key: jax.Array, inputs: int, hidden: Sequence[int], outputs: in
 
 def apply_network(
     theta: Theta,
-    features: Sequence[jax.Array],
+    tensors: Tensors,
+    features: Features,
+    scale: jax.Array,
     constants: jax.Array,
-    finish: Callable[[jax.Array], jax.Array],
+    finish: Callable[[jax.Array, Entries, Each], jax.Array],
     *,
-    epsilon: float,
-    spread: bool,
+    hidden: Callable[[Entries], jax.Array] | None = None,
 ) -> jax.Array:
-    """Run a ``PerParameterMLP`` over the parameters of one tensor.
+    """Run a ``PerParameterMLP`` over the entries of some tensors.
 
-    Equal to ``finish(PerParameterMLP(...)(inputs))``, up to rounding, where the inputs of a parameter are
-    its features, each divided by its root mean square over the tensor, and then the constants.
+    Equal to ``finish(PerParameterMLP(...)(inputs))``, up to rounding, where the inputs of an entry are its
+    features, each multiplied by the scale of its tensor, and then the constants of its tensor.
 
     Args:
       theta: weights of the module, as ``init_network`` made them.
-      features: groups of features, ``[k_1, *shape], [k_2, *shape], ...``.
-      constants: ``[c]``, inputs that are the same for all parameters, and are taken as they are.
-      finish: ``[outputs, ...] -> [...]``, turns the network's outputs into the step of each parameter.
-      epsilon: added to the mean square of a feature.
-      spread: the tensor lies on several devices, and must not be flattened.
+      tensors: what the entries are of.
+      features: what the network sees of an entry.
+      scale: ``[features, T]``, as ``rms_scale`` finds it.
+      constants: ``[c, T]``, inputs that are the same for a whole tensor, and are taken as they are; or
+        ``[c, 1]``, where they are the same for all tensors.
+      finish: ``(outputs, entries, each) -> [...]``, makes the step of each entry of the outputs
+        ``[outputs, ...]`` of the network.
+      hidden: ``entries -> [hidden, ...]``, what other inputs contribute to the first layer, if there are any.
 
     Returns:
-      ``shape``, what ``finish`` made of each parameter.
+      ``[...]``, what ``finish`` made of each entry.
     """
-    shape = features[0].shape[1:]
-    if not spread:
-        features = [x.reshape(x.shape[0], -1) for x in features]
-    scale = jnp.concatenate([ft.rms_scale(x, epsilon) for x in features])
     (kernel, bias), *deeper = layers(theta, constants)
-    run = _unflattened if spread else _blocked
-    return run([(kernel * scale[None], bias), *deeper], features, finish).reshape(shape)
+
+    def block(entries: Entries, each: Each) -> jax.Array:
+        x = jnp.tensordot(kernel, jnp.concatenate(features(entries, each)) * each(scale), 1) + each(bias)
+        if hidden:
+            x = x + hidden(entries)
+        for weights, own_bias in deeper:
+            x = jnp.tensordot(weights, jax.nn.relu(x), 1) + each(own_bias)
+        return finish(x, entries, each)
+
+    return tensors.map(block)
+
+
+def rms_scale(tensors: Tensors, features: Features, epsilon: float) -> jax.Array:
+    """Factors that bring each feature of a tensor to unit root mean square, ``[features, T]``.
+
+    ``1 / sqrt(epsilon + mean(x^2))`` over the entries of the tensor, so that the network is blind to
+    the scale of the loss and of the parameters.
+
+    Args:
+      tensors: what the entries are of.
+      features: what the network sees of an entry.
+      epsilon: keeps features that are all but zero from being blown up.
+    """
+    squares = tensors.mean(lambda entries, each: jnp.square(jnp.concatenate(features(entries, each))))
+    return jax.lax.rsqrt(epsilon + squares)
 
 
 def layers(theta: Theta, constants: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
     """Weights ``[outputs, inputs]`` and bias of each layer, for parameters that share their last inputs.
 
-    What the shared `constants` ``[c]`` contribute is in the first layer's bias; its weights are for the rest.
+    What the shared `constants` ``[c, T]`` of T tensors contribute is in the bias of the first layer,
+    ``[outputs, T]``; its weights are for the other inputs. The bias of the others is ``[outputs, 1]``.
     """
-    each = [(theta[f"Dense_{i}"]["kernel"].T, theta[f"Dense_{i}"]["bias"]) for i in range(len(theta))]
+    each = [
+        (theta[f"Dense_{i}"]["kernel"].T, theta[f"Dense_{i}"]["bias"][:, None]) for i in range(len(theta))
+    ]
     (kernel, bias), *deeper = each
     k = kernel.shape[1] - constants.shape[0]
     return [(kernel[:, :k], bias + kernel[:, k:] @ constants), *deeper]
@@ -108,61 +127,3 @@ def small_step(outputs: jax.Array | Sequence[jax.Array]) -> jax.Array:
     """``-0.001 d exp(0.001 a)``, the update of direction d and magnitude a: ``[2, ...] -> [...]``."""
     direction, magnitude = outputs
     return -STEP_SCALE * direction * jnp.exp(MAGNITUDE_SCALE * magnitude)
-
-
-def _unflattened(
-    layers: Sequence[tuple[jax.Array, jax.Array]],
-    features: Sequence[jax.Array],
-    finish: Callable[[jax.Array], jax.Array],
-) -> jax.Array:
-    """The network over the leading axis alone: nothing that moves an entry to another device."""
-
-    def dense(weights: jax.Array, x: jax.Array) -> jax.Array:
-        return jnp.einsum("hk,k...->h...", weights, x)
-
-    def plus(x: jax.Array, bias: jax.Array) -> jax.Array:
-        return x + bias.reshape(-1, *[1] * (x.ndim - 1))
-
-    (weights, bias), *deeper = layers
-    edges = [sum(f.shape[0] for f in features[:i]) for i in range(1, len(features))]
-    parts = jnp.split(weights, edges, axis=1)
-    total: Any = sum(dense(w, f) for w, f in zip(parts, features, strict=True))
-    x = plus(total, bias)
-    for weights, bias in deeper:
-        x = plus(dense(weights, jax.nn.relu(x)), bias)
-    return finish(x)
-
-
-def _blocked(
-    layers: Sequence[tuple[jax.Array, jax.Array]],
-    features: Sequence[jax.Array],
-    finish: Callable[[jax.Array], jax.Array],
-) -> jax.Array:
-    """The network over flat features ``[k, n]``, block by block."""
-
-    def block(start: jax.Array | int, size: int) -> jax.Array:
-        x = jnp.concatenate([jax.lax.dynamic_slice_in_dim(f, start, size, axis=1) for f in features])
-        for weights, bias in layers[:-1]:
-            x = jax.nn.relu(weights @ x + bias[:, None])
-        weights, bias = layers[-1]
-        return finish(weights @ x + bias[:, None])
-
-    n = features[0].shape[1]
-
-    def blocks_of(size: int) -> jax.Array:
-        if n <= size:
-            return block(0, n)
-        count = -(-n // size)
-        # The last block starts early enough to be a whole one; what it computes again is cut off.
-        starts = jnp.minimum(jnp.arange(count) * size, n - size)
-        out = jax.lax.map(lambda start: block(start, size), starts)
-        rest = n - (count - 1) * size
-        return jnp.concatenate([out[:-1].reshape(-1), out[-1, -rest:]])
-
-    if n > BLOCK_SIZE and jax.default_backend() == "gpu":
-        # The device that the program is compiled for decides.
-        sizes = {"cuda": GPU_BLOCK_SIZE, "rocm": GPU_BLOCK_SIZE, "default": BLOCK_SIZE}
-        return jax.lax.platform_dependent(
-            **{platform: partial(blocks_of, size) for platform, size in sizes.items()}
-        )
-    return blocks_of(BLOCK_SIZE)

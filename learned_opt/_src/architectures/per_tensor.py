@@ -1,19 +1,18 @@
-"""A learned optimizer from a rule for a single tensor: what all per-parameter networks do alike."""
+"""A learned optimizer from a rule for the entries of tensors: what all per-parameter networks do alike."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import AxisType
 
 from learned_opt._src.architectures import features as ft
-from learned_opt._src.architectures.per_parameter import BLOCK_SIZE, apply_network
 from learned_opt._src.architectures.state import (
     Accumulators,
     LearnedState,
@@ -21,65 +20,57 @@ from learned_opt._src.architectures.state import (
     by_tensor,
     initial_state,
 )
+from learned_opt._src.architectures.tensors import Entries, Packed, Tensors, Whole, unstacked
 from learned_opt._src.learned_optimizer import LearnedOptimizer, Params, Theta
 
-# To stack tensors and take them apart again copies them and their state at every step, and needs memory for
-# that. With a few of them, or large ones, this is worth more than what is saved in compiling, once.
+# To pack tensors copies them at every step, and needs memory for that. With a few tensors of more than SMALL
+# entries, or with LARGE ones, this is worth more than what is saved in compiling, once.
+SMALL = 2**14  # entries of a tensor
 FEW = 4  # tensors
-LARGE = 2**18  # entries of a tensor
+LARGE = 2**18
 # Compute capability of the Hopper generation, the first that JAX's Mosaic GPU compiles kernels for.
 KERNEL_CAPABILITY = 9.0
-Tensor = tuple[jax.Array, jax.Array, Accumulators]  # gradient, parameter, accumulators
 Outcome = tuple[jax.Array, Accumulators]  # update, next accumulators
 
 
-class TensorRule(Protocol):
-    """What an architecture does with one tensor."""
+class Rule(NamedTuple):
+    """What an architecture does with tensors; all arrays have the dtype of the state.
 
-    def __call__(
-        self,
-        theta: Theta,
-        gradient: jax.Array,
-        param: jax.Array,
-        accumulators: Accumulators,
-        count: jax.Array,
-        network: Callable[..., jax.Array],
-    ) -> Outcome:
-        """The update to be added, and the next accumulators; all arrays have the dtype of the state.
+    Attributes:
+      initial: a NamedTuple of functions ``param -> array``, what each accumulator of a tensor starts as. One
+        field is ``momenta``, averages ``[k, *shape]`` of the gradient, the slowest last.
+      accumulate: ``(theta, gradient, accumulators) -> accumulators``, those of the step before to those of
+        this one, for one tensor in its own shape.
+      step: ``(theta, tensors, count) -> [...]``, the update of each entry of some tensors, to be added. Their
+        gradients and values are zero where they are not finite; count steps were taken before this one.
+      factor: ``(theta, gradient, factored) -> (factored, arrays [k, *shape])``, for a rule with factored
+        moments: the next ones of one tensor, and what `step` sees of them. Its accumulators have a field
+        ``factored``, which `accumulate` leaves as it is.
+    """
 
-        Args:
-          theta: weights of the optimizer.
-          gradient: gradient of the tensor, zero where it is not finite.
-          param: the tensor, zero where it is not finite.
-          accumulators: as the rule left them at the step before.
-          count: steps taken before this one.
-          network: ``apply_network`` for this tensor.
-        """
-        ...
+    initial: Accumulators
+    accumulate: Callable[[Theta, jax.Array, Accumulators], Accumulators]
+    step: Callable[[Theta, Tensors, jax.Array], jax.Array]
+    factor: Callable[[Theta, jax.Array, Any], tuple[Any, Any]] | None = None
 
 
 def per_tensor(
-    init_theta: Callable[[jax.Array], Theta],
-    initial: Accumulators,
-    update_tensor: TensorRule,
-    kernel: Callable[..., list[Outcome]] | None = None,
+    init_theta: Callable[[jax.Array], Theta], rule: Rule, kernel: Callable[..., list[Outcome]] | None = None
 ) -> LearnedOptimizer:
     """An optimizer that applies a rule to each tensor.
 
     The rule computes in float32, or in float64 for float64 parameters; its updates are rounded to the
     dtype of the parameters at the end. A tensor without entries passes it by. An entry that has had no
-    gradient stays, and one that is not finite does not touch its neighbours. Tensors of one type are stacked,
-    unless they are few or large, and the rule is compiled for them once.
+    gradient stays, and one that is not finite does not touch its neighbours. Tensors are packed, unless they
+    are large, and their steps are one program.
 
     Args:
       init_theta: ``key -> theta``, the same weights for any number of tensors.
-      initial: a NamedTuple of functions ``param -> array``, what each accumulator of a tensor starts as. One
-        field is ``momenta``, averages ``[k, *shape]`` of the gradient, the slowest last.
-      update_tensor: the rule.
+      rule: the rule.
       kernel: the rule for all tensors at once, for a GPU and in float32: ``(theta, gradients, params,
         accumulators, count) -> [(update, accumulators), ...]``. Where it is differentiated, the rule is used.
     """
-    fields = jax.tree.structure(initial)
+    fields = jax.tree.structure(rule.initial)
 
     def update(
         theta: Theta, gradients: Params, state: LearnedState, params: Params
@@ -93,17 +84,8 @@ def per_tensor(
         spread = [_is_spread(g) or _is_spread(p) for g, p in zip(gradients, params, strict=True)]
         accumulators = by_tensor(fields, tree, state.accumulators)
 
-        def plain(theta: Theta, gradients: Any, params: Any, accumulators: Any, count: jax.Array) -> Any:
-            outcomes: list[Any] = list(zip(params, accumulators, strict=True))  # of tensors without entries
-            for group in _equal(params, spread):
-                network = partial(apply_network, spread=spread[group[0]])
-                rule = partial(_update, update_tensor, theta, count, network)
-                found = _each(rule, [(gradients[i], params[i], accumulators[i]) for i in group], count)
-                for i, outcome in zip(group, found, strict=True):
-                    outcomes[i] = outcome
-            return outcomes
-
-        run = plain
+        plain = partial(_update, rule, spread)
+        run: Any = plain
         if kernel and _fits_kernel(dtypes, spread):
             run = jax.custom_jvp(partial(jax.lax.platform_dependent, cuda=kernel, default=plain))
             run.defjvp(partial(jax.jvp, plain))
@@ -116,66 +98,108 @@ def per_tensor(
         return tree.unflatten(updates), LearnedState(count, accumulators)
 
     return LearnedOptimizer(
-        init_theta=lambda key, blocks: init_theta(key), init=partial(initial_state, initial), update=update
+        init_theta=lambda key, blocks: init_theta(key),
+        init=partial(initial_state, rule.initial),
+        update=update,
     )
 
 
 def _update(
-    update_tensor: TensorRule,
+    rule: Rule,
+    spread: Sequence[bool],
     theta: Theta,
+    gradients: Sequence[jax.Array],
+    params: Sequence[jax.Array],
+    accumulators: Sequence[Accumulators],
     count: jax.Array,
-    network: Callable[..., jax.Array],
-    gradient: jax.Array,
-    param: jax.Array,
-    accumulators: Accumulators,
-) -> Outcome:
-    """The rule for a tensor some of whose entries may have to stay, or not be finite."""
-    theta = jax.tree.map(lambda w: w.astype(param.dtype), theta)
-    step, accumulators = update_tensor(
-        theta, ft.finite(gradient), ft.finite(param), accumulators, count, network
-    )
-    return ft.allowed(step, gradient, accumulators.momenta[-1]), accumulators
+) -> list[Outcome]:
+    """The updates and next accumulators of all tensors."""
+    outcomes: list[Any] = list(zip(params, accumulators, strict=True))  # of tensors without entries
+    for group in _groups(params, spread):
+        own_theta = jax.tree.map(lambda w, like=params[group[0]]: w.astype(like.dtype), theta)
+        after, pieces = _accumulated(
+            rule, own_theta, *([xs[i] for i in group] for xs in (gradients, params, accumulators))
+        )
+        if spread[group[0]]:
+            entries = jax.tree.map(lambda x: x[0], pieces, is_leaf=lambda x: isinstance(x, list))
+            steps = [_step(rule, own_theta, Whole(entries), count)]
+        else:
+            packed = Packed([params[i].shape for i in group], pieces)
+            steps = packed.unpacked(_step(rule, own_theta, packed, count))
+        for i, outcome in zip(group, zip(steps, after, strict=True), strict=True):
+            outcomes[i] = outcome
+    return outcomes
 
 
-def _equal(params: Sequence[jax.Array], spread: Sequence[bool]) -> list[list[int]]:
-    """Groups of tensors of one type, placement included; those without entries are in none."""
+def _accumulated(
+    rule: Rule,
+    theta: Theta,
+    gradients: Sequence[jax.Array],
+    params: Sequence[jax.Array],
+    accumulators: Sequence[Accumulators],
+) -> tuple[list[Accumulators], Entries]:
+    """The next accumulators of some tensors, and lists of what is then known of their entries."""
+    # Under ``jit`` equal tensors are traced once.
+    accumulate = jax.jit(lambda theta, gradient, own: rule.accumulate(theta, ft.finite(gradient), own))
+    after = [accumulate(theta, g, own) for g, own in zip(gradients, accumulators, strict=True)]
+    seen = after
+    factored: list[Any] = []
+    if rule.factor:
+        after, factored = _factored(partial(rule.factor, theta), gradients, after)
+        seen = [own._replace(factored=None) for own in after]
+    known: list[Any] = [[g[None] for g in gradients], [p[None] for p in params]]
+    known += [jax.tree.map(lambda *xs: list(xs), *trees) if trees else None for trees in (seen, factored)]
+    return after, Entries(*known)
+
+
+def _factored(
+    factor: Callable[[jax.Array, Any], tuple[Any, Any]],
+    gradients: Sequence[jax.Array],
+    accumulators: Sequence[Accumulators],
+) -> tuple[list[Accumulators], list[Any]]:
+    """Accumulators with their next factored moments, and what the rule sees of these.
+
+    Factored moments depend on the shape, and are many small operations. So neighbours of equal shape are
+    stacked for them.
+    """
+
+    def one(gradient: jax.Array, factored: Any) -> tuple[Any, Any]:
+        return factor(ft.finite(gradient), factored)
+
+    after, seen = list(accumulators), []
+    for _, neighbours in itertools.groupby(range(len(after)), key=lambda i: gradients[i].shape):
+        group = list(neighbours)
+        own = [(gradients[i], after[i].factored) for i in group]
+        if len(group) == 1:
+            moments, arrays = one(*own[0])
+            each = [moments]
+        else:
+            moments, arrays = jax.vmap(one, out_axes=(0, 1))(*jax.tree.map(lambda *xs: jnp.stack(xs), *own))
+            each = unstacked(moments, len(group))
+        seen.append(arrays)
+        for i, moments in zip(group, each, strict=True):
+            after[i] = after[i]._replace(factored=moments)
+    return after, seen
+
+
+def _groups(params: Sequence[jax.Array], spread: Sequence[bool]) -> list[list[int]]:
+    """Groups of tensors whose steps are computed together; those without entries are in none."""
     groups: dict[Any, list[int]] = {}
-    for i, param in enumerate(params):
+    limit = LARGE if sum(param.size > SMALL for param in params) >= FEW else SMALL
+    for i, param in sorted(enumerate(params), key=lambda numbered: (numbered[1].size, numbered[1].shape)):
         if param.size:
-            # The type does not tell of all tensors how they are spread: stacked, they could have to move.
-            groups.setdefault(i if spread[i] else jax.typeof(param), []).append(i)
+            kind = jax.typeof(param)
+            together = (kind.dtype, kind.sharding.mesh)
+            groups.setdefault(i if spread[i] or param.size > limit else together, []).append(i)
     return list(groups.values())
 
 
-def _each(rule: Callable[..., Outcome], tensors: Sequence[Tensor], count: jax.Array) -> list[Outcome]:
-    """A rule on each of some tensors of one type: where they are many and small, traced and compiled once.
-
-    They are taken one by one, or as many at a time as fill a block of the network.
-    """
-    if len(tensors) < FEW or tensors[0][1].size > LARGE:
-        return [rule(*tensor) for tensor in tensors]
-    # A CPU computes best what fits its caches, a GPU all of it at once.
-    in_block = max(1, BLOCK_SIZE // tensors[0][1].size)
-    together = len(tensors) if jax.default_backend() == "gpu" else min(len(tensors), in_block)
-    # The last round is filled up with one tensor again and again; what comes of that is not looked at.
-    filled = [*tensors, *[tensors[0]] * (-len(tensors) % together)]
-    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *filled)
-    batch_size = together if together > 1 else None
-    outcomes = jax.lax.map(lambda tensor: rule(*tensor), stacked, batch_size=batch_size)
-    # The compiler must not know these numbers: if it did, taking out each part would be its own program.
-    places = jax.lax.cond(
-        count >= 0,
-        lambda: tuple(np.arange(len(tensors), dtype=np.int32)),
-        lambda: tuple(np.zeros(len(tensors), np.int32)),
-    )
-    return [jax.tree.map(partial(_part, place=place), outcomes) for place in places]
-
-
-def _part(x: jax.Array, place: jax.Array) -> jax.Array:
-    """``x[place]``."""
-    starts = (place, *np.zeros(x.ndim - 1, np.int32))
-    part = jax.lax.dynamic_slice(x, starts, (1, *x.shape[1:]), allow_negative_indices=False)
-    return jax.lax.squeeze(part, [0])
+def _step(rule: Rule, theta: Theta, tensors: Packed | Whole, count: jax.Array) -> jax.Array:
+    """The steps of entries some of which may have to stay, or not be finite."""
+    raw = tensors.entries
+    tensors.entries = raw._replace(gradient=ft.finite(raw.gradient), param=ft.finite(raw.param))
+    step = rule.step(theta, tensors, count)
+    return ft.allowed(step, raw.gradient[0], raw.accumulated.momenta[-1])
 
 
 def _fits_kernel(dtypes: Sequence[jnp.dtype], spread: Sequence[bool]) -> bool:

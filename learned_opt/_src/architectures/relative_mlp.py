@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from learned_opt._src.architectures import features as ft
-from learned_opt._src.architectures.per_parameter import PerParameterMLP, init_network
-from learned_opt._src.architectures.per_tensor import per_tensor
+from learned_opt._src.architectures.per_parameter import (
+    PerParameterMLP,
+    apply_network,
+    init_network,
+    rms_scale,
+)
+from learned_opt._src.architectures.per_tensor import Rule, per_tensor
+from learned_opt._src.architectures.tensors import Each, Entries, Shape, Tensors
 from learned_opt._src.learned_optimizer import LearnedOptimizer, Theta
 
 HIDDEN = (16, 16)
@@ -29,6 +37,9 @@ LEAST_SCALE = 1e-2
 STEP_SCALE = 0.03
 CORRECTION_SCALE = 0.3
 
+# Where the momenta over the root of the second moments are: of the groups of features, and of the features.
+SCALED = 4
+NOMINAL_FEATURE = 2 + len(MOMENTUM_DECAYS) + 1 + NOMINAL
 NUM_FEATURES = 4 + 2 * len(MOMENTUM_DECAYS)
 NUM_CONTEXT = len(MOMENTUM_DECAYS) + 1 + len(ft.TIME_SCALES)
 
@@ -67,7 +78,7 @@ def relative_mlp() -> LearnedOptimizer:
     that of Metz et al., ICML 2019. The combination and the context are this package's own.
     """
     momenta, moments = (ft.starting(ft.accumulator, count=k) for k in (len(MOMENTUM_DECAYS), 1))
-    return per_tensor(_init_theta, Accumulators(momenta, moments), _update_tensor)
+    return per_tensor(_init_theta, Rule(Accumulators(momenta, moments), _accumulate, _step))
 
 
 def _init_theta(key: jax.Array) -> Theta:
@@ -78,53 +89,71 @@ def _init_theta(key: jax.Array) -> Theta:
     }
 
 
-def _update_tensor(
-    theta: Theta,
-    gradient: jax.Array,
-    param: jax.Array,
-    accumulators: Accumulators,
-    count: jax.Array,
-    network: Callable[..., jax.Array],
-) -> tuple[jax.Array, Accumulators]:
+def _accumulate(theta: Theta, gradient: jax.Array, accumulators: Accumulators) -> Accumulators:
     momenta = ft.averaged(accumulators.momenta, gradient, MOMENTUM_DECAYS)
-    moments = ft.averaged(accumulators.moments, jnp.square(gradient), (MOMENT_DECAY,))
-    mean_moment = jnp.mean(moments)
-    inverse_root = jax.lax.rsqrt(moments + MOMENT_FLOOR * mean_moment + EPSILON)
-    scaled = momenta * inverse_root
-    features = [gradient[None], param[None], momenta, gradient[None] * inverse_root, scaled, inverse_root]
+    return Accumulators(momenta, ft.averaged(accumulators.moments, jnp.square(gradient), (MOMENT_DECAY,)))
+
+
+def _step(theta: Theta, tensors: Tensors, count: jax.Array) -> jax.Array:
+    means = tensors.mean(_moments)
+    mean_moment, mean_square, of_momenta = means[:1], means[1:2], means[2:]
+
+    def features(entries: Entries, each: Each) -> list[jax.Array]:
+        gradient, param, (momenta, moments), _ = entries
+        inverse_root = jax.lax.rsqrt(moments + MOMENT_FLOOR * each(mean_moment) + EPSILON)
+        return [gradient, param, momenta, gradient * inverse_root, momenta * inverse_root, inverse_root]
+
+    time = ft.time_features(count)
     context = jnp.concatenate(
         [
-            _steadiness(momenta, mean_moment, count),
-            jnp.full(1, param.ndim < 2, param.dtype),
-            ft.time_features(count),
+            _steadiness(of_momenta, mean_moment, count),
+            tensors.is_vector.astype(means.dtype),
+            jnp.broadcast_to(time, (len(time), means.shape[1])),
         ]
     )
-    correction = network(theta["direction"], features, context, lambda out: out[0], epsilon=EPSILON)
-    direction = _unit(scaled[NOMINAL]) + CORRECTION_SCALE * correction
-    output: Any = PerParameterMLP(STEP_HIDDEN, 1).apply({"params": theta["step"]}, context)
-    (step,) = output
-    size = jnp.where(mean_moment > 0, STEP_SCALE * jnp.exp(step) * _scale(param), 0)
-    return -size * _unit(direction), Accumulators(momenta, moments)
+    scale = rms_scale(tensors, features, EPSILON)
+
+    def direction(outputs: jax.Array, entries: Entries, each: Each) -> jax.Array:
+        nominal = features(entries, each)[SCALED][NOMINAL] * each(scale[NOMINAL_FEATURE][None])[0]
+        return nominal + CORRECTION_SCALE * outputs[0]
+
+    directions = apply_network(theta["direction"], tensors, features, scale, context, direction)
+    squares = tensors.mean_square(directions)
+    output: Any = PerParameterMLP(STEP_HIDDEN, 1).apply({"params": theta["step"]}, context.T)
+    size = (
+        STEP_SCALE
+        * jnp.exp(output.T)
+        * jnp.asarray(_share(tensors.shapes), means.dtype)
+        * jnp.sqrt(mean_square + LEAST_SCALE**2)
+    )
+    size = jnp.where(mean_moment > 0, size, 0)
+    return -tensors.each(size * jax.lax.rsqrt(EPSILON + squares))[0] * directions
 
 
-def _unit(x: jax.Array) -> jax.Array:
-    """A tensor divided by its root mean square."""
-    return ft.rms_scale(x[None], EPSILON)[0] * x
+def _moments(entries: Entries, each: Each) -> jax.Array:
+    """What the context is made of: second moments, and squares of the parameter and of the momenta."""
+    momenta, moments = entries.accumulated
+    return jnp.concatenate([moments, jnp.square(entries.param), jnp.square(momenta)])
 
 
-def _scale(param: jax.Array) -> jax.Array:
-    """Root mean square of a matrix of rank one that is as large as the tensor in the spectral norm."""
-    columns = param.shape[-1] if param.ndim else 1
-    rows = param.size // columns
-    share = min(1.0, rows**-0.5 + columns**-0.5)
-    return share * jnp.sqrt(jnp.mean(jnp.square(param)) + LEAST_SCALE**2)
+def _share(shapes: Sequence[Shape]) -> np.ndarray:
+    """``1 / sqrt(rows) + 1 / sqrt(columns)``, at most 1, of each tensor: ``[1, T]``."""
+    columns = np.array([shape[-1] if shape else 1 for shape in shapes])
+    rows = np.array([math.prod(shape) for shape in shapes]) // columns
+    return np.minimum(1, rows**-0.5 + columns**-0.5)[None]
 
 
-def _steadiness(momenta: jax.Array, mean_moment: jax.Array, count: jax.Array) -> jax.Array:
-    """log10 of the root mean square of each momentum over that of the gradient, ``[4]``; at least -3."""
+def _steadiness(squares: jax.Array, mean_moment: jax.Array, count: jax.Array) -> jax.Array:
+    """log10 of the root mean square of each momentum over that of the gradient, ``[4, T]``; at least -3.
+
+    Args:
+      squares: mean squares of the momenta, ``[4, T]``.
+      mean_moment: means of the second moments, ``[1, T]``.
+      count: steps taken before this one.
+    """
     # Averages that started from zero are too small by these factors.
     momentum_share, moment_share = (
-        1 - jnp.array(decays, momenta.dtype) ** (count + 1) for decays in (MOMENTUM_DECAYS, MOMENT_DECAY)
+        1 - jnp.array(decays, squares.dtype) ** (count + 1) for decays in (MOMENTUM_DECAYS, MOMENT_DECAY)
     )
-    squares = jnp.mean(jnp.square(momenta), axis=tuple(range(1, momenta.ndim))) / momentum_share**2
+    squares = squares / momentum_share[:, None] ** 2
     return 0.5 * jnp.log10(jnp.maximum(squares / (mean_moment / moment_share + EPSILON), 1e-6))

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 from learned_opt._src.architectures import features as ft
-from learned_opt._src.architectures.per_parameter import init_network, small_step
-from learned_opt._src.architectures.per_tensor import per_tensor
+from learned_opt._src.architectures.factored import (
+    Accumulators,
+    Factored,
+    Spread,
+    initial_accumulators,
+    spread,
+    update_factored,
+    without_rows,
+)
+from learned_opt._src.architectures.per_parameter import apply_network, init_network, rms_scale, small_step
+from learned_opt._src.architectures.per_tensor import Rule, per_tensor
+from learned_opt._src.architectures.tensors import Each, Entries, Tensors
 from learned_opt._src.learned_optimizer import LearnedOptimizer, Theta
 
 HIDDEN = (4, 4)
@@ -22,6 +30,9 @@ EPSILON = 1e-5
 DECAY_SCALE = 10
 
 NUM_FEATURES = 2 + 2 * len(MOMENTUM_DECAYS) + 2 * len(MOMENT_DECAYS) + 6 * len(FACTORED_DECAYS)
+# Of these: rows, columns, and ``1 / sqrt`` of both, of the factored moments.
+FIRST_FACTORED = 2 + 2 * len(MOMENTUM_DECAYS) + 2 * len(MOMENT_DECAYS) + len(FACTORED_DECAYS)
+NUM_FACTORED = 4 * len(FACTORED_DECAYS)
 NUM_INPUTS = NUM_FEATURES + len(ft.TIME_SCALES)
 
 
@@ -39,8 +50,8 @@ def small_fc() -> LearnedOptimizer:
     Metz et al., "Practical tradeoffs between memory, compute, and performance in learned optimizers",
     CoLLAs 2022 (there ``small_fc_lopt``); google/learned_optimization, ``adafac_mlp_lopt.py``.
     """
-    initial = ft.initial_accumulators(len(MOMENTUM_DECAYS), len(MOMENT_DECAYS), len(FACTORED_DECAYS))
-    return per_tensor(_init_theta, initial, _update_tensor)
+    initial = initial_accumulators(len(MOMENTUM_DECAYS), len(MOMENT_DECAYS), len(FACTORED_DECAYS))
+    return per_tensor(_init_theta, Rule(initial, _accumulate, _step, _factor))
 
 
 def _init_theta(key: jax.Array) -> Theta:
@@ -52,35 +63,49 @@ def _init_theta(key: jax.Array) -> Theta:
     }
 
 
-def _update_tensor(
-    theta: Theta,
-    gradient: jax.Array,
-    param: jax.Array,
-    accumulators: ft.Accumulators,
-    count: jax.Array,
-    network: Callable[..., jax.Array],
-) -> tuple[jax.Array, ft.Accumulators]:
-    accumulators = ft.accumulate(
-        accumulators,
-        gradient,
-        _decays(MOMENTUM_DECAYS, theta["momentum_decays"]),
-        _decays(MOMENT_DECAYS, theta["moment_decays"]),
-        _decays(FACTORED_DECAYS, theta["factored_decays"]),
-    )
+def _accumulate(theta: Theta, gradient: jax.Array, accumulators: Accumulators) -> Accumulators:
     momenta, moments, factored = accumulators
+    return Accumulators(
+        ft.averaged(momenta, gradient, _decays(MOMENTUM_DECAYS, theta["momentum_decays"])),
+        ft.averaged(moments, jnp.square(gradient), _decays(MOMENT_DECAYS, theta["moment_decays"])),
+        factored,
+    )
+
+
+def _factor(theta: Theta, gradient: jax.Array, factored: Factored) -> tuple[Factored, Spread]:
+    decays = _decays(FACTORED_DECAYS, theta["factored_decays"])
+    factored = update_factored(factored, gradient, decays)
+    _, weights = without_rows(theta["network"], FIRST_FACTORED, NUM_FACTORED)
+    return factored, spread(factored, gradient.shape, weights, EPSILON)
+
+
+def _step(theta: Theta, tensors: Tensors, count: jax.Array) -> jax.Array:
+    network, _ = without_rows(theta["network"], FIRST_FACTORED, NUM_FACTORED)
+    scale, time = rms_scale(tensors, _features, EPSILON), ft.time_features(count)
+    return apply_network(
+        network,
+        tensors,
+        _features,
+        scale,
+        time,
+        lambda out, *_: small_step(out),
+        hidden=lambda e: e.factored.hidden,
+    )
+
+
+def _features(entries: Entries, each: Each) -> list[jax.Array]:
+    gradient, param, (momenta, moments, _), factored = entries
     inverse_root = jax.lax.rsqrt(moments + 1e-6)
-    features = [
-        gradient[None],
-        param[None],
+    return [
+        gradient,
+        param,
         momenta,
         moments,
         momenta * inverse_root,
         inverse_root,
-        gradient[None] * ft.factored_inverse_roots(factored, param.shape),
-        *ft.factored_features(factored, momenta),
+        gradient * factored.inverse_roots,
+        momenta * factored.of_momenta,
     ]
-    time = ft.time_features(count)
-    return network(theta["network"], features, time, small_step, epsilon=EPSILON), accumulators
 
 
 def _decays(initial: tuple[float, ...], theta: jax.Array) -> jax.Array:
