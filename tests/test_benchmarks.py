@@ -15,6 +15,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 QUICK = {"optimizers": "--parameters 1000 --optimizers sgdm"}
 SLOW = {
+    "compiling": "--layers 1 --width 8 --optimizers mlp",
     "blocks": "--optimizers celo2-style --parameters 2000 --sizes 512 --rounds 1",
     "gpu": "--miniature",
     "estimators": "--estimators pes --seeds 0 --steps 640 --evaluation-seeds 1",
