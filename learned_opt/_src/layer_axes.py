@@ -51,11 +51,13 @@ def separate_layers(optimizer: LearnedOptimizer, layer_axes: Any) -> LearnedOpti
         axes = axes_of(params)
         return _joined(axes_of_state(params, axes), optimizer.init(_apart(axes, params)))
 
-    def update(theta: Theta, gradients: Params, state: State, params: Params) -> tuple[Params, State]:
+    def update(
+        theta: Theta, gradients: Params, state: State, params: Params, *num_steps: Any
+    ) -> tuple[Params, State]:
         axes = axes_of(params)
         of_state = axes_of_state(params, axes)
         updates, after = optimizer.update(
-            theta, _apart(axes, gradients), _apart(of_state, state), _apart(axes, params)
+            theta, _apart(axes, gradients), _apart(of_state, state), _apart(axes, params), *num_steps
         )
         return _joined(axes, updates), _joined(of_state, after)
 

@@ -23,15 +23,18 @@ class LearnedOptimizer(NamedTuple):
         parameter tensors; most rules have the same weights for any number. The key is consumed.
       init: ``params -> state``, the optimizer state before the first step.
       update: ``(theta, gradients, state, params) -> (updates, state)``; the updates are to be *added*
-        to the parameters and have their dtypes.
+        to the parameters and have their dtypes. One that takes the number of steps has a fifth argument,
+        ``num_steps=None``: how many steps the training run has, a number, or None if that is not known.
       version: changes whenever the same theta would give other updates (new features, another
         formula); it is written into optimizer files, and a file of another version is refused.
       unit_rate: ``theta -> theta`` with a learning rate of one, for rules whose updates the user may scale
         by a learning rate of their own; None where the size of a step is learned for good.
+      takes_num_steps: whether `update` can be told how many steps the training run has, as a schedule is.
     """
 
     init_theta: Callable[[jax.Array, int], Theta]
     init: Callable[[Params], State]
-    update: Callable[[Theta, Params, State, Params], tuple[Params, State]]
+    update: Callable[..., tuple[Params, State]]
     version: int = 1
     unit_rate: Callable[[Theta], Theta] | None = None
+    takes_num_steps: bool = False

@@ -23,6 +23,7 @@ def as_optax(
     weight_decay: jax.typing.ArrayLike = 0.0,
     mask: Any = None,
     layer_axes: Any = None,
+    num_steps: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Bind theta: the optimizer's own update, as optax wants it.
 
@@ -41,6 +42,8 @@ def as_optax(
       layer_axes: along which axis each parameter holds the layers of a network, as ``nn.scan`` stores them:
         each layer is then a tensor of its own. A tree of integers and None (not stacked) that is a prefix of
         the parameters, as ``in_axes`` of ``jax.vmap`` is; or a function ``params -> tree``.
+      num_steps: how many steps the training run will have, as a schedule of optax is told: for optimizers
+        that use it (``nadam-mlp``). They work without it, and then do not anneal towards an end.
 
     Returns:
       ``init(params)`` and ``update(gradients, state, params, **extra_args)``. The updates are to be
@@ -48,15 +51,15 @@ def as_optax(
       ignored.
 
     Raises:
-      UserError: a learning rate is given for an optimizer that takes none; or (from ``init``) a
-        parameter is not a real floating-point array.
+      UserError: a learning rate or a number of steps is given for an optimizer that takes none, or the
+        number is not positive; or (from ``init``) a parameter is not a real floating-point array.
       ValueError: (from ``update``) no parameters were given.
     """
     if learning_rate is not None:
         theta = _with_unit_rate(optimizer, theta)
     if layer_axes is not None:
         optimizer = separate_layers(optimizer, layer_axes)
-    parts = [_bound(optimizer, theta)]
+    parts = [_bound(optimizer, theta, num_steps)]
     if not _is(weight_decay, 0):
         decay = _decayed(weight_decay)
         parts.append(decay if mask is None else optax.masked(decay, mask))
@@ -92,13 +95,24 @@ def _with_unit_rate(optimizer: LearnedOptimizer, theta: Theta) -> Theta:
     return optimizer.unit_rate(theta)
 
 
-def _bound(optimizer: LearnedOptimizer, theta: Theta) -> optax.GradientTransformationExtraArgs:
+def _bound(
+    optimizer: LearnedOptimizer, theta: Theta, num_steps: int | None = None
+) -> optax.GradientTransformationExtraArgs:
+    if num_steps is not None and not optimizer.takes_num_steps:
+        raise UserError(
+            f"num_steps is {num_steps}, and this optimizer makes no use of it; leave it out, or give a "
+            "schedule as scale=... (of the architectures 'nadam-mlp' takes it)"
+        )
+    if num_steps is not None and not num_steps > 0:
+        raise UserError(f"num_steps is {num_steps}; it must be the number of steps of the run, above 0")
+    told = (num_steps,) if optimizer.takes_num_steps else ()
+
     # Compiled as one program where the caller does not compile.
     @jax.jit
     def run(theta: Theta, gradients: Params, state: State, params: Params) -> tuple[Params, State]:
         # Behind the barrier theta is an input like any other: were it a constant, XLA would fold it into
         # the program, and the updates would differ in the last bit from those of meta-training.
-        return optimizer.update(jax.lax.optimization_barrier(theta), gradients, state, params)
+        return optimizer.update(jax.lax.optimization_barrier(theta), gradients, state, params, *told)
 
     def init(params: Params) -> State:
         return optimizer.init(jax.tree_util.tree_map_with_path(_checked, params))

@@ -167,12 +167,13 @@ def load(
     weight_decay: jax.typing.ArrayLike = 0.0,
     mask: Any = None,
     layer_axes: Any = None,
+    num_steps: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """A learned optimizer, to be used where ``optax.adam(1e-3)`` stood.
 
     Args:
       path: an optimizer file, or the folder of the run that made it.
-      learning_rate, scale, weight_decay, mask, layer_axes: as for ``learned_opt.as_optax``.
+      learning_rate, scale, weight_decay, mask, layer_axes, num_steps: as for ``learned_opt.as_optax``.
       optimizer: the architecture of the file, where it is one of your own: ``my_rules.momentum()``.
 
     Returns:
@@ -198,6 +199,7 @@ def load(
         weight_decay=weight_decay,
         mask=mask,
         layer_axes=layer_axes,
+        num_steps=num_steps,
     )
 
 

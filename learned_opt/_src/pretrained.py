@@ -31,12 +31,13 @@ def pretrained(
     weight_decay: jax.typing.ArrayLike = 0.0,
     mask: Any = None,
     layer_axes: Any = None,
+    num_steps: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """A pretrained optimizer, to be used where ``optax.adam(1e-3)`` stood.
 
     Args:
       name: one of ``pretrained_names()``.
-      learning_rate, scale, weight_decay, mask, layer_axes: as for ``learned_opt.as_optax``.
+      learning_rate, scale, weight_decay, mask, layer_axes, num_steps: as for ``learned_opt.as_optax``.
 
     Returns:
       An optax transformation, as from ``learned_opt.load``.
@@ -56,6 +57,7 @@ def pretrained(
         weight_decay=weight_decay,
         mask=mask,
         layer_axes=layer_axes,
+        num_steps=num_steps,
     )
 
 

@@ -139,6 +139,34 @@ def relative_mlp(theta: Theta, gradients: list[np.ndarray], param: np.ndarray, c
     return -0.03 * np.exp(step) * share * np.sqrt(np.mean(param**2) + 1e-4) * direction / rms(direction)
 
 
+def nadam_mlp(
+    theta: Theta, gradients: list[np.ndarray], param: np.ndarray, count: int, num_steps: float = np.inf
+) -> np.ndarray:
+    decays = (0.5, 0.9, 0.99)
+    momenta, moment = [ema(gradients, d) for d in decays], ema(gradients, 0.99, 2)
+    root = 1 / np.sqrt(moment + 1e-4 * moment.mean())
+    columns = [param, root, gradients[-1] * root, *(m * root for m in momenta)]
+    expected = moment.mean() / (1 - 0.99 ** (count + 1))
+    steady = [
+        np.log10(rms(m / (1 - d ** (count + 1))) / np.sqrt(expected))
+        for m, d in zip(momenta, decays, strict=True)
+    ]
+    known, progress = np.isfinite(num_steps), min(1, count / num_steps)
+    early, late = np.tanh(count / 10 - 1), np.log10(1 + min(count, 20_000)) / 2 - 0.5
+    context = np.array([*steady, param.ndim < 2, progress, 2 * progress**2 - 1, known, late, early])
+    correction = network(theta["direction"], columns, 1e-20, context)[:, 0].reshape(param.shape)
+    mean = 0.9 * momenta[1] / (1 - 0.9 ** (count + 2)) + 0.1 * gradients[-1] / (1 - 0.9 ** (count + 1))
+    nominal = mean * root * np.sqrt(1 - 0.99 ** (count + 1))
+    direction = nominal + 0.3 * rms(nominal) * correction
+    hidden = np.maximum(context @ theta["step"]["Dense_0"]["kernel"] + theta["step"]["Dense_0"]["bias"], 0)
+    step = hidden @ theta["step"]["Dense_1"]["kernel"][:, 0] + theta["step"]["Dense_1"]["bias"][0]
+    warm_up = max(1, round(num_steps / 50)) if known else 10
+    size = 0.4 * min(1, (count + 1) / warm_up) * (1 + np.cos(np.pi * progress)) / 2 * np.exp(step)
+    wide = param.reshape(-1, param.shape[-1]) if param.ndim else param.reshape(1, 1)
+    share = min(1, sum(1 / np.sqrt(n) for n in wide.shape))
+    return -size * share * np.sqrt(np.mean(param**2) + 1e-4) * direction
+
+
 def schedule(theta: Theta, count: int) -> float:
     return np.exp(theta["log_learning_rate"][0]) * (1 + count / 100) ** -np.exp(theta["log_power"][0])
 
@@ -175,6 +203,7 @@ RULES: dict[str, Rule] = {
     "small-fc": waiting(small_fc),
     "celo2-style": waiting(celo2_style),
     "relative-mlp": waiting(relative_mlp),
+    "nadam-mlp": waiting(nadam_mlp),
     "sgdm": sgdm,
     "adam": adam,
 }

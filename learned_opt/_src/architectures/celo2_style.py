@@ -80,7 +80,7 @@ def _factor(theta: Theta, gradient: jax.Array, factored: Factored) -> tuple[Fact
     return factored, spread(factored, gradient.shape, weights, EPSILON)
 
 
-def _step(theta: Theta, tensors: Tensors, count: jax.Array) -> jax.Array:
+def _step(theta: Theta, tensors: Tensors, clock: ft.Clock) -> jax.Array:
     network, _ = without_rows(theta["network"], NUM_FEATURES, NUM_FACTORED)
     scale = rms_scale(tensors, _features, EPSILON)
     # Nor does it see the last features, momenta over the root of factored moments.

@@ -53,8 +53,8 @@ def momentum_network(
         sources = entries._asdict() | {"momenta": entries.accumulated.momenta}
         return [factor * sources[source] for source, factor in features]
 
-    def step(theta: Theta, tensors: Tensors, count: jax.Array) -> jax.Array:
-        time = ft.time_features(count, time_scales)
+    def step(theta: Theta, tensors: Tensors, clock: ft.Clock) -> jax.Array:
+        time = ft.time_features(clock.step, time_scales)
         scale = rms_scale(tensors, seen, EPSILON)
         return apply_network(theta, tensors, seen, scale, time, lambda out, *_: small_step(out))
 

@@ -41,17 +41,19 @@ class Rule(NamedTuple):
         field is ``momenta``, averages ``[k, *shape]`` of the gradient, the slowest last.
       accumulate: ``(theta, gradient, accumulators) -> accumulators``, those of the step before to those of
         this one, for one tensor in its own shape.
-      step: ``(theta, tensors, count) -> [...]``, the update of each entry of some tensors, to be added. Their
-        gradients and values are zero where they are not finite; count steps were taken before this one.
+      step: ``(theta, tensors, clock) -> [...]``, the update of each entry of some tensors, to be added. Their
+        gradients and values are zero where they are not finite.
       factor: ``(theta, gradient, factored) -> (factored, arrays [k, *shape])``, for a rule with factored
         moments: the next ones of one tensor, and what `step` sees of them. Its accumulators have a field
         ``factored``, which `accumulate` leaves as it is.
+      takes_num_steps: whether `step` looks at the number of steps of the run.
     """
 
     initial: Accumulators
     accumulate: Callable[[Theta, jax.Array, Accumulators], Accumulators]
-    step: Callable[[Theta, Tensors, jax.Array], jax.Array]
+    step: Callable[[Theta, Tensors, ft.Clock], jax.Array]
     factor: Callable[[Theta, jax.Array, Any], tuple[Any, Any]] | None = None
+    takes_num_steps: bool = False
 
 
 def per_tensor(
@@ -73,7 +75,11 @@ def per_tensor(
     fields = jax.tree.structure(rule.initial)
 
     def update(
-        theta: Theta, gradients: Params, state: LearnedState, params: Params
+        theta: Theta,
+        gradients: Params,
+        state: LearnedState,
+        params: Params,
+        num_steps: jax.typing.ArrayLike | None = None,
     ) -> tuple[Params, LearnedState]:
         leaves, tree = jax.tree.flatten(params)
         dtypes = [ft.state_dtype(param) for param in leaves]
@@ -84,7 +90,11 @@ def per_tensor(
         spread = [_is_spread(g) or _is_spread(p) for g, p in zip(gradients, params, strict=True)]
         accumulators = by_tensor(fields, tree, state.accumulators)
 
-        plain = partial(_update, rule, spread)
+        total = jnp.asarray(jnp.inf if num_steps is None else num_steps, jnp.float32)
+
+        def plain(theta: Theta, gradients: Any, params: Any, accumulators: Any, count: jax.Array) -> Any:
+            return _update(rule, spread, theta, gradients, params, accumulators, ft.Clock(count, total))
+
         run: Any = plain
         if kernel and _fits_kernel(dtypes, spread):
             run = jax.custom_jvp(partial(jax.lax.platform_dependent, cuda=kernel, default=plain))
@@ -101,6 +111,7 @@ def per_tensor(
         init_theta=lambda key, blocks: init_theta(key),
         init=partial(initial_state, rule.initial),
         update=update,
+        takes_num_steps=rule.takes_num_steps,
     )
 
 
@@ -111,7 +122,7 @@ def _update(
     gradients: Sequence[jax.Array],
     params: Sequence[jax.Array],
     accumulators: Sequence[Accumulators],
-    count: jax.Array,
+    clock: ft.Clock,
 ) -> list[Outcome]:
     """The updates and next accumulators of all tensors."""
     outcomes: list[Any] = list(zip(params, accumulators, strict=True))  # of tensors without entries
@@ -122,10 +133,10 @@ def _update(
         )
         if spread[group[0]]:
             entries = jax.tree.map(lambda x: x[0], pieces, is_leaf=lambda x: isinstance(x, list))
-            steps = [_step(rule, own_theta, Whole(entries), count)]
+            steps = [_step(rule, own_theta, Whole(entries), clock)]
         else:
             packed = Packed([params[i].shape for i in group], pieces)
-            steps = packed.unpacked(_step(rule, own_theta, packed, count))
+            steps = packed.unpacked(_step(rule, own_theta, packed, clock))
         for i, outcome in zip(group, zip(steps, after, strict=True), strict=True):
             outcomes[i] = outcome
     return outcomes
@@ -194,11 +205,11 @@ def _groups(params: Sequence[jax.Array], spread: Sequence[bool]) -> list[list[in
     return list(groups.values())
 
 
-def _step(rule: Rule, theta: Theta, tensors: Packed | Whole, count: jax.Array) -> jax.Array:
+def _step(rule: Rule, theta: Theta, tensors: Packed | Whole, clock: ft.Clock) -> jax.Array:
     """The steps of entries some of which may have to stay, or not be finite."""
     raw = tensors.entries
     tensors.entries = raw._replace(gradient=ft.finite(raw.gradient), param=ft.finite(raw.param))
-    step = rule.step(theta, tensors, count)
+    step = rule.step(theta, tensors, clock)
     return ft.allowed(step, raw.gradient[0], raw.accumulated.momenta[-1])
 
 

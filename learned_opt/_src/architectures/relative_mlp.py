@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from learned_opt._src.architectures import features as ft
 from learned_opt._src.architectures.per_parameter import (
@@ -18,7 +15,7 @@ from learned_opt._src.architectures.per_parameter import (
     rms_scale,
 )
 from learned_opt._src.architectures.per_tensor import Rule, per_tensor
-from learned_opt._src.architectures.tensors import Each, Entries, Shape, Tensors
+from learned_opt._src.architectures.tensors import Each, Entries, Tensors
 from learned_opt._src.learned_optimizer import LearnedOptimizer, Theta
 
 HIDDEN = (16, 16)
@@ -94,7 +91,7 @@ def _accumulate(theta: Theta, gradient: jax.Array, accumulators: Accumulators) -
     return Accumulators(momenta, ft.averaged(accumulators.moments, jnp.square(gradient), (MOMENT_DECAY,)))
 
 
-def _step(theta: Theta, tensors: Tensors, count: jax.Array) -> jax.Array:
+def _step(theta: Theta, tensors: Tensors, clock: ft.Clock) -> jax.Array:
     means = tensors.mean(_moments)
     mean_moment, mean_square, of_momenta = means[:1], means[1:2], means[2:]
 
@@ -103,10 +100,10 @@ def _step(theta: Theta, tensors: Tensors, count: jax.Array) -> jax.Array:
         inverse_root = jax.lax.rsqrt(moments + MOMENT_FLOOR * each(mean_moment) + EPSILON)
         return [gradient, param, momenta, gradient * inverse_root, momenta * inverse_root, inverse_root]
 
-    time = ft.time_features(count)
+    time = ft.time_features(clock.step)
     context = jnp.concatenate(
         [
-            _steadiness(of_momenta, mean_moment, count),
+            ft.steadiness(of_momenta, mean_moment, clock.step, MOMENTUM_DECAYS, MOMENT_DECAY),
             tensors.is_vector.astype(means.dtype),
             jnp.broadcast_to(time, (len(time), means.shape[1])),
         ]
@@ -123,7 +120,7 @@ def _step(theta: Theta, tensors: Tensors, count: jax.Array) -> jax.Array:
     size = (
         STEP_SCALE
         * jnp.exp(output.T)
-        * jnp.asarray(_share(tensors.shapes), means.dtype)
+        * jnp.asarray(ft.rank_one_share(tensors.shapes), means.dtype)
         * jnp.sqrt(mean_square + LEAST_SCALE**2)
     )
     size = jnp.where(mean_moment > 0, size, 0)
@@ -134,26 +131,3 @@ def _moments(entries: Entries, each: Each) -> jax.Array:
     """What the context is made of: second moments, and squares of the parameter and of the momenta."""
     momenta, moments = entries.accumulated
     return jnp.concatenate([moments, jnp.square(entries.param), jnp.square(momenta)])
-
-
-def _share(shapes: Sequence[Shape]) -> np.ndarray:
-    """``1 / sqrt(rows) + 1 / sqrt(columns)``, at most 1, of each tensor: ``[1, T]``."""
-    columns = np.array([shape[-1] if shape else 1 for shape in shapes])
-    rows = np.array([math.prod(shape) for shape in shapes]) // columns
-    return np.minimum(1, rows**-0.5 + columns**-0.5)[None]
-
-
-def _steadiness(squares: jax.Array, mean_moment: jax.Array, count: jax.Array) -> jax.Array:
-    """log10 of the root mean square of each momentum over that of the gradient, ``[4, T]``; at least -3.
-
-    Args:
-      squares: mean squares of the momenta, ``[4, T]``.
-      mean_moment: means of the second moments, ``[1, T]``.
-      count: steps taken before this one.
-    """
-    # Averages that started from zero are too small by these factors.
-    momentum_share, moment_share = (
-        1 - jnp.array(decays, squares.dtype) ** (count + 1) for decays in (MOMENTUM_DECAYS, MOMENT_DECAY)
-    )
-    squares = squares / momentum_share[:, None] ** 2
-    return 0.5 * jnp.log10(jnp.maximum(squares / (mean_moment / moment_share + EPSILON), 1e-6))

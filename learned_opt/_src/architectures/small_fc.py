@@ -79,9 +79,9 @@ def _factor(theta: Theta, gradient: jax.Array, factored: Factored) -> tuple[Fact
     return factored, spread(factored, gradient.shape, weights, EPSILON)
 
 
-def _step(theta: Theta, tensors: Tensors, count: jax.Array) -> jax.Array:
+def _step(theta: Theta, tensors: Tensors, clock: ft.Clock) -> jax.Array:
     network, _ = without_rows(theta["network"], FIRST_FACTORED, NUM_FACTORED)
-    scale, time = rms_scale(tensors, _features, EPSILON), ft.time_features(count)
+    scale, time = rms_scale(tensors, _features, EPSILON), ft.time_features(clock.step)
     return apply_network(
         network,
         tensors,

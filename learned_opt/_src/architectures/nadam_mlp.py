@@ -1,0 +1,169 @@
+"""NAdam with a learned correction of its direction, and steps whose size and schedule are learned."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from learned_opt._src.architectures import features as ft
+from learned_opt._src.architectures.per_parameter import (
+    PerParameterMLP,
+    apply_network,
+    init_network,
+    rms_scale,
+)
+from learned_opt._src.architectures.per_tensor import Rule, per_tensor
+from learned_opt._src.architectures.tensors import Each, Entries, Tensors
+from learned_opt._src.learned_optimizer import LearnedOptimizer, Theta
+
+HIDDEN = (16,)
+STEP_HIDDEN = (8,)
+MOMENTUM_DECAYS = (0.5, 0.9, 0.99)
+NOMINAL = MOMENTUM_DECAYS.index(0.9)
+MOMENT_DECAY = 0.99
+# Added to mean squares: so small that only a tensor whose gradient is zero notices.
+EPSILON = 1e-20
+# Second moments count as at least this share of their mean over the tensor: an entry that had hardly any
+# gradient before would otherwise take its largest step when the first one comes.
+MOMENT_FLOOR = 1e-4
+# Root mean square that is given to a tensor that is zero, as biases are at the start.
+LEAST_SCALE = 1e-2
+# Of a fresh network: the size of a step where a matrix counts as of rank one, and the share of the
+# correction.
+STEP_SCALE = 0.4
+CORRECTION_SCALE = 0.3
+# Share of the steps over which the size of a step rises, if their number is known; else, so many steps.
+WARM_UP_SHARE = 0.02
+WARM_UP_STEPS = 10
+# Time scale of what the context says of the first steps, and the last step that it tells from later ones.
+EARLY, LAST_STEP = 10, 20_000
+
+NUM_FEATURES = 3 + len(MOMENTUM_DECAYS)
+NUM_CONTEXT = len(MOMENTUM_DECAYS) + 6
+
+
+class Accumulators(NamedTuple):
+    """What is accumulated for one tensor."""
+
+    momenta: jax.Array  # [3, *shape]
+    moments: jax.Array  # second moments, [1, *shape]
+
+
+def nadam_mlp() -> LearnedOptimizer:
+    """NAdam with a cosine, corrected by two small networks: 15-16-1 per parameter, 9-8-1 per tensor.
+
+    With g the gradient, m and v the averages of g and g^2 that NAdam has (decays 0.9 and 0.99, without
+    bias), and rms the root mean square over a tensor, a tensor moves by::
+
+        u = (0.9 m + 0.1 g) / sqrt(v)
+        update = - 0.4 schedule(t) exp(step(context)) scale (u + 0.3 rms(u) correction(features, context))
+        scale = sqrt(mean(param^2) + 1e-4) min(1, 1 / sqrt(rows) + 1 / sqrt(columns))
+
+    The features of a parameter are its value, g and three averages of it (decays 0.5 to 0.99) over the root
+    of v, and ``1 / sqrt(v)``; each is divided by its root mean square over the tensor. The context is the
+    same for a whole tensor: how large each average is beside the gradients that made it (1 where they all
+    agree, little where they cancel), whether the tensor has fewer than two dimensions, the step number t, and
+    the progress t / T. There are 362 weights.
+
+    If the number of steps T is known, schedule(t) is a warm-up over a fiftieth of the steps and a cosine to
+    zero. If it is not, it is a warm-up over ten steps and then 1. What a run needs beyond that is for the
+    networks to learn: their last layers are zero at first, so that meta-training starts from NAdam.
+
+    `scale` makes a step change what a layer computes by a share that depends neither on its width nor on the
+    units of its weights. A tensor of more dimensions counts as a matrix with the columns of the last, a
+    vector as a matrix of one row.
+
+    The scale is that of Yang, Simon, Bernstein, "A spectral condition for feature learning", 2023; NAdam is
+    that of Dozat, "Incorporating Nesterov momentum into Adam", 2016; a nominal rule that a network corrects,
+    that of Harrison, Metz, Sohl-Dickstein, "A closer look at learned optimization: stability, robustness,
+    and inductive biases", NeurIPS 2022; the network is that of Metz et al., ICML 2019.
+    """
+    initial = Accumulators(*(ft.starting(ft.accumulator, count=k) for k in (len(MOMENTUM_DECAYS), 1)))
+    return per_tensor(_init_theta, Rule(initial, _accumulate, _step, takes_num_steps=True))
+
+
+def _init_theta(key: jax.Array) -> Theta:
+    direction, step = jax.random.split(key)
+    theta = {
+        "direction": init_network(direction, NUM_FEATURES + NUM_CONTEXT, HIDDEN, outputs=1),
+        "step": init_network(step, NUM_CONTEXT, STEP_HIDDEN, outputs=1),
+    }
+    # So that meta-training starts from NAdam.
+    last = f"Dense_{len(HIDDEN)}"
+    return {
+        name: network | {last: jax.tree.map(jnp.zeros_like, network[last])} for name, network in theta.items()
+    }
+
+
+def _accumulate(theta: Theta, gradient: jax.Array, accumulators: Accumulators) -> Accumulators:
+    momenta = ft.averaged(accumulators.momenta, gradient, MOMENTUM_DECAYS)
+    return Accumulators(momenta, ft.averaged(accumulators.moments, jnp.square(gradient), (MOMENT_DECAY,)))
+
+
+def _step(theta: Theta, tensors: Tensors, clock: ft.Clock) -> jax.Array:
+    means = tensors.mean(_squares)
+    mean_moment, mean_square, of_momenta = means[:1], means[1:2], means[2:]
+    of_momentum, of_gradient = _nesterov(clock.step)
+
+    def features(entries: Entries, each: Each) -> list[jax.Array]:
+        gradient, param, (momenta, moments), _ = entries
+        inverse_root = jax.lax.rsqrt(moments + MOMENT_FLOOR * each(mean_moment) + EPSILON)
+        return [param, inverse_root, gradient * inverse_root, momenta * inverse_root]
+
+    def nominal(entries: Entries, each: Each) -> jax.Array:
+        _, _, gradient, momenta = features(entries, each)
+        return of_momentum * momenta[NOMINAL] + of_gradient * gradient[0]
+
+    steadiness = ft.steadiness(of_momenta, mean_moment, clock.step, MOMENTUM_DECAYS, MOMENT_DECAY)
+    time = _time(clock).astype(means.dtype)[:, None]
+    time = jnp.broadcast_to(time, (len(time), means.shape[1]))
+    context = jnp.concatenate([steadiness, tensors.is_vector.astype(means.dtype), time])
+    scale = rms_scale(tensors, features, EPSILON)
+    size_of_nominal = jnp.sqrt(tensors.mean(lambda *block: jnp.square(nominal(*block))[None]))
+
+    def direction(outputs: jax.Array, entries: Entries, each: Each) -> jax.Array:
+        return nominal(entries, each) + CORRECTION_SCALE * each(size_of_nominal)[0] * outputs[0]
+
+    directions = apply_network(theta["direction"], tensors, features, scale, context, direction)
+    step: Any = PerParameterMLP(STEP_HIDDEN, 1).apply({"params": theta["step"]}, context.T)
+    size = STEP_SCALE * _schedule(clock) * jnp.exp(step.T) * jnp.sqrt(mean_square + LEAST_SCALE**2)
+    size = size * jnp.asarray(ft.rank_one_share(tensors.shapes), means.dtype)
+    return -tensors.each(jnp.where(mean_moment > 0, size, 0).astype(means.dtype))[0] * directions
+
+
+def _squares(entries: Entries, each: Each) -> jax.Array:
+    """What the context is made of: second moments, and squares of the parameter and of the momenta."""
+    momenta, moments = entries.accumulated
+    return jnp.concatenate([moments, jnp.square(entries.param), jnp.square(momenta)])
+
+
+def _nesterov(count: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Weights of the average and of the gradient in u, which take the bias of all averages away."""
+    decay = MOMENTUM_DECAYS[NOMINAL]
+    root = jnp.sqrt(1 - MOMENT_DECAY ** (count + 1))
+    return root * decay / (1 - decay ** (count + 2)), root * (1 - decay) / (1 - decay ** (count + 1))
+
+
+def _progress(clock: ft.Clock) -> jax.Array:
+    """Share of the run that is over, 0 to 1; 0 if the number of steps is not known."""
+    return jnp.clip(clock.step / clock.num_steps, 0, 1)
+
+
+def _time(clock: ft.Clock) -> jax.Array:
+    """What the context says of time, ``[5]``."""
+    progress = _progress(clock)
+    known = jnp.isfinite(clock.num_steps).astype(jnp.float32)
+    # Beyond what was learned the clock stands still.
+    count = jnp.minimum(clock.step, LAST_STEP).astype(jnp.float32)
+    early = jnp.tanh(count / EARLY - 1)
+    return jnp.stack([progress, 2 * progress**2 - 1, known, jnp.log10(1 + count) / 2 - 0.5, early])
+
+
+def _schedule(clock: ft.Clock) -> jax.Array:
+    """The nominal schedule, 0 to 1."""
+    known = jnp.isfinite(clock.num_steps)
+    warm_up = jnp.where(known, jnp.maximum(1, jnp.round(WARM_UP_SHARE * clock.num_steps)), WARM_UP_STEPS)
+    cosine = 0.5 * (1 + jnp.cos(jnp.pi * _progress(clock)))
+    return jnp.minimum(1, (clock.step + 1) / warm_up) * cosine

@@ -1,0 +1,87 @@
+"""Optimizers that are told the number of steps of a run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import learned_opt
+from learned_opt import as_optax, get_architecture
+from tests.learned_opt import plain
+
+NADAM_MLP = get_architecture("nadam-mlp")
+FRESH = NADAM_MLP.init_theta(jax.random.key(0), 1)
+MOVED = jax.tree.map(lambda w: w + 0.2 * jax.random.normal(jax.random.key(w.size), w.shape), FRESH)
+
+
+def gradients(count, shape=(6, 8)):
+    """Of any sign, and of sizes around 1."""
+    drawn = [jax.random.normal(key, shape) for key in jax.random.split(jax.random.key(1), count)]
+    return [x + 0.5 * jnp.sign(x) for x in drawn]
+
+
+def steps(tx, param, count):
+    """Updates for some gradients, the parameters held fixed."""
+    state, found = tx.init(param), []
+    for gradient in gradients(count, param.shape):
+        update, state = tx.update(gradient, state, param)
+        found.append(update)
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("num_steps", [7, 200])
+def test_updates_equal_the_plain_formula(num_steps):
+    """Also at the end of the run, and after it."""
+    param = jax.random.normal(jax.random.key(2), (6, 8))
+    found = steps(as_optax(NADAM_MLP, MOVED, num_steps=num_steps), param, 9)
+    theta = jax.tree.map(lambda w: np.asarray(w, np.float64), MOVED)
+    seen = [np.asarray(g, np.float64) for g in gradients(9)]
+    expected = [
+        plain.nadam_mlp(theta, seen[: count + 1], np.asarray(param, np.float64), count, num_steps)
+        for count in range(9)
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    assert (num_steps > 7) == bool(np.abs(found[8]).max() > 1e-7)
+
+
+@pytest.mark.parametrize("num_steps", [100, None])
+def test_a_fresh_one_is_nadam(num_steps):
+    """With a warm-up over a fiftieth of the steps and a cosine, or with one over ten steps."""
+    param = jax.random.normal(jax.random.key(2), (6, 8))
+    scale = jnp.sqrt(jnp.mean(param**2) + 1e-4) * (6**-0.5 + 8**-0.5)
+
+    def schedule(t):
+        if num_steps is None:
+            return 0.4 * scale * jnp.minimum(1, (t + 1) / 10)
+        cosine = optax.cosine_decay_schedule(0.4, num_steps)
+        return scale * jnp.minimum(1, (t + 1) / 2) * cosine(t)
+
+    expected = steps(optax.nadam(schedule, b1=0.9, b2=0.99), param, 20)
+    found = steps(as_optax(NADAM_MLP, FRESH, num_steps=num_steps), param, 20)
+    # Second moments have a floor of 1e-4 of their mean.
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-5)
+
+
+def test_layers_stored_as_one_tensor_are_told_too():
+    param = jax.random.normal(jax.random.key(2), (3, 4, 5))
+    whole = steps(as_optax(NADAM_MLP, MOVED, num_steps=5, layer_axes=0), param, 4)
+    tx = as_optax(NADAM_MLP, MOVED, num_steps=5)
+    state, layers = tx.init(list(param)), []
+    for gradient in gradients(4, param.shape):
+        update, state = tx.update(list(gradient), state, list(param))
+        layers.append(np.stack(update))
+    np.testing.assert_allclose(whole, np.stack(layers), rtol=1e-5, atol=1e-7)
+
+
+def test_others_refuse_it():
+    with pytest.raises(
+        learned_opt.UserError, match="num_steps is 100, and this optimizer makes no use of it"
+    ):
+        learned_opt.pretrained("adam-small-tasks", num_steps=100)
+
+
+@pytest.mark.parametrize("number", [0, -3])
+def test_it_is_positive(number):
+    with pytest.raises(learned_opt.UserError, match=f"num_steps is {number}; it must be"):
+        as_optax(NADAM_MLP, FRESH, num_steps=number)
