@@ -19,12 +19,13 @@ SIZES = {
     "small-fc": 39 * 4 + 4 + 4 * 4 + 4 + 4 * 2 + 2 + 7,
     "celo2-style": 30 * 8 + 8 + 8 * 8 + 8 + 8 + 1 + 1,
     "relative-mlp": 28 * 16 + 16 + 16 * 16 + 16 + 16 + 1 + (16 * 16 + 16 + 16 + 1),
+    "nadam-mlp": 15 * 16 + 16 + 16 + 1 + (9 * 8 + 8 + 8 + 1),
     "sgdm": 3,
     "adam": 5,
     "sgdm-per-block": 3 * 4,
     "adam-per-block": 5 * 4,
 }
-NETWORKS = ("mlp", "metz2019", "small-fc", "celo2-style", "relative-mlp")
+NETWORKS = ("mlp", "metz2019", "small-fc", "celo2-style", "relative-mlp", "nadam-mlp")
 
 
 def relative_error(found, expected):
@@ -146,9 +147,10 @@ def test_scale_of_loss_hardly_matters(name):
     assert relative_error(large, small) < 1e-3
 
 
-def test_relative_steps_follow_the_units_of_the_parameters():
+@pytest.mark.parametrize("name", ["relative-mlp", "nadam-mlp"])
+def test_relative_steps_follow_the_units_of_the_parameters(name):
     """Parameters 1,000 times as large, gradients as much smaller: steps 1,000 times as large."""
-    optimizer, theta = get_architecture("relative-mlp"), random_theta("relative-mlp", 3)
+    optimizer, theta = get_architecture(name), random_theta(name, 3)
     param, gradient = jnp.linspace(-50, 50, 60).reshape(6, 10), jnp.cos(jnp.arange(60.0)).reshape(6, 10)
     state = optimizer.init(param)
     plain, _ = optimizer.update(theta, gradient, state, param)
@@ -156,9 +158,10 @@ def test_relative_steps_follow_the_units_of_the_parameters():
     assert relative_error(scaled, 1000 * plain) < 1e-4
 
 
-def test_relative_steps_change_wide_and_narrow_layers_alike():
+@pytest.mark.parametrize("name", ["relative-mlp", "nadam-mlp"])
+def test_relative_steps_change_wide_and_narrow_layers_alike(name):
     """In the spectral norm, an update for a gradient of rank one is the same share of the weights."""
-    optimizer, theta, shares = get_architecture("relative-mlp"), random_theta("relative-mlp", 4), []
+    optimizer, theta, shares = get_architecture(name), random_theta(name, 4), []
     for width in (16, 144):
         keys = jax.random.split(jax.random.key(width), 3)
         param = jax.random.normal(keys[0], (4 * width, width)) / jnp.sqrt(width)
