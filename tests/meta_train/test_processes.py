@@ -45,6 +45,7 @@ def wait_for_line(folder: Path, count: int) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_bits_of_one(fifty_updates: Run, tmp_path: Path) -> None:
     (code, err), (other_code, other_err) = end(
         start_two(TINY, "--updates 50 --checkpoint-every 20 --run-dir", tmp_path / "run")
@@ -79,7 +80,6 @@ def test_two_processes_go_on_from_the_newest_checkpoint_of_both(fifty_updates: R
         assert lines(tmp_path / folder) == lines(fifty_updates.path)
 
 
-@pytest.mark.slow
 def test_a_signal_to_one_stops_both_and_two_go_on_from_one(fifty_updates: Run, tmp_path: Path) -> None:
     # Saved by one process.
     shutil.copytree(fifty_updates.path, tmp_path / "run")

@@ -117,7 +117,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CASES = [
-    "mnist-schedule",
+    slow("mnist-schedule"),
     slow("mnist-schedule --target validation-accuracy"),
     slow("many-hyperparameters --version released --box wide"),
     slow("learned-optimizer --optimizer metz2019"),
