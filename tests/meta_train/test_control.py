@@ -33,7 +33,7 @@ def test_gradient_is_over_the_standard_deviation_of_the_losses():
     for number, own in enumerate(jax.random.split(key, pairs)):
         single = jax.tree.map(lambda x, n=number: x[n], state)
         _, moved, info = unit.estimate(theta, single, own)
-        epsilon = float(moved.carried.epsilon)
+        epsilon = float(moved.carried.xi - single.carried.xi)
         both = []
         for sign in (1, -1):  # the recurrence once more, without noise
             s, total = jnp.float32(0), 0.0
