@@ -1,14 +1,9 @@
 """The tasks of this package, a file each; importing this folder registers them."""
 
-from inner_tasks.tasks import (
-    development,
-    general_tasks,
-    held_out,
-    images,
-    patches,
-    small_tasks,
-    teacher,
-    text,
-)
+# Names are listed in the order of registration, and the default comes first.
+from inner_tasks.tasks import images
+
+# isort: split
+from inner_tasks.tasks import development, general_tasks, held_out, patches, small_tasks, teacher, text
 
 __all__ = ["development", "general_tasks", "held_out", "images", "patches", "small_tasks", "teacher", "text"]
