@@ -7,14 +7,12 @@ tensors that are spread over devices without gathering them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 Decays = Sequence[float] | jax.Array  # [k]
 
@@ -100,36 +98,3 @@ def allowed(step: jax.Array, gradient: jax.Array, slowest: jax.Array) -> jax.Arr
 def _is_finite(x: jax.Array) -> jax.Array:
     """``jnp.isfinite`` of what a kernel for GPUs can compute."""
     return jnp.abs(x) < jnp.inf
-
-
-def rank_one_share(shapes: Sequence[Sequence[int]]) -> np.ndarray:
-    """``1 / sqrt(rows) + 1 / sqrt(columns)``, at most 1, of each of T tensors: ``[1, T]``.
-
-    A matrix of rank one whose entries have this share of the root mean square of a random matrix is as large
-    as it in the spectral norm. A tensor of more dimensions counts as a matrix with the columns of the last, a
-    vector as a matrix of one row.
-    """
-    columns = np.array([shape[-1] if shape else 1 for shape in shapes])
-    rows = np.array([math.prod(shape) for shape in shapes]) // columns
-    return np.minimum(1, rows**-0.5 + columns**-0.5)[None]
-
-
-def steadiness(
-    squares: jax.Array, mean_moment: jax.Array, count: jax.Array, decays: Decays, moment_decay: float
-) -> jax.Array:
-    """How large averages of the gradient are beside the gradients that made them, ``[k, T]``.
-
-    log10 of the ratio of the root mean squares, at least -3: 0 where all gradients agree, little where they
-    cancel.
-
-    Args:
-      squares: mean squares of the averages over each tensor, ``[k, T]``.
-      mean_moment: means of the second moments, ``[1, T]``.
-      count: steps taken before this one.
-      decays: the k decays of the averages.
-      moment_decay: that of the second moments.
-    """
-    # Averages that started from zero are too small by these factors.
-    share, moment_share = (1 - jnp.array(own, squares.dtype) ** (count + 1) for own in (decays, moment_decay))
-    squares = squares / share[:, None] ** 2
-    return 0.5 * jnp.log10(jnp.maximum(squares / (mean_moment / moment_share + 1e-20), 1e-6))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,16 @@ from learned_opt._src.architectures.per_parameter import (
     rms_scale,
 )
 from learned_opt._src.architectures.per_tensor import Rule, per_tensor
+from learned_opt._src.architectures.relative_step import (
+    EPSILON,
+    MOMENT_DECAY,
+    accumulate,
+    initial,
+    inverse_root,
+    means_of,
+    relative_size,
+    steadiness,
+)
 from learned_opt._src.architectures.tensors import Each, Entries, Tensors
 from learned_opt._src.learned_optimizer import LearnedOptimizer, Theta
 
@@ -22,14 +33,6 @@ HIDDEN = (16,)
 STEP_HIDDEN = (8,)
 MOMENTUM_DECAYS = (0.5, 0.9, 0.99)
 NOMINAL = MOMENTUM_DECAYS.index(0.9)
-MOMENT_DECAY = 0.99
-# Added to mean squares: so small that only a tensor whose gradient is zero notices.
-EPSILON = 1e-20
-# Second moments count as at least this share of their mean over the tensor: an entry that had hardly any
-# gradient before would otherwise take its largest step when the first one comes.
-MOMENT_FLOOR = 1e-4
-# Root mean square that is given to a tensor that is zero, as biases are at the start.
-LEAST_SCALE = 1e-2
 # Of a fresh network: the size of a step where a matrix counts as of rank one, and the share of the
 # correction.
 STEP_SCALE = 0.4
@@ -41,14 +44,8 @@ WARM_UP_STEPS = 10
 EARLY, LAST_STEP = 10, 20_000
 
 NUM_FEATURES = 3 + len(MOMENTUM_DECAYS)
-NUM_CONTEXT = len(MOMENTUM_DECAYS) + 6
-
-
-class Accumulators(NamedTuple):
-    """What is accumulated for one tensor."""
-
-    momenta: jax.Array  # [3, *shape]
-    moments: jax.Array  # second moments, [1, *shape]
+NUM_TIME = 5  # what the context says of time
+NUM_CONTEXT = len(MOMENTUM_DECAYS) + 1 + NUM_TIME
 
 
 def nadam_mlp() -> LearnedOptimizer:
@@ -80,8 +77,8 @@ def nadam_mlp() -> LearnedOptimizer:
     that of Harrison, Metz, Sohl-Dickstein, "A closer look at learned optimization: stability, robustness,
     and inductive biases", NeurIPS 2022; the network is that of Metz et al., ICML 2019.
     """
-    initial = Accumulators(*(ft.starting(ft.accumulator, count=k) for k in (len(MOMENTUM_DECAYS), 1)))
-    return per_tensor(_init_theta, Rule(initial, _accumulate, _step, takes_num_steps=True))
+    start, average = initial(len(MOMENTUM_DECAYS)), partial(accumulate, MOMENTUM_DECAYS)
+    return per_tensor(_init_theta, Rule(start, average, _step, takes_num_steps=True))
 
 
 def _init_theta(key: jax.Array) -> Theta:
@@ -97,46 +94,34 @@ def _init_theta(key: jax.Array) -> Theta:
     }
 
 
-def _accumulate(theta: Theta, gradient: jax.Array, accumulators: Accumulators) -> Accumulators:
-    momenta = ft.averaged(accumulators.momenta, gradient, MOMENTUM_DECAYS)
-    return Accumulators(momenta, ft.averaged(accumulators.moments, jnp.square(gradient), (MOMENT_DECAY,)))
-
-
 def _step(theta: Theta, tensors: Tensors, clock: ft.Clock) -> jax.Array:
-    means = tensors.mean(_squares)
-    mean_moment, mean_square, of_momenta = means[:1], means[1:2], means[2:]
+    means = means_of(tensors)
     of_momentum, of_gradient = _nesterov(clock.step)
 
     def features(entries: Entries, each: Each) -> list[jax.Array]:
         gradient, param, (momenta, moments), _ = entries
-        inverse_root = jax.lax.rsqrt(moments + MOMENT_FLOOR * each(mean_moment) + EPSILON)
-        return [param, inverse_root, gradient * inverse_root, momenta * inverse_root]
+        root = inverse_root(moments, means, each)
+        return [param, root, gradient * root, momenta * root]
 
     def nominal(entries: Entries, each: Each) -> jax.Array:
         _, _, gradient, momenta = features(entries, each)
         return of_momentum * momenta[NOMINAL] + of_gradient * gradient[0]
 
-    steadiness = ft.steadiness(of_momenta, mean_moment, clock.step, MOMENTUM_DECAYS, MOMENT_DECAY)
-    time = _time(clock).astype(means.dtype)[:, None]
-    time = jnp.broadcast_to(time, (len(time), means.shape[1]))
-    context = jnp.concatenate([steadiness, tensors.is_vector.astype(means.dtype), time])
-    scale = rms_scale(tensors, features, EPSILON)
-    size_of_nominal = jnp.sqrt(tensors.mean(lambda *block: jnp.square(nominal(*block))[None]))
+    dtype, count = means.square.dtype, means.square.shape[1]
+    time = jnp.broadcast_to(_time(clock).astype(dtype)[:, None], (NUM_TIME, count))
+    steady = steadiness(means, clock.step, MOMENTUM_DECAYS)
+    context = jnp.concatenate([steady, tensors.is_vector.astype(dtype), time])
+    # One pass over the entries finds the scales of the features and that of the nominal direction.
+    scales = rms_scale(tensors, lambda *block: [*features(*block), nominal(*block)[None]], EPSILON)
+    scale, nominal_rms = scales[:-1], 1 / scales[-1:]
 
     def direction(outputs: jax.Array, entries: Entries, each: Each) -> jax.Array:
-        return nominal(entries, each) + CORRECTION_SCALE * each(size_of_nominal)[0] * outputs[0]
+        return nominal(entries, each) + CORRECTION_SCALE * each(nominal_rms)[0] * outputs[0]
 
     directions = apply_network(theta["direction"], tensors, features, scale, context, direction)
     step: Any = PerParameterMLP(STEP_HIDDEN, 1).apply({"params": theta["step"]}, context.T)
-    size = STEP_SCALE * _schedule(clock) * jnp.exp(step.T) * jnp.sqrt(mean_square + LEAST_SCALE**2)
-    size = size * jnp.asarray(ft.rank_one_share(tensors.shapes), means.dtype)
-    return -tensors.each(jnp.where(mean_moment > 0, size, 0).astype(means.dtype))[0] * directions
-
-
-def _squares(entries: Entries, each: Each) -> jax.Array:
-    """What the context is made of: second moments, and squares of the parameter and of the momenta."""
-    momenta, moments = entries.accumulated
-    return jnp.concatenate([moments, jnp.square(entries.param), jnp.square(momenta)])
+    size = relative_size(STEP_SCALE * _schedule(clock) * jnp.exp(step.T), tensors, means)
+    return -tensors.each(size.astype(dtype))[0] * directions
 
 
 def _nesterov(count: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,15 @@ from learned_opt._src.architectures.per_parameter import (
     rms_scale,
 )
 from learned_opt._src.architectures.per_tensor import Rule, per_tensor
+from learned_opt._src.architectures.relative_step import (
+    EPSILON,
+    accumulate,
+    initial,
+    inverse_root,
+    means_of,
+    relative_size,
+    steadiness,
+)
 from learned_opt._src.architectures.tensors import Each, Entries, Tensors
 from learned_opt._src.learned_optimizer import LearnedOptimizer, Theta
 
@@ -22,14 +32,6 @@ HIDDEN = (16, 16)
 STEP_HIDDEN = (16,)
 MOMENTUM_DECAYS = (0.5, 0.9, 0.99, 0.999)
 NOMINAL = MOMENTUM_DECAYS.index(0.9)
-MOMENT_DECAY = 0.99
-# Added to mean squares: so small that only a tensor whose gradient is zero notices.
-EPSILON = 1e-20
-# Second moments count as at least this share of their mean: else a parameter without any gradient would have
-# the largest ``1 / sqrt`` by far, and after the division by the root mean square the others would have none.
-MOMENT_FLOOR = 1e-4
-# Root mean square that is given to a tensor that is zero, as biases are at the start.
-LEAST_SCALE = 1e-2
 # Of a fresh network: how far a tensor moves in a step, in units of its norm; and the share of the network.
 STEP_SCALE = 0.03
 CORRECTION_SCALE = 0.3
@@ -39,13 +41,6 @@ SCALED = 4
 NOMINAL_FEATURE = 2 + len(MOMENTUM_DECAYS) + 1 + NOMINAL
 NUM_FEATURES = 4 + 2 * len(MOMENTUM_DECAYS)
 NUM_CONTEXT = len(MOMENTUM_DECAYS) + 1 + len(ft.TIME_SCALES)
-
-
-class Accumulators(NamedTuple):
-    """What is accumulated for one tensor."""
-
-    momenta: jax.Array  # [4, *shape]
-    moments: jax.Array  # second moments, [1, *shape]
 
 
 def relative_mlp() -> LearnedOptimizer:
@@ -74,8 +69,8 @@ def relative_mlp() -> LearnedOptimizer:
     look at learned optimization: stability, robustness, and inductive biases", NeurIPS 2022; the network is
     that of Metz et al., ICML 2019. The combination and the context are this package's own.
     """
-    momenta, moments = (ft.starting(ft.accumulator, count=k) for k in (len(MOMENTUM_DECAYS), 1))
-    return per_tensor(_init_theta, Rule(Accumulators(momenta, moments), _accumulate, _step))
+    rule = Rule(initial(len(MOMENTUM_DECAYS)), partial(accumulate, MOMENTUM_DECAYS), _step)
+    return per_tensor(_init_theta, rule)
 
 
 def _init_theta(key: jax.Array) -> Theta:
@@ -86,26 +81,20 @@ def _init_theta(key: jax.Array) -> Theta:
     }
 
 
-def _accumulate(theta: Theta, gradient: jax.Array, accumulators: Accumulators) -> Accumulators:
-    momenta = ft.averaged(accumulators.momenta, gradient, MOMENTUM_DECAYS)
-    return Accumulators(momenta, ft.averaged(accumulators.moments, jnp.square(gradient), (MOMENT_DECAY,)))
-
-
 def _step(theta: Theta, tensors: Tensors, clock: ft.Clock) -> jax.Array:
-    means = tensors.mean(_moments)
-    mean_moment, mean_square, of_momenta = means[:1], means[1:2], means[2:]
+    means = means_of(tensors)
 
     def features(entries: Entries, each: Each) -> list[jax.Array]:
         gradient, param, (momenta, moments), _ = entries
-        inverse_root = jax.lax.rsqrt(moments + MOMENT_FLOOR * each(mean_moment) + EPSILON)
-        return [gradient, param, momenta, gradient * inverse_root, momenta * inverse_root, inverse_root]
+        root = inverse_root(moments, means, each)
+        return [gradient, param, momenta, gradient * root, momenta * root, root]
 
     time = ft.time_features(clock.step)
     context = jnp.concatenate(
         [
-            ft.steadiness(of_momenta, mean_moment, clock.step, MOMENTUM_DECAYS, MOMENT_DECAY),
-            tensors.is_vector.astype(means.dtype),
-            jnp.broadcast_to(time, (len(time), means.shape[1])),
+            steadiness(means, clock.step, MOMENTUM_DECAYS),
+            tensors.is_vector.astype(means.square.dtype),
+            jnp.broadcast_to(time, (len(time), means.square.shape[1])),
         ]
     )
     scale = rms_scale(tensors, features, EPSILON)
@@ -117,17 +106,5 @@ def _step(theta: Theta, tensors: Tensors, clock: ft.Clock) -> jax.Array:
     directions = apply_network(theta["direction"], tensors, features, scale, context, direction)
     squares = tensors.mean_square(directions)
     output: Any = PerParameterMLP(STEP_HIDDEN, 1).apply({"params": theta["step"]}, context.T)
-    size = (
-        STEP_SCALE
-        * jnp.exp(output.T)
-        * jnp.asarray(ft.rank_one_share(tensors.shapes), means.dtype)
-        * jnp.sqrt(mean_square + LEAST_SCALE**2)
-    )
-    size = jnp.where(mean_moment > 0, size, 0)
+    size = relative_size(STEP_SCALE * jnp.exp(output.T), tensors, means)
     return -tensors.each(size * jax.lax.rsqrt(EPSILON + squares))[0] * directions
-
-
-def _moments(entries: Entries, each: Each) -> jax.Array:
-    """What the context is made of: second moments, and squares of the parameter and of the momenta."""
-    momenta, moments = entries.accumulated
-    return jnp.concatenate([moments, jnp.square(entries.param), jnp.square(momenta)])

@@ -1,0 +1,115 @@
+"""Steps relative to the norm of a tensor, and what they are made of: shared by relative_mlp and nadam_mlp."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from learned_opt._src.architectures import features as ft
+from learned_opt._src.architectures.tensors import Each, Entries, Shape, Tensors
+from learned_opt._src.learned_optimizer import Theta
+
+MOMENT_DECAY = 0.99
+# Added to mean squares: so small that only a tensor whose gradient is zero notices.
+EPSILON = 1e-20
+# Second moments count as at least this share of their mean over the tensor. An entry that had hardly any
+# gradient before would otherwise take its largest step when the first one comes, and have the largest
+# ``1 / sqrt`` by far: after the division by the root mean square the others would have none.
+MOMENT_FLOOR = 1e-4
+# Root mean square that is given to a tensor that is zero, as biases are at the start.
+LEAST_SCALE = 1e-2
+
+
+class Accumulators(NamedTuple):
+    """What is accumulated for one tensor."""
+
+    momenta: jax.Array  # [k, *shape]
+    moments: jax.Array  # second moments, [1, *shape]
+
+
+class Means(NamedTuple):
+    """Means over each of T tensors."""
+
+    moment: jax.Array  # of the second moments, [1, T]
+    square: jax.Array  # of the squares of the parameters, [1, T]
+    momenta: jax.Array  # of the squares of the momenta, [k, T]
+
+
+def initial(momenta: int) -> Accumulators:
+    """What the accumulators with so many momenta start as: functions ``param -> array``."""
+    return Accumulators(*(ft.starting(ft.accumulator, count=k) for k in (momenta, 1)))
+
+
+def accumulate(
+    decays: Sequence[float], theta: Theta, gradient: jax.Array, accumulators: Accumulators
+) -> Accumulators:
+    """The accumulators of a tensor after one more gradient, with these decays of the momenta."""
+    momenta = ft.averaged(accumulators.momenta, gradient, decays)
+    return Accumulators(momenta, ft.averaged(accumulators.moments, jnp.square(gradient), (MOMENT_DECAY,)))
+
+
+def means_of(tensors: Tensors) -> Means:
+    """The means over each tensor, in one pass over the entries."""
+
+    def each_entry(entries: Entries, each: Each) -> jax.Array:
+        momenta, moments = entries.accumulated
+        return jnp.concatenate([moments, jnp.square(entries.param), jnp.square(momenta)])
+
+    means = tensors.mean(each_entry)
+    return Means(means[:1], means[1:2], means[2:])
+
+
+def inverse_root(moments: jax.Array, means: Means, each: Each) -> jax.Array:
+    """``1 / sqrt`` of the second moments of some entries, with the floor that their tensors give."""
+    return jax.lax.rsqrt(moments + MOMENT_FLOOR * each(means.moment) + EPSILON)
+
+
+def steadiness(means: Means, step: jax.Array, decays: Sequence[float]) -> jax.Array:
+    """How large the momenta are beside the gradients that made them, ``[k, T]``.
+
+    log10 of the ratio of the root mean squares, at least -3: 0 where all gradients agree, little where they
+    cancel.
+
+    Args:
+      means: the means over each tensor.
+      step: steps taken before this one.
+      decays: the k decays of the momenta.
+    """
+    # Averages that started from zero are too small by these factors.
+    momentum_share, moment_share = (
+        1 - jnp.array(own, means.momenta.dtype) ** (step + 1) for own in (decays, MOMENT_DECAY)
+    )
+    squares = means.momenta / momentum_share[:, None] ** 2
+    return 0.5 * jnp.log10(jnp.maximum(squares / (means.moment / moment_share + EPSILON), 1e-6))
+
+
+def relative_size(factor: jax.Array, tensors: Tensors, means: Means) -> jax.Array:
+    """The size of a step in units of the norm of its tensor, ``[1, T]``; 0 where all gradients were zero.
+
+    ``factor * share * sqrt(mean(param^2) + 1e-4)``, with ``share`` as ``rank_one_share`` has it.
+
+    Args:
+      factor: the size in these units, ``[1, T]``.
+      tensors: the tensors.
+      means: the means over each of them.
+    """
+    share = jnp.asarray(rank_one_share(tensors.shapes), means.square.dtype)
+    size = factor * share * jnp.sqrt(means.square + LEAST_SCALE**2)
+    return jnp.where(means.moment > 0, size, 0)
+
+
+def rank_one_share(shapes: Sequence[Shape]) -> np.ndarray:
+    """``1 / sqrt(rows) + 1 / sqrt(columns)``, at most 1, of each of T tensors: ``[1, T]``.
+
+    A matrix of rank one whose entries have this share of the root mean square of a random matrix is as large
+    as it in the spectral norm. A tensor of more dimensions counts as a matrix with the columns of the last, a
+    vector as a matrix of one row.
+    """
+    columns = np.array([shape[-1] if shape else 1 for shape in shapes])
+    rows = np.array([math.prod(shape) for shape in shapes]) // columns
+    return np.minimum(1, rows**-0.5 + columns**-0.5)[None]
