@@ -46,9 +46,9 @@ class Step(NamedTuple):
 # In order of worth.
 STEPS = (
     Step("machine", 40),
-    Step("kernel", 90),
-    Step("updates", 90),
-    Step("throughput", 100),
+    Step("kernel", 60),
+    Step("updates", 70),
+    Step("throughput", 110),
     Step("bits", 150),
     Step("runs", 300, beside=True),
     Step("resumed", 120),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -99,6 +101,23 @@ def mean_and_validation_end(task: Task, data: Data, step: TrainingStep, key: jax
     return (1 - END_WEIGHT) * _clipped(step.loss, task.max_loss) + END_WEIGHT / END_SHARE * end
 
 
+def log_mean_and_validation_end(task: Task, data: Data, step: TrainingStep, key: jax.Array) -> jax.Array:
+    """As ``mean_and_validation_end``, of the logarithm of each loss: what counts is by which factor it falls.
+
+    A loss L clipped at the task's ``max_loss`` M counts as ``M log(1 + L / d M) / log(1 + 1 / d)`` with
+    ``d = LOG_FLOOR``: 0 for no loss, M for M, and like the loss itself far below d M. So the few trainings
+    that go badly do not outweigh all others, and a loss that is small already is worth lowering.
+    """
+    assert task.max_loss is not None  # `find_objective` has seen to it
+    bound = task.max_loss
+
+    def logarithmic(loss: jax.Array) -> jax.Array:
+        return bound * jnp.log1p(jnp.maximum(loss, 0) / (LOG_FLOOR * bound)) / math.log1p(1 / LOG_FLOOR)
+
+    of_logarithm = replace(task, loss=lambda params, batch: logarithmic(task.loss(params, batch)))
+    return mean_and_validation_end(of_logarithm, data, step._replace(loss=logarithmic(step.loss)), key)
+
+
 def _ends(step: TrainingStep) -> jax.Array:
     assert step.progress is not None  # the objective says that it reads it
     return step.progress > 1 - END_SHARE
@@ -111,6 +130,7 @@ def _clipped(loss: jax.Array, max_loss: float | None) -> jax.Array:
 
 END_SHARE = 0.1  # of the steps of an episode
 END_WEIGHT = 0.5  # of the end, beside the mean
+LOG_FLOOR = 3e-3  # share of ``max_loss`` below which a logarithm turns into the loss itself
 _LARGEST_WEIGHT = 1 - END_WEIGHT + END_WEIGHT / END_SHARE
 
 TRAINING_LOSS = Objective(training_loss)
@@ -123,6 +143,9 @@ OBJECTIVES = {
     "mean-and-end": Objective(mean_and_end, reads_progress=True, largest_weight=_LARGEST_WEIGHT),
     "mean-and-validation-end": Objective(
         mean_and_validation_end, reads_progress=True, largest_weight=_LARGEST_WEIGHT
+    ),
+    "log-mean-and-validation-end": Objective(
+        log_mean_and_validation_end, ("max_loss",), reads_progress=True, largest_weight=_LARGEST_WEIGHT
     ),
 }
 

@@ -43,6 +43,8 @@ class Task:
         and then the task has no validation objectives.
       accuracy: ``(params, batch) -> scalar``, the share of examples that are guessed right; None if the task
         has no such thing.
+      num_steps: what an optimizer is told of the number of steps of a run, if it asks: infinite for
+        nothing; None for the truth.
     """
 
     init: Callable[[jax.Array], Params]
@@ -55,6 +57,7 @@ class Task:
     differentiable: bool = True
     sample_validation: Callable[[Data, jax.Array], Batch] | None = None
     accuracy: Callable[[Params, Batch], jax.Array] | None = None
+    num_steps: jax.Array | None = None
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,8 @@ class Training:
         """One training step on a minibatch drawn with the key."""
         batch = self.task.sample(self.data, key)
         loss, gradients = jax.value_and_grad(self.task.loss)(state.params, batch)
-        told = (self.horizon,) if self.optimizer.takes_num_steps else ()
+        num_steps = self.horizon if self.task.num_steps is None else self.task.num_steps
+        told = (num_steps,) if self.optimizer.takes_num_steps else ()
         updates, optimizer = self.optimizer.update(theta, gradients, state.optimizer, state.params, *told)
         params = optax.apply_updates(state.params, updates)
         steps = None if state.steps is None else state.steps + 1

@@ -26,28 +26,41 @@ SECONDS = 1.5  # for which each population is timed
 PROFILED = 2  # updates
 SHOWN = 6  # operations of a profile
 
-# Task, particles, particles at once. In order of worth.
-POPULATIONS: tuple[tuple[str, int, int | str], ...] = (
-    ("random-cifar10-mlp", 64, "auto"),
-    ("digits-mlp", 4096, "auto"),
-    ("random-mnist-mlp", 1024, "auto"),
-    ("digits-mlp", 16, "auto"),
-    ("random-cifar10-mlp", 1024, "auto"),
-    ("digits-mlp", 16384, "auto"),
-    ("random-mnist-mlp", 4096, "auto"),
-    ("random-mnist-mlp", 16, "auto"),
-    ("random-cifar10-mlp", 16, "auto"),
-    ("random-mnist-mlp", 64, "auto"),
-    ("digits-mlp", 4096, 512),
-    ("random-mnist-mlp", 4096, 512),
-    ("random-cifar10-mlp", 1024, 128),
-    ("digits-mlp", 64, "auto"),
-    ("digits-mlp", 1024, "auto"),
-    ("random-mnist-mlp", 16384, "auto"),
-    ("random-cifar10-mlp", 4096, 512),
+
+class Size(NamedTuple):
+    """A population."""
+
+    task: str
+    particles: int
+    chunk: int | str = "auto"
+    optimizer: str = "mlp"
+
+
+# In order of worth.
+POPULATIONS = (
+    Size("random-cifar10-mlp", 64),
+    Size("digits-mlp", 4096),
+    Size("random-mnist-mlp", 1024),
+    Size("digits-mlp", 16),
+    Size("digits-mlp", 4096, optimizer="nadam-mlp"),
+    Size("random-mnist-mlp", 1024, optimizer="nadam-mlp"),
+    Size("digits-mlp", 1024, optimizer="muon-mlp"),
+    Size("random-cifar10-mlp", 1024),
+    Size("digits-mlp", 16384),
+    Size("random-mnist-mlp", 4096),
+    Size("random-mnist-mlp", 16),
+    Size("random-cifar10-mlp", 16),
+    Size("random-mnist-mlp", 64),
+    Size("digits-mlp", 4096, 512),
+    Size("random-mnist-mlp", 4096, 512),
+    Size("random-cifar10-mlp", 1024, 128),
+    Size("digits-mlp", 64),
+    Size("digits-mlp", 1024),
+    Size("random-mnist-mlp", 16384),
+    Size("random-cifar10-mlp", 4096, 512),
 )
-MINIATURE: tuple[tuple[str, int, int | str], ...] = (("digits-mlp", 4, "auto"),)
-AT_ONCE = 5  # populations that are compiled at once
+MINIATURE = (Size("digits-mlp", 4),)
+AT_ONCE = 8  # populations that are compiled at once
 
 
 def run(emit: Callable[..., None], arguments: argparse.Namespace) -> None:
@@ -59,10 +72,10 @@ def run(emit: Callable[..., None], arguments: argparse.Namespace) -> None:
         with ThreadPoolExecutor() as pool:
             prepared = list(pool.map(_prepared, few))
         for population, ready in zip(few, prepared, strict=True):
-            emit(**dict(zip(("task", "particles", "chunk"), population, strict=True)), **_measured(ready))
+            emit(**population._asdict(), **_measured(ready))
         if not arguments.miniature and not first:
             with form(kernel=False):
-                emit(form="unfused", population=few[0], **_measured(_prepared(few[0])))
+                emit(form="unfused", **few[0]._asdict(), **_measured(_prepared(few[0])))
 
 
 class Ready(NamedTuple):
@@ -74,15 +87,14 @@ class Ready(NamedTuple):
     seconds: float  # that it took to compile, beside others
 
 
-def _prepared(population: tuple[str, int, int | str]) -> Ready | Exception:
+def _prepared(size: Size) -> Ready | Exception:
     """Compile an update; the program is kept in the cache of compiled programs."""
-    task, particles, chunk = population
     try:
-        config = configured(task, particles=particles, truncation=TRUNCATION, chunk=chunk, devices=1)
+        config = configured(**size._asdict(), truncation=TRUNCATION, devices=1)
         setup = prepare(config)
         began = time.perf_counter()
         memory = setup.population.memory(jax.eval_shape(setup.training.init_theta, jax.random.key(0)))
-        return Ready(particles, setup, memory, time.perf_counter() - began)
+        return Ready(size.particles, setup, memory, time.perf_counter() - began)
     except Exception as error:
         return error
 

@@ -36,12 +36,12 @@ class Variant(NamedTuple):
 FLOAT32 = (
     Variant("adam", "optax"),
     *(Variant(name, "kernel") for name in KERNEL_OPTIMIZERS),
-    *(Variant(name, "unfused") for name in (*KERNEL_OPTIMIZERS, "relative-mlp")),
+    *(Variant(name, "unfused") for name in (*KERNEL_OPTIMIZERS, "nadam-mlp", "muon-mlp")),
 )
 PRECISIONS = tuple(
     Variant(name, "unfused", precision)
     for precision in ("TF32_TF32_F32_X3", "tensorfloat32")
-    for name in ("mlp", "relative-mlp")
+    for name in ("mlp", "nadam-mlp")
 )
 
 
@@ -52,7 +52,7 @@ def run(emit: Callable[..., None], arguments: argparse.Namespace) -> None:
         return
     cifar10 = jax.eval_shape(find_task("cifar10-mlp").build(find_task("cifar10-mlp").settings).init, _key())
     _measure(emit, "64 particles of cifar10-mlp", cifar10, (64,), 20, FLOAT32 + PRECISIONS)
-    for exponent, steps in ((8, 3), (6, 50), (7, 20), (4, 50), (5, 50)):
+    for exponent, steps in ((8, 3), (4, 50), (6, 50), (7, 20), (5, 50)):
         _measure(emit, f"1e{exponent} parameters", _perceptron(10**exponent), (), steps, FLOAT32)
 
 

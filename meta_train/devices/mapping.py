@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from meta_train.devices.choice import first_devices
 from meta_train.devices.processes import all_gather
@@ -52,7 +52,10 @@ class Strategy(NamedTuple):
 
 
 def _one_copy(tree: Any) -> Any:
-    return jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
+    # The copy of an array on a single device would still have the mesh in its type, and all that is made of
+    # it: the second update would be compiled anew.
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: jax.device_put(x.addressable_shards[0].data, here), tree)
 
 
 # --- pmap: rows are [devices of this process, rows of a device, ...] ---

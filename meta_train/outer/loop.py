@@ -40,8 +40,12 @@ def initial_state(
     population: Population, tx: optax.GradientTransformation, theta: Theta, key: jax.Array
 ) -> RunState:
     """The state before the first update, with the run's key (of which number 0 is for theta)."""
+    # Where the updates will leave them, lest the second one be compiled anew.
+    theta, outer, agreement = jax.device_put(
+        (theta, tx.init(theta), no_agreement(theta)), jax.local_devices()[0]
+    )
     particles = population.init(jax.random.fold_in(key, 1), theta)
-    return RunState(theta, tx.init(theta), particles, jax.random.fold_in(key, 2), 0, no_agreement(theta))
+    return RunState(theta, outer, particles, jax.random.fold_in(key, 2), 0, agreement)
 
 
 def gathered(population: Population, state: RunState) -> RunState:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +15,14 @@ from meta_train.estimators.metrics import over_tasks
 from meta_train.outer.population import Memory, Metrics, Population
 
 
-def mixture(populations: Sequence[Population], clip_norm: float) -> Population:
-    """The mean of the meta-gradients of several populations.
+def mixture(populations: Sequence[Population]) -> Population:
+    """The mean of the meta-gradients of several populations, each divided by its norm.
 
-    Each meta-gradient is clipped to the same norm before they are averaged: so that no task drowns the others
-    because its losses react more strongly to theta.
+    So no task drowns the others because its losses react more strongly to theta. A meta-gradient of zero
+    counts as zero, and one that is not finite makes the mean not finite.
 
     Args:
       populations: one for each task; all learn the same theta.
-      clip_norm: norm that each meta-gradient is clipped at.
     """
 
     def init(key: jax.Array, theta: Theta) -> State:
@@ -35,11 +36,12 @@ def mixture(populations: Sequence[Population], clip_norm: float) -> Population:
             ),
             strict=True,
         )
-        gradient, combined = _combine(gradients, metrics, clip_norm)
+        gradient, combined = _combine(gradients, metrics)
         return gradient, states, combined
 
     def memory(theta: Theta) -> Memory:
-        each = [population.memory(theta) for population in populations]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # the compiler runs without Python's lock
+            each = list(pool.map(lambda population: population.memory(theta), populations))
         return Memory(sum(own.held for own in each), max(own.working for own in each))
 
     return Population(
@@ -52,12 +54,10 @@ def mixture(populations: Sequence[Population], clip_norm: float) -> Population:
 
 
 @jax.jit
-def _combine(
-    gradients: Sequence[Theta], metrics: Sequence[Metrics], clip_norm: float
-) -> tuple[Theta, Metrics]:
-    """Mean of the clipped gradients, and the metrics of all tasks together."""
+def _combine(gradients: Sequence[Theta], metrics: Sequence[Metrics]) -> tuple[Theta, Metrics]:
+    """Mean of the gradients at norm 1, and the metrics of all tasks together."""
     norms, snrs = (jnp.stack([each[name] for each in metrics]) for name in ("gradient_norm", "snr"))
-    shares = jnp.minimum(1, clip_norm / norms)
+    shares = jnp.where(norms == 0, 0, 1 / norms)
     gradient = jax.tree.map(
         lambda *g: sum(share * x for share, x in zip(shares, g, strict=True)) / len(metrics), *gradients
     )

@@ -65,6 +65,12 @@ class Criterion(NamedTuple):
 
 
 MEAN_LOSS = Criterion("mean_loss", "mean training loss", lambda runs: runs.mean_loss)
+MEAN_AND_VALIDATION_LOSS = Criterion(
+    "mean_and_validation_loss",
+    "mean of mean training loss and final validation loss",
+    lambda runs: (runs.mean_loss + runs.metrics["validation_loss"]) / 2,
+    "validation_loss",
+)
 CRITERIA: Mapping[str, Criterion] = {
     "training-loss": MEAN_LOSS,
     "later-training-loss": MEAN_LOSS,
@@ -74,12 +80,8 @@ CRITERIA: Mapping[str, Criterion] = {
         "mean of mean and final training loss",
         lambda runs: (runs.mean_loss + runs.final_loss) / 2,
     ),
-    "mean-and-validation-end": Criterion(
-        "mean_and_validation_loss",
-        "mean of mean training loss and final validation loss",
-        lambda runs: (runs.mean_loss + runs.metrics["validation_loss"]) / 2,
-        "validation_loss",
-    ),
+    "mean-and-validation-end": MEAN_AND_VALIDATION_LOSS,
+    "log-mean-and-validation-end": MEAN_AND_VALIDATION_LOSS,
     "validation-loss": Criterion(
         "validation_loss",
         "final validation loss",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -139,13 +139,28 @@ def relative_mlp(theta: Theta, gradients: list[np.ndarray], param: np.ndarray, c
     return -0.03 * np.exp(step) * share * np.sqrt(np.mean(param**2) + 1e-4) * direction / rms(direction)
 
 
-def nadam_mlp(
-    theta: Theta, gradients: list[np.ndarray], param: np.ndarray, count: int, num_steps: float = np.inf
-) -> np.ndarray:
+class Corrected(NamedTuple):
+    """What nadam_mlp and muon_mlp have in common."""
+
+    direction: np.ndarray
+    sizes: np.ndarray  # exp of the outputs of the network for steps
+    schedule: float
+    scale: float
+    wide: tuple[int, int]  # rows and columns
+
+
+def corrected_nadam(
+    theta: Theta,
+    gradients: list[np.ndarray],
+    param: np.ndarray,
+    count: int,
+    num_steps: float,
+    *others: np.ndarray,
+) -> Corrected:
     decays = (0.5, 0.9, 0.99)
     momenta, moment = [ema(gradients, d) for d in decays], ema(gradients, 0.99, 2)
     root = 1 / np.sqrt(moment + 1e-4 * moment.mean())
-    columns = [param, root, gradients[-1] * root, *(m * root for m in momenta)]
+    columns = [param, root, gradients[-1] * root, *(m * root for m in momenta), *others]
     expected = moment.mean() / (1 - 0.99 ** (count + 1))
     steady = [
         np.log10(rms(m / (1 - d ** (count + 1))) / np.sqrt(expected))
@@ -153,18 +168,47 @@ def nadam_mlp(
     ]
     known, progress = np.isfinite(num_steps), min(1, count / num_steps)
     early, late = np.tanh(count / 10 - 1), np.log10(1 + min(count, 20_000)) / 2 - 0.5
-    context = np.array([*steady, param.ndim < 2, progress, 2 * progress**2 - 1, known, late, early])
+    length = np.log10(num_steps) / 2 - 1.25 if known else 0
+    context = np.array([*steady, param.ndim < 2, progress, 2 * progress**2 - 1, known, length, late, early])
     correction = network(theta["direction"], columns, 1e-20, context)[:, 0].reshape(param.shape)
     mean = 0.9 * momenta[1] / (1 - 0.9 ** (count + 2)) + 0.1 * gradients[-1] / (1 - 0.9 ** (count + 1))
     nominal = mean * root * np.sqrt(1 - 0.99 ** (count + 1))
-    direction = nominal + 0.3 * rms(nominal) * correction
     hidden = np.maximum(context @ theta["step"]["Dense_0"]["kernel"] + theta["step"]["Dense_0"]["bias"], 0)
-    step = hidden @ theta["step"]["Dense_1"]["kernel"][:, 0] + theta["step"]["Dense_1"]["bias"][0]
+    steps = hidden @ theta["step"]["Dense_1"]["kernel"] + theta["step"]["Dense_1"]["bias"]
     warm_up = max(1, round(num_steps / 50)) if known else 10
-    size = 0.4 * min(1, (count + 1) / warm_up) * (1 + np.cos(np.pi * progress)) / 2 * np.exp(step)
-    wide = param.reshape(-1, param.shape[-1]) if param.ndim else param.reshape(1, 1)
-    share = min(1, sum(1 / np.sqrt(n) for n in wide.shape))
-    return -size * share * np.sqrt(np.mean(param**2) + 1e-4) * direction
+    return Corrected(
+        direction=nominal + 0.3 * rms(nominal) * correction,
+        sizes=np.exp(steps),
+        schedule=min(1, (count + 1) / warm_up) * (1 + np.cos(np.pi * progress)) / 2,
+        scale=np.sqrt(np.mean(param**2) + 1e-4),
+        wide=param.reshape(-1, param.shape[-1]).shape if param.ndim else (1, 1),
+    )
+
+
+def nadam_mlp(
+    theta: Theta, gradients: list[np.ndarray], param: np.ndarray, count: int, num_steps: float = np.inf
+) -> np.ndarray:
+    found = corrected_nadam(theta, gradients, param, count, num_steps)
+    share = min(1, sum(1 / np.sqrt(n) for n in found.wide))
+    return -0.4 * found.schedule * found.sizes[0] * share * found.scale * found.direction
+
+
+def muon_mlp(
+    theta: Theta, gradients: list[np.ndarray], param: np.ndarray, count: int, num_steps: float = np.inf
+) -> np.ndarray:
+    rows, columns = param.reshape(-1, param.shape[-1]).shape if param.ndim else (1, 1)
+    matrix = np.zeros_like(param)
+    if param.ndim > 1 and min(rows, columns) > 1:
+        average = 0.9 * ema(gradients, 0.9) + 0.1 * gradients[-1]
+        left, values, right = np.linalg.svd(average.reshape(rows, columns), full_matrices=False)
+        values /= np.sqrt(np.sum(values**2))
+        for _ in range(5):
+            values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+        matrix = ((left * values) @ right).reshape(param.shape) * (np.sqrt(rows) + np.sqrt(columns))
+    found = corrected_nadam(theta, gradients, param, count, num_steps, matrix)
+    share = min(1, sum(1 / np.sqrt(n) for n in found.wide))
+    nadam, muon = 0.1 * found.sizes[0] * share * found.direction, 0.008 * found.sizes[1] * matrix
+    return -found.schedule * found.scale * (nadam + muon)
 
 
 def schedule(theta: Theta, count: int) -> float:
@@ -204,6 +248,7 @@ RULES: dict[str, Rule] = {
     "celo2-style": waiting(celo2_style),
     "relative-mlp": waiting(relative_mlp),
     "nadam-mlp": waiting(nadam_mlp),
+    "muon-mlp": waiting(muon_mlp),
     "sgdm": sgdm,
     "adam": adam,
 }

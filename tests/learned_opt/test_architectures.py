@@ -19,13 +19,14 @@ SIZES = {
     "small-fc": 39 * 4 + 4 + 4 * 4 + 4 + 4 * 2 + 2 + 7,
     "celo2-style": 30 * 8 + 8 + 8 * 8 + 8 + 8 + 1 + 1,
     "relative-mlp": 28 * 16 + 16 + 16 * 16 + 16 + 16 + 1 + (16 * 16 + 16 + 16 + 1),
-    "nadam-mlp": 15 * 16 + 16 + 16 + 1 + (9 * 8 + 8 + 8 + 1),
+    "nadam-mlp": 16 * 16 + 16 + 16 + 1 + (10 * 8 + 8 + 8 + 1),
+    "muon-mlp": 17 * 16 + 16 + 16 + 1 + (10 * 8 + 8 + 8 * 2 + 2),
     "sgdm": 3,
     "adam": 5,
     "sgdm-per-block": 3 * 4,
     "adam-per-block": 5 * 4,
 }
-NETWORKS = ("mlp", "metz2019", "small-fc", "celo2-style", "relative-mlp", "nadam-mlp")
+NETWORKS = ("mlp", "metz2019", "small-fc", "celo2-style", "relative-mlp", "nadam-mlp", "muon-mlp")
 
 
 def relative_error(found, expected):
@@ -147,7 +148,7 @@ def test_scale_of_loss_hardly_matters(name):
     assert relative_error(large, small) < 1e-3
 
 
-@pytest.mark.parametrize("name", ["relative-mlp", "nadam-mlp"])
+@pytest.mark.parametrize("name", ["relative-mlp", "nadam-mlp", "muon-mlp"])
 def test_relative_steps_follow_the_units_of_the_parameters(name):
     """Parameters 1,000 times as large, gradients as much smaller: steps 1,000 times as large."""
     optimizer, theta = get_architecture(name), random_theta(name, 3)
@@ -158,7 +159,7 @@ def test_relative_steps_follow_the_units_of_the_parameters(name):
     assert relative_error(scaled, 1000 * plain) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["relative-mlp", "nadam-mlp"])
+@pytest.mark.parametrize("name", ["relative-mlp", "nadam-mlp", "muon-mlp"])
 def test_relative_steps_change_wide_and_narrow_layers_alike(name):
     """In the spectral norm, an update for a gradient of rank one is the same share of the weights."""
     optimizer, theta, shares = get_architecture(name), random_theta(name, 4), []

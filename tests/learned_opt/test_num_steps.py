@@ -12,7 +12,6 @@ from tests.learned_opt import plain
 
 NADAM_MLP = get_architecture("nadam-mlp")
 FRESH = NADAM_MLP.init_theta(jax.random.key(0), 1)
-MOVED = jax.tree.map(lambda w: w + 0.2 * jax.random.normal(jax.random.key(w.size), w.shape), FRESH)
 
 
 def gradients(count, shape=(6, 8)):
@@ -30,16 +29,22 @@ def steps(tx, param, count):
     return np.stack(found)
 
 
+def moved(optimizer):
+    fresh = optimizer.init_theta(jax.random.key(0), 1)
+    return jax.tree.map(lambda w: w + 0.2 * jax.random.normal(jax.random.key(w.size), w.shape), fresh)
+
+
 @pytest.mark.parametrize("num_steps", [7, 200])
-def test_updates_equal_the_plain_formula(num_steps):
+@pytest.mark.parametrize("name", ["nadam-mlp", "muon-mlp"])
+def test_updates_equal_the_plain_formula(name, num_steps):
     """Also at the end of the run, and after it."""
-    param = jax.random.normal(jax.random.key(2), (6, 8))
-    found = steps(as_optax(NADAM_MLP, MOVED, num_steps=num_steps), param, 9)
-    theta = jax.tree.map(lambda w: np.asarray(w, np.float64), MOVED)
+    optimizer, rule = get_architecture(name), {"nadam-mlp": plain.nadam_mlp, "muon-mlp": plain.muon_mlp}[name]
+    param, theta = jax.random.normal(jax.random.key(2), (6, 8)), moved(optimizer)
+    found = steps(as_optax(optimizer, theta, num_steps=num_steps), param, 9)
+    theta = jax.tree.map(lambda w: np.asarray(w, np.float64), theta)
     seen = [np.asarray(g, np.float64) for g in gradients(9)]
     expected = [
-        plain.nadam_mlp(theta, seen[: count + 1], np.asarray(param, np.float64), count, num_steps)
-        for count in range(9)
+        rule(theta, seen[: count + 1], np.asarray(param, np.float64), count, num_steps) for count in range(9)
     ]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
     assert (num_steps > 7) == bool(np.abs(found[8]).max() > 1e-7)
@@ -65,8 +70,8 @@ def test_a_fresh_one_is_nadam(num_steps):
 
 def test_layers_stored_as_one_tensor_are_told_too():
     param = jax.random.normal(jax.random.key(2), (3, 4, 5))
-    whole = steps(as_optax(NADAM_MLP, MOVED, num_steps=5, layer_axes=0), param, 4)
-    tx = as_optax(NADAM_MLP, MOVED, num_steps=5)
+    whole = steps(as_optax(NADAM_MLP, moved(NADAM_MLP), num_steps=5, layer_axes=0), param, 4)
+    tx = as_optax(NADAM_MLP, moved(NADAM_MLP), num_steps=5)
     state, layers = tx.init(list(param)), []
     for gradient in gradients(4, param.shape):
         update, state = tx.update(list(gradient), state, list(param))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,16 +18,16 @@ from inner_tasks.tasks.general_tasks import FAMILIES
 from learned_opt import read
 from meta_train.estimators import pes
 from meta_train.outer.mixture import mixture
-from meta_train.outer.population import population
+from meta_train.outer.population import Population, population
 from tests.marks import slow
 from tests.meta_train.command import lines, meta_train
 
 
-def test_mean_of_the_clipped_gradients_of_each() -> None:
+def test_mean_of_the_normalised_gradients_of_each() -> None:
     problems = [LinearRecurrence(horizon=4), LinearRecurrence(horizon=7, decay=0.5)]
     make = partial(pes, sigma=0.1, truncation=2)
     each = [population(make, problem, units=4, devices=1) for problem in problems]
-    together = mixture([population(make, problem, units=4, devices=2) for problem in problems], 1.0)
+    together = mixture([population(make, problem, units=4, devices=2) for problem in problems])
     theta, key = jax.numpy.float32(0.3), jax.random.key(0)
     state = together.init(jax.random.key(1), theta)
     gradient, state, info = together.estimate(theta, state, key)
@@ -33,17 +35,35 @@ def test_mean_of_the_clipped_gradients_of_each() -> None:
     for number, one in enumerate(each):
         own = one.init(jax.random.fold_in(jax.random.key(1), number), theta)
         found.append(one.estimate(theta, own, jax.random.fold_in(key, number)))
-    norms = np.array([abs(float(g)) for g, _, _ in found])
-    assert norms.max() > 1 > norms.min()  # one is clipped, and one is not
-    expected = np.mean([float(g) / max(1, abs(float(g))) for g, _, _ in found])
+    expected = np.mean([float(g) / abs(float(g)) for g, _, _ in found])
     assert float(gradient) == pytest.approx(expected, rel=1e-6)
     assert float(info["steps"]) == sum(float(i["steps"]) for _, _, i in found)
     assert float(info["loss"]) == pytest.approx(np.mean([float(i["loss"]) for _, _, i in found]), rel=1e-6)
-    errors = [min(1, 1 / n) * n / float(i["snr"]) for n, (_, _, i) in zip(norms, found, strict=True)]
+    errors = [1 / float(i["snr"]) for _, _, i in found]
     assert float(info["snr"]) == pytest.approx(abs(expected) / (np.hypot(*errors) / 2), rel=1e-5)
     gathered = together.gather(state)
     again = together.gather(together.scatter(gathered))
     jax.tree.map(np.testing.assert_array_equal, gathered, again)
+
+
+def test_a_task_without_gradient_counts_as_zero_and_one_that_is_not_finite_spoils_the_mean() -> None:
+    def constant(gradient: float) -> Population:
+        metrics = {name: jnp.float32(1) for name in ("loss", "snr", "xi_norm", "clipped", "nonfinite")}
+        metrics |= {name: jnp.float32(1) for name in ("dropped", "episodes", "steps")}
+        metrics |= {"gradient_norm": jnp.abs(jnp.float32(gradient))}
+
+        def estimate(theta: Any, state: Any, key: Any) -> Any:
+            return jnp.float32(gradient), state, metrics
+
+        return Population(lambda key, theta: (), estimate, *[lambda x: x] * 3)
+
+    def mean(*gradients: float) -> float:
+        together = mixture([constant(g) for g in gradients])
+        gradient, _, _ = together.estimate(0.0, ((),) * len(gradients), jax.random.key(0))
+        return float(gradient)
+
+    assert mean(1e-6, -3.0, 0.0, 20.0) == pytest.approx(1 / 4)
+    assert np.isnan(mean(1.0, np.inf)) and np.isnan(mean(1.0, np.nan))
 
 
 SMALL = (

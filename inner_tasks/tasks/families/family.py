@@ -22,6 +22,7 @@ UNIT_DECADES = 3.0  # units of a tensor lie between 1e-3 and 1e3
 LOSS_DECADES = 2.0  # the scale of the loss, between 1e-2 and 1e2
 GAIN = 2.0  # initial weights are up to this factor larger or smaller than those of Flax's layers
 SMALLEST_BATCH = 8
+SHARE_UNTOLD = 0.25  # of the members: an optimizer is not told how many steps they are trained for
 
 
 class Variation(NamedTuple):
@@ -30,6 +31,7 @@ class Variation(NamedTuple):
     units: Params  # by how much the parameters of each tensor are smaller than usual, each []
     loss_scale: jax.Array  # float32 [], by how much the loss is larger
     horizon: jax.Array  # int32 [], T
+    num_steps: jax.Array  # float32 [], what an optimizer is told of it: T, or infinity for nothing
     gain: jax.Array  # float32 [], by how much the initial weights are larger
     examples: jax.Array  # int32 [], different examples in a minibatch
     activation: jax.Array  # int32 [], number of the nonlinearity in ``ACTIVATIONS``
@@ -55,7 +57,7 @@ def family(
       others a factor of each tensor, log-uniform in 1e-3 to 1e3;
     - the scale of its loss, log-uniform in 1e-2 to 1e2;
     - its horizon: log-uniform in 100 to 2,000 steps, and for a tenth of the members in 2,000 to
-      ``settings.horizon``;
+      ``settings.horizon``; an optimizer that asks for it is told for three of four members;
     - the gain of its initial weights, log-uniform in 1/2 to 2;
     - the number of different examples in a minibatch, log-uniform in 8 to ``settings.batch_size``;
     - its nonlinearity, where the network leaves it open.
@@ -78,16 +80,18 @@ def family(
         own_key, key = jax.random.split(key)
         leaves, tree = jax.tree.flatten(shapes)
         # Numbers are drawn together, here and in the families: each draw takes its time to compile.
-        uniform = jax.random.uniform(key, (7 + len(leaves),))
-        exponents = UNIT_DECADES * (2 * uniform[7:] - 1)
+        uniform = jax.random.uniform(key, (8 + len(leaves),))
+        exponents = UNIT_DECADES * (2 * uniform[8:] - 1)
         units = 10.0 ** jnp.where(uniform[0] < 0.5, 0.0, exponents)
         shortest, middle = (min(steps, settings.horizon) for steps in (SHORTEST, LONGEST_USUAL))
         usual = _log_uniform(uniform[2], shortest, middle)
         long = _log_uniform(uniform[2], middle, settings.horizon)
+        horizon = jnp.round(jnp.where(uniform[3] < SHARE_OF_LONG, long, usual))
         return Variation(
             units=tree.unflatten(list(units)),
             loss_scale=10.0 ** (LOSS_DECADES * (2 * uniform[1] - 1)),
-            horizon=jnp.round(jnp.where(uniform[3] < SHARE_OF_LONG, long, usual)).astype(jnp.int32),
+            horizon=horizon.astype(jnp.int32),
+            num_steps=jnp.where(uniform[7] < SHARE_UNTOLD, jnp.inf, horizon),
             gain=_log_uniform(uniform[4], 1 / GAIN, GAIN),
             examples=jnp.round(
                 _log_uniform(uniform[5], min(SMALLEST_BATCH, settings.batch_size), settings.batch_size)
@@ -112,6 +116,7 @@ def family(
             horizon=cast(int, variation.horizon),  # an array, as ``TaskFamily`` allows
             max_loss=max_loss,
             sample_validation=bound(sample_validation) if sample_validation else None,
+            num_steps=variation.num_steps,
         )
         task = with_scaled_loss(reparametrised(task, variation.units), cast(float, variation.loss_scale))
         return replace(task, metrics=minibatch_metrics(task.loss, task.sample_validation or task.sample))

@@ -13,6 +13,7 @@ from learned_opt._src.architectures.adam import adam
 from learned_opt._src.architectures.celo2_style import celo2_style
 from learned_opt._src.architectures.metz2019 import metz2019
 from learned_opt._src.architectures.mlp import mlp
+from learned_opt._src.architectures.muon_mlp import muon_mlp
 from learned_opt._src.architectures.nadam_mlp import nadam_mlp
 from learned_opt._src.architectures.relative_mlp import relative_mlp
 from learned_opt._src.architectures.sgdm import sgdm
@@ -29,6 +30,7 @@ ARCHITECTURES: dict[str, Callable[[], LearnedOptimizer]] = {
     "celo2-style": celo2_style,
     "relative-mlp": relative_mlp,
     "nadam-mlp": nadam_mlp,
+    "muon-mlp": muon_mlp,
     "sgdm": sgdm,
     "adam": adam,
     "sgdm-per-block": partial(sgdm, per_block=True),

@@ -52,7 +52,7 @@ def celo2_style() -> LearnedOptimizer:
     orthogonalised matrices (there "celo2-base"), and without two outputs that it computes and does not use.
     """
     initial = initial_accumulators(len(MOMENTUM_DECAYS), len(MOMENT_DECAYS), len(FACTORED_DECAYS))
-    return per_tensor(_init_theta, Rule(initial, _accumulate, _step, _factor))._replace(unit_rate=_unit_rate)
+    return per_tensor(_init_theta, Rule(initial, _accumulate, _step, _shaped))._replace(unit_rate=_unit_rate)
 
 
 def _unit_rate(theta: Theta) -> Theta:
@@ -72,7 +72,9 @@ def _accumulate(theta: Theta, gradient: jax.Array, accumulators: Accumulators) -
     return Accumulators(momenta, ft.averaged(moments, jnp.square(gradient), MOMENT_DECAYS), factored)
 
 
-def _factor(theta: Theta, gradient: jax.Array, factored: Factored) -> tuple[Factored, Spread]:
+def _shaped(
+    theta: Theta, gradient: jax.Array, momenta: jax.Array, factored: Factored
+) -> tuple[Factored, Spread]:
     factored = update_factored(factored, gradient, FACTORED_DECAYS)
     _, weights = without_rows(theta["network"], NUM_FEATURES, NUM_FACTORED)
     # The network of a vector does not see rows and columns.
@@ -93,14 +95,14 @@ def _step(theta: Theta, tensors: Tensors, clock: ft.Clock) -> jax.Array:
         scale,
         nothing,
         lambda out, *_: out[0],
-        hidden=lambda e: e.factored.hidden,
+        hidden=lambda e: e.shaped.hidden,
     )
     size = jnp.exp(theta["log_learning_rate"]) * jax.lax.rsqrt(EPSILON + tensors.mean_square(direction))
     return -tensors.each(size)[0] * direction
 
 
 def _features(entries: Entries, each: Each) -> list[jax.Array]:
-    gradient, param, (momenta, moments, _), factored = entries
+    gradient, param, (momenta, moments, _), shaped = entries
     inverse_root = jax.lax.rsqrt(moments + 1e-8)
     return [
         gradient,
@@ -110,7 +112,7 @@ def _features(entries: Entries, each: Each) -> list[jax.Array]:
         moments,
         momenta * inverse_root,
         inverse_root,
-        gradient * factored.inverse_roots,
+        gradient * shaped.inverse_roots,
         gradient * inverse_root,
-        momenta * factored.of_momenta,
+        momenta * shaped.of_momenta,
     ]

@@ -43,17 +43,23 @@ class Rule(NamedTuple):
         this one, for one tensor in its own shape.
       step: ``(theta, tensors, clock) -> [...]``, the update of each entry of some tensors, to be added. Their
         gradients and values are zero where they are not finite.
-      factor: ``(theta, gradient, factored) -> (factored, arrays [k, *shape])``, for a rule with factored
-        moments: the next ones of one tensor, and what `step` sees of them. Its accumulators have a field
-        ``factored``, which `accumulate` leaves as it is.
+      shaped: ``(theta, gradient, momenta, factored) -> (factored, arrays [k, *shape])``, for a rule that
+        looks at rows and columns of one tensor: its next factored moments, and what `step` sees. Its
+        accumulators have a field ``factored``, which `accumulate` leaves as it is, if it has such moments;
+        without, `factored` is ().
       takes_num_steps: whether `step` looks at the number of steps of the run.
     """
 
     initial: Accumulators
     accumulate: Callable[[Theta, jax.Array, Accumulators], Accumulators]
     step: Callable[[Theta, Tensors, ft.Clock], jax.Array]
-    factor: Callable[[Theta, jax.Array, Any], tuple[Any, Any]] | None = None
+    shaped: Callable[[Theta, jax.Array, jax.Array, Any], tuple[Any, Any]] | None = None
     takes_num_steps: bool = False
+
+    @property
+    def has_factored(self) -> bool:
+        """Whether its accumulators have factored moments."""
+        return "factored" in self.initial._fields
 
 
 def per_tensor(
@@ -154,42 +160,43 @@ def _accumulated(
     accumulate = jax.jit(lambda theta, gradient, own: rule.accumulate(theta, ft.finite(gradient), own))
     after = [accumulate(theta, g, own) for g, own in zip(gradients, accumulators, strict=True)]
     seen = after
-    factored: list[Any] = []
-    if rule.factor:
-        after, factored = _factored(partial(rule.factor, theta), gradients, after)
-        seen = [own._replace(factored=None) for own in after]
+    shaped: list[Any] = []
+    if rule.shaped:
+        factored, shaped = _shaped(partial(rule.shaped, theta), gradients, after)
+        if rule.has_factored:
+            after = [own._replace(factored=moments) for own, moments in zip(after, factored, strict=True)]
+            seen = [own._replace(factored=None) for own in after]
     known: list[Any] = [[g[None] for g in gradients], [p[None] for p in params]]
-    known += [jax.tree.map(lambda *xs: list(xs), *trees) if trees else None for trees in (seen, factored)]
+    known += [jax.tree.map(lambda *xs: list(xs), *trees) if trees else None for trees in (seen, shaped)]
     return after, Entries(*known)
 
 
-def _factored(
-    factor: Callable[[jax.Array, Any], tuple[Any, Any]],
+def _shaped(
+    shaped: Callable[[jax.Array, jax.Array, Any], tuple[Any, Any]],
     gradients: Sequence[jax.Array],
     accumulators: Sequence[Accumulators],
-) -> tuple[list[Accumulators], list[Any]]:
-    """Accumulators with their next factored moments, and what the rule sees of these.
+) -> tuple[list[Any], list[Any]]:
+    """The next factored moments of each tensor, and what the rule sees of its rows and columns.
 
-    Factored moments depend on the shape, and are many small operations. So neighbours of equal shape are
-    stacked for them.
+    This depends on the shape, and is many small operations. So neighbours of equal shape are stacked for it.
     """
 
-    def one(gradient: jax.Array, factored: Any) -> tuple[Any, Any]:
-        return factor(ft.finite(gradient), factored)
+    def one(gradient: jax.Array, momenta: jax.Array, factored: Any) -> tuple[Any, Any]:
+        return shaped(ft.finite(gradient), momenta, factored)
 
-    after, seen = list(accumulators), []
-    for _, neighbours in itertools.groupby(range(len(after)), key=lambda i: gradients[i].shape):
+    after, seen = [], []
+    for _, neighbours in itertools.groupby(range(len(gradients)), key=lambda i: gradients[i].shape):
         group = list(neighbours)
-        own = [(gradients[i], after[i].factored) for i in group]
+        own = [
+            (gradients[i], accumulators[i].momenta, getattr(accumulators[i], "factored", ())) for i in group
+        ]
         if len(group) == 1:
             moments, arrays = one(*own[0])
-            each = [moments]
+            after.append(moments)
         else:
             moments, arrays = jax.vmap(one, out_axes=(0, 1))(*jax.tree.map(lambda *xs: jnp.stack(xs), *own))
-            each = unstacked(moments, len(group))
+            after += unstacked(moments, len(group))
         seen.append(arrays)
-        for i, moments in zip(group, each, strict=True):
-            after[i] = after[i]._replace(factored=moments)
     return after, seen
 
 

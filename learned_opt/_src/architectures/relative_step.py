@@ -99,8 +99,12 @@ def relative_size(factor: jax.Array, tensors: Tensors, means: Means) -> jax.Arra
       means: the means over each of them.
     """
     share = jnp.asarray(rank_one_share(tensors.shapes), means.square.dtype)
-    size = factor * share * jnp.sqrt(means.square + LEAST_SCALE**2)
-    return jnp.where(means.moment > 0, size, 0)
+    return factor * share * scale_of(means)
+
+
+def scale_of(means: Means) -> jax.Array:
+    """``sqrt(mean(param^2) + 1e-4)`` of each tensor, ``[1, T]``; 0 where all gradients were zero."""
+    return jnp.where(means.moment > 0, jnp.sqrt(means.square + LEAST_SCALE**2), 0)
 
 
 def rank_one_share(shapes: Sequence[Shape]) -> np.ndarray:

@@ -51,7 +51,7 @@ def small_fc() -> LearnedOptimizer:
     CoLLAs 2022 (there ``small_fc_lopt``); google/learned_optimization, ``adafac_mlp_lopt.py``.
     """
     initial = initial_accumulators(len(MOMENTUM_DECAYS), len(MOMENT_DECAYS), len(FACTORED_DECAYS))
-    return per_tensor(_init_theta, Rule(initial, _accumulate, _step, _factor))
+    return per_tensor(_init_theta, Rule(initial, _accumulate, _step, _shaped))
 
 
 def _init_theta(key: jax.Array) -> Theta:
@@ -72,7 +72,9 @@ def _accumulate(theta: Theta, gradient: jax.Array, accumulators: Accumulators) -
     )
 
 
-def _factor(theta: Theta, gradient: jax.Array, factored: Factored) -> tuple[Factored, Spread]:
+def _shaped(
+    theta: Theta, gradient: jax.Array, momenta: jax.Array, factored: Factored
+) -> tuple[Factored, Spread]:
     decays = _decays(FACTORED_DECAYS, theta["factored_decays"])
     factored = update_factored(factored, gradient, decays)
     _, weights = without_rows(theta["network"], FIRST_FACTORED, NUM_FACTORED)
@@ -89,12 +91,12 @@ def _step(theta: Theta, tensors: Tensors, clock: ft.Clock) -> jax.Array:
         scale,
         time,
         lambda out, *_: small_step(out),
-        hidden=lambda e: e.factored.hidden,
+        hidden=lambda e: e.shaped.hidden,
     )
 
 
 def _features(entries: Entries, each: Each) -> list[jax.Array]:
-    gradient, param, (momenta, moments, _), factored = entries
+    gradient, param, (momenta, moments, _), shaped = entries
     inverse_root = jax.lax.rsqrt(moments + 1e-6)
     return [
         gradient,
@@ -103,8 +105,8 @@ def _features(entries: Entries, each: Each) -> list[jax.Array]:
         moments,
         momenta * inverse_root,
         inverse_root,
-        gradient * factored.inverse_roots,
-        momenta * factored.of_momenta,
+        gradient * shaped.inverse_roots,
+        momenta * shaped.of_momenta,
     ]
 
 

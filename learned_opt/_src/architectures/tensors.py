@@ -40,7 +40,7 @@ class Entries(NamedTuple):
     gradient: jax.Array  # [1, ...]
     param: jax.Array  # [1, ...]
     accumulated: Any  # NamedTuple of arrays [k, ...]; what is of another shape (factored moments) is None
-    factored: Any = None  # what the rule makes of factored moments, arrays [k, ...]
+    shaped: Any = None  # what the rule makes of their rows and columns, arrays [k, ...]
 
 
 class Tensors(Protocol):

@@ -1,0 +1,108 @@
+"""Steps of NAdam and of Muon, added; their sizes and schedules are learned, and a correction of the first."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from learned_opt._src.architectures import features as ft
+from learned_opt._src.architectures.nadam_mlp import (
+    MOMENTUM_DECAYS,
+    NOMINAL,
+    NUM_FEATURES,
+    context_of,
+    corrected,
+    log_sizes,
+    networks,
+    schedule,
+)
+from learned_opt._src.architectures.per_tensor import Rule, per_tensor
+from learned_opt._src.architectures.relative_step import (
+    accumulate,
+    initial,
+    means_of,
+    relative_size,
+    scale_of,
+)
+from learned_opt._src.architectures.tensors import Entries, Tensors
+from learned_opt._src.learned_optimizer import LearnedOptimizer, Theta
+
+# Of a fresh network: the size of NAdam's step where a matrix counts as of rank one, and of Muon's.
+STEP_SCALE = 0.1
+ORTHOGONAL_SCALE = 0.008
+# Newton-Schulz iteration of an odd polynomial that brings singular values from (0, 1] near to 1.
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+
+
+def muon_mlp() -> LearnedOptimizer:
+    """NAdam and Muon, whose steps two small networks correct and size: 17-16-1 a parameter, 10-8-2 a tensor.
+
+    With u the direction of NAdam, corrected as in ``nadam_mlp``, and O the nearest orthogonal matrix to
+    ``0.9 m + 0.1 g``, a tensor moves by::
+
+        update = - schedule(t) scale (0.1 exp(a) u min(1, 1 / sqrt(rows) + 1 / sqrt(columns))
+                                      + 0.008 exp(b) O (sqrt(rows) + sqrt(columns)))
+        scale = sqrt(mean(param^2) + 1e-4)
+
+    Both terms are relative to the spectral norm of a random matrix of the size of the tensor. One network
+    gives a and b from the context of the tensor; the correction sees what it sees in ``nadam_mlp``, and O.
+    Vectors, and matrices of one row or column, have no second term. A tensor of more dimensions counts as a
+    matrix with the columns of the last. There are 411 weights, and schedule and context are those of
+    ``nadam_mlp``.
+
+    O is found by five Newton-Schulz iterations: ``30 min(rows, columns)`` operations and more for each entry.
+
+    Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; the orthogonal directions
+    beside a learned one are in Moudgil, Knyazev, Belilovsky, "Celo2", ICLR 2026.
+    """
+    start, average = initial(len(MOMENTUM_DECAYS)), partial(accumulate, MOMENTUM_DECAYS)
+    return per_tensor(_init_theta, Rule(start, average, _step, _shaped, takes_num_steps=True))
+
+
+def _init_theta(key: jax.Array) -> Theta:
+    return networks(key, NUM_FEATURES + 1, steps=2)
+
+
+def _shaped(theta: Theta, gradient: jax.Array, momenta: jax.Array, factored: Any) -> tuple[Any, jax.Array]:
+    """O times ``sqrt(rows) + sqrt(columns)``, ``[1, *shape]``."""
+    columns = gradient.shape[-1] if gradient.ndim else 1
+    rows = gradient.size // columns
+    if gradient.ndim < 2 or min(rows, columns) == 1:
+        return factored, jnp.zeros_like(gradient)[None]
+    decay = MOMENTUM_DECAYS[NOMINAL]
+    average = decay * momenta[NOMINAL] + (1 - decay) * gradient
+    matrix = orthogonal(average.reshape(rows, columns)) * (rows**0.5 + columns**0.5)
+    return factored, matrix.reshape(1, *gradient.shape)
+
+
+def orthogonal(matrix: jax.Array) -> jax.Array:
+    """A matrix of the same singular vectors whose singular values are near 1; zeros for zeros."""
+    wide = matrix.shape[0] <= matrix.shape[1]
+    x = matrix if wide else matrix.T
+    # Divided by its largest entry first: the squares of very small ones would vanish.
+    x = x / jnp.maximum(jnp.max(jnp.abs(x)), jnp.finfo(x.dtype).tiny)
+    x = x / jnp.maximum(jnp.linalg.norm(x), 1)
+    a, b, c = COEFFICIENTS
+    for _ in range(ITERATIONS):
+        square = x @ x.T
+        x = a * x + (b * square + c * square @ square) @ x
+    return x if wide else x.T
+
+
+def _step(theta: Theta, tensors: Tensors, clock: ft.Clock) -> jax.Array:
+    means = means_of(tensors)
+    context = context_of(tensors, means, clock)
+
+    def seen(entries: Entries) -> tuple[jax.Array]:
+        return (entries.shaped,)
+
+    directions = corrected(theta["direction"], tensors, means, context, clock, seen)
+    a, b = log_sizes(theta["step"], context, 2)
+    of_nadam = relative_size(STEP_SCALE * schedule(clock) * jnp.exp(a), tensors, means)
+    of_muon = ORTHOGONAL_SCALE * schedule(clock) * jnp.exp(b) * scale_of(means)
+    sizes = tensors.each(jnp.concatenate([of_nadam, of_muon]).astype(context.dtype))
+    return -(sizes[0] * directions + sizes[1] * tensors.entries.shaped[0])
