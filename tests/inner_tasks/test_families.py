@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from inner_tasks import (
 )
 from inner_tasks.tasks.families.family import Variation, random_indices, repeated
 from inner_tasks.tasks.general_tasks import FAMILIES
+from learned_opt import LearnedOptimizer
 from meta_train.estimators import pes
 from tests.inner_tasks.test_tasks import SGD
 
@@ -212,6 +214,7 @@ def toy(length: int = 6) -> TaskFamily:
             loss_scale=10.0 ** jax.random.uniform(scale, minval=-2, maxval=2),
             horizon=length + jax.random.bernoulli(more).astype(jnp.int32),
             gain=jnp.float32(1),
+            num_steps=jnp.float32(0),
             examples=jnp.int32(1),
             activation=jnp.int32(0),
             own=jax.random.normal(target),
@@ -253,6 +256,27 @@ def test_an_episode_is_that_of_its_member(objective: str) -> None:
                 assert loss == 0
             assert state.training.params == own.params
         assert state.training.params != 0
+
+
+def test_three_of_four_members_tell_their_length() -> None:
+    family = find_task("general-tasks").build(TaskSettings(horizon=500)).members["table"]
+    drawn = jax.vmap(family.draw)(jax.random.split(jax.random.key(0), 400))
+    told = np.isfinite(drawn.num_steps)
+    assert 0.68 < told.mean() < 0.82  # three standard errors
+    np.testing.assert_array_equal(drawn.num_steps[told], drawn.horizon[told])
+
+    seen: list[jax.Array] = []
+
+    def update(theta: Any, gradients: Any, state: Any, params: Any, num_steps: jax.Array) -> Any:
+        seen.append(num_steps)
+        return gradients, state
+
+    optimizer = LearnedOptimizer(lambda key, blocks: {}, lambda params: (), update, takes_num_steps=True)
+    problem = FamilyTraining(family.load(None), family, optimizer)
+    for seed in range(8):
+        state = problem.init(jax.random.key(seed))
+        problem.step({}, state, jax.random.key(0))
+        assert seen[-1] == state.variation.num_steps
 
 
 def test_estimators_restart_an_episode_at_its_own_end() -> None:

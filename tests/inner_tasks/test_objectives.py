@@ -67,6 +67,11 @@ def examples(problem: Training, split: str, key: jax.Array) -> tuple[np.ndarray,
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_against_numpy(name: str) -> None:
     problem, steps = unrolled(name)
+    bound = 1.5 * np.log(10)
+
+    def logarithmic(loss: float) -> float:
+        return bound * np.log(1 + loss / (0.003 * bound)) / np.log(1 + 1 / 0.003)
+
     for number, (before, key, loss, after) in enumerate(steps, 1):
         last = number > 0.9 * SETTINGS.horizon  # the end of eight steps is the eighth
         fresh = jax.random.fold_in(key, 2**32 - 1)
@@ -81,6 +86,8 @@ def test_against_numpy(name: str) -> None:
             "mean-and-end": (0.5 + 5 * last) * own,
             "mean-and-validation-end": 0.5 * own
             + 5 * last * measured(after.params, *examples(problem, "validation", fresh))[0],
+            "log-mean-and-validation-end": 0.5 * logarithmic(own)
+            + 5 * last * logarithmic(measured(after.params, *examples(problem, "validation", fresh))[0]),
         }[name]
         assert loss == pytest.approx(expected, abs=2e-5)
 
@@ -113,7 +120,7 @@ def test_a_final_loss_that_is_not_finite_counts_as_the_greatest() -> None:
     assert float(first) == pytest.approx(TASK.max_loss - before, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["mean-and-end", "mean-and-validation-end"])
+@pytest.mark.parametrize("name", ["mean-and-end", "mean-and-validation-end", "log-mean-and-validation-end"])
 def test_losses_are_clipped_before_the_end_gets_its_weight(name: str) -> None:
     """What diverged counts as ``max_loss`` in every step; a loss that is not finite is left to be counted."""
     problem, _ = unrolled(name)
