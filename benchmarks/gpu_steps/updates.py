@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,8 @@ from meta_train.report.costs import repeated_updates
 # Of `mlp`, per parameter: moved by a step and by the pass over the mean squares; computed.
 BYTES, OPERATIONS = 60 + 32, 2_688
 ROUNDS = 5
+# The form is a setting of the whole process: one program is lowered at a time.
+FORM = threading.Lock()
 LAYERS = 10
 
 
@@ -45,15 +48,33 @@ PRECISIONS = tuple(
 )
 
 
+class Case(NamedTuple):
+    """Updates of parameters of one size."""
+
+    what: str
+    params: Any  # shapes
+    leading: tuple[int, ...]  # of particles
+    steps: int  # updates in a turn
+    variants: tuple[Variant, ...]
+
+
 def run(emit: Callable[..., None], arguments: argparse.Namespace) -> None:
     """One line for each size: picoseconds per parameter of each variant."""
     if arguments.miniature:
-        _measure(emit, "10,000 parameters", _perceptron(10_000), (), 2, FLOAT32)
-        return
-    cifar10 = jax.eval_shape(find_task("cifar10-mlp").build(find_task("cifar10-mlp").settings).init, _key())
-    _measure(emit, "64 particles of cifar10-mlp", cifar10, (64,), 20, FLOAT32 + PRECISIONS)
-    for exponent, steps in ((8, 3), (4, 50), (6, 50), (7, 20), (5, 50)):
-        _measure(emit, f"1e{exponent} parameters", _perceptron(10**exponent), (), steps, FLOAT32)
+        cases = [Case("10,000 parameters", _perceptron(10_000), (), 2, FLOAT32)]
+    else:
+        cifar10 = jax.eval_shape(
+            find_task("cifar10-mlp").build(find_task("cifar10-mlp").settings).init, _key()
+        )
+        cases = [Case("64 particles of cifar10-mlp", cifar10, (64,), 20, FLOAT32 + PRECISIONS)]
+        for exponent, steps in ((8, 3), (4, 50), (6, 50)):
+            cases.append(Case(f"1e{exponent} parameters", _perceptron(10**exponent), (), steps, FLOAT32))
+    with ThreadPoolExecutor() as pool:  # the compiler of a GPU runs without Python's lock
+        compiling = [
+            {variant: pool.submit(_compiled, case, variant) for variant in case.variants} for case in cases
+        ]
+        for case, programs in zip(cases, compiling, strict=True):
+            emit(update_of=case.what, **_measured(case, programs))
 
 
 def _key() -> jax.Array:
@@ -70,75 +91,60 @@ def _perceptron(parameters: int) -> Any:
     return {f"layer {i}": layer for i in range(LAYERS)}
 
 
-def _measure(
-    emit: Callable[..., None],
-    what: str,
-    shapes: Any,
-    leading: tuple[int, ...],
-    steps: int,
-    variants: tuple[Variant, ...],
-) -> None:
+def _measured(case: Case, programs: Mapping[Variant, Future[Any]]) -> dict[str, Any]:
     """Time all variants in turns, on the same parameters."""
-    leaves, tree = jax.tree.flatten(shapes)
     generator = np.random.default_rng(0)  # a GPU would compile a program for each shape
-    arrays = [0.05 * generator.standard_normal((*leading, *x.shape), np.float32) for x in leaves]
-    params = jax.device_put(tree.unflatten(arrays))
+    params = jax.tree.map(
+        lambda x: 0.05 * generator.standard_normal((*case.leading, *x.shape), np.float32), case.params
+    )
+    params = jax.device_put(params)
     count = sum(x.size for x in jax.tree.leaves(params))
-    lowered, failed = {}, {}
-    for variant in variants:
+    turns, failed = {}, {}
+    for variant, program in programs.items():
         try:
-            lowered[variant] = _lowered(variant, params, leading, len(leaves), steps)
+            turns[variant] = program.result()
         except Exception as error:  # one form that cannot be compiled is a result too
             failed[_name(variant)] = f"{type(error).__name__}: {str(error)[:200]}"
-    with ThreadPoolExecutor() as pool:  # the compiler of a GPU runs without Python's lock
-        turns = dict(zip(lowered, pool.map(lambda make: make(), lowered.values()), strict=True))
     seconds: dict[str, list[float]] = {}
     for number in range(ROUNDS + 1):
         for variant in list(turns):
             try:
                 began = time.perf_counter()
-                jax.block_until_ready(turns[variant]())
+                jax.block_until_ready(turns[variant](params))
                 taken = time.perf_counter() - began
             except Exception as error:  # out of memory, say
                 failed[_name(variant)] = f"{type(error).__name__}: {str(error)[:200]}"
                 del turns[variant]
                 continue
             if number:
-                seconds.setdefault(_name(variant), []).append(taken / steps / count * 1e12)
-    emit(
-        update_of=what,
-        count=count,
-        of_mlp_per_parameter={"bytes": BYTES, "operations": OPERATIONS},
-        picoseconds_per_parameter={name: statistics.median(each) for name, each in seconds.items()},
-        ranges={name: [min(each), max(each)] for name, each in seconds.items()},
+                seconds.setdefault(_name(variant), []).append(taken / case.steps / count * 1e12)
+    return {
+        "count": count,
+        "of_mlp_per_parameter": {"bytes": BYTES, "operations": OPERATIONS},
+        "picoseconds_per_parameter": {name: statistics.median(each) for name, each in seconds.items()},
+        "ranges": {name: [min(each), max(each)] for name, each in seconds.items()},
         **({"failed": failed} if failed else {}),
-    )
+    }
 
 
 def _name(variant: Variant) -> str:
     return ", ".join(part for part in variant if part not in ("optax",))
 
 
-def _lowered(
-    variant: Variant, params: Any, leading: tuple[int, ...], tensors: int, steps: int
-) -> Callable[[], Callable[[], object]]:
-    """A function that compiles a loop of updates, and returns one that runs it."""
+def _compiled(case: Case, variant: Variant) -> Callable[[Any], object]:
+    """A function of parameters that makes a turn of updates."""
     if variant.form == "optax":
-        optimizer, theta = baseline("adam", steps).optimizer, jnp.float32(1e-3)
+        optimizer, theta = baseline("adam", case.steps).optimizer, jnp.float32(1e-3)
     else:
         optimizer = learned_opt.get_architecture(variant.optimizer)
-        theta = optimizer.init_theta(_key(), tensors)
-    theta = jax.tree.map(lambda x: jnp.broadcast_to(x, (*leading, *jnp.shape(x))), theta)
+        theta = optimizer.init_theta(_key(), len(jax.tree.leaves(case.params)))
+    theta = jax.tree.map(lambda x: jnp.broadcast_to(x, (*case.leading, *jnp.shape(x))), theta)
 
     def loop(theta: Any, params: Any) -> Any:
-        return repeated_updates(optimizer, theta, params, optimizer.init(params), steps)
+        return repeated_updates(optimizer, theta, params, optimizer.init(params), case.steps)
 
-    with form(variant.form == "kernel", variant.precision):
-        mapped = jax.vmap(loop) if leading else loop
-        lowered = jax.jit(mapped).lower(theta, params)
-
-    def compiled() -> Callable[[], object]:
-        program = lowered.compile()
-        return lambda: program(theta, params)
-
-    return compiled
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*case.leading, *x.shape), x.dtype), case.params)
+    with FORM, form(variant.form == "kernel", variant.precision):
+        lowered = jax.jit(jax.vmap(loop) if case.leading else loop).lower(theta, params)
+    program = lowered.compile()
+    return lambda params: program(theta, params)

@@ -18,6 +18,7 @@ from learned_opt import UserError
 from learned_opt._src.errors import choices
 from meta_train.estimators.base import Theta
 
+WARM_UP = 0.05  # share of the updates
 # Each is made from the schedule of its learning rate.
 OUTER_OPTIMIZERS: Mapping[str, Callable[[optax.Schedule], optax.GradientTransformation]] = {
     "adam": optax.adam,
@@ -28,10 +29,10 @@ OUTER_OPTIMIZERS: Mapping[str, Callable[[optax.Schedule], optax.GradientTransfor
 
 @dataclass(frozen=True)
 class OuterConfig:
-    """How theta is moved: global-norm clip, then an optimizer with a cosine schedule over the run."""
+    """How theta is moved: global-norm clip, then an optimizer with a warm-up and a cosine over the run."""
 
     learning_rate: float = 2e-2
-    """Learning rate of the outer optimizer at the start."""
+    """Learning rate of the outer optimizer after its warm-up."""
     final_fraction: float = 0.1
     """Share of the learning rate that is left at the end."""
     clip_norm: float = 1.0
@@ -52,13 +53,21 @@ def find_outer_optimizer(name: str) -> Callable[[optax.Schedule], optax.Gradient
 
 
 def outer_optimizer(config: OuterConfig, updates: int) -> optax.GradientTransformation:
-    """Clip by global norm, then the optimizer, with a cosine from the learning rate to a fraction of it.
+    """Clip by global norm, then the optimizer, with a warm-up and a cosine to a fraction of its rate.
+
+    The rate rises over the first twentieth of the updates. The particles that start in the middle of an
+    episode have fresh networks, so the first meta-gradients know of early steps alone.
 
     Args:
       config: the settings.
       updates: length of the run, which is that of the schedule.
     """
-    schedule = optax.cosine_decay_schedule(config.learning_rate, updates, config.final_fraction)
+    cosine = optax.cosine_decay_schedule(config.learning_rate, updates, config.final_fraction)
+    warm_up = round(WARM_UP * updates) + 1
+
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        return jnp.minimum(1, (jnp.asarray(count) + 1) / warm_up) * cosine(count)
+
     optimizer = find_outer_optimizer(config.optimizer)(schedule)
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
 

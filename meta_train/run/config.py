@@ -150,8 +150,9 @@ _TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     "mnist-mlp": _GENTLER,
     "fashion-mnist-mlp": _GENTLER,
     "general-tasks": {
-        "updates": 20_000,
-        "estimator": EstimatorConfig(sigma=0.02, truncation=25, particles=4),
+        "optimizer": "muon-mlp",
+        "updates": 6_000,
+        "estimator": EstimatorConfig(name="nres", sigma=0.1, truncation=100, particles=32),
         "outer": OuterConfig(learning_rate=3e-3),
         "evaluation": EvaluationConfig(steps=1000),
     },
@@ -170,7 +171,7 @@ _TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 # Objectives of those tasks that have one of their own.
-_OBJECTIVES = {"general-tasks": "mean-and-validation-end"}
+_OBJECTIVES = {"general-tasks": "log-mean-and-validation-end"}
 
 
 def code_names(config: Config) -> dict[str, str]:

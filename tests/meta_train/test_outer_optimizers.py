@@ -10,7 +10,7 @@ from learned_opt import UserError
 from meta_train.commands.meta_train import parse
 from meta_train.outer.optimizers import OUTER_OPTIMIZERS, OuterConfig, outer_optimizer, outer_step
 
-UPDATES, RATE, FRACTION, CLIP = 10, 0.1, 0.25, 2.0
+UPDATES, WARM_UP, RATE, FRACTION, CLIP = 40, 2, 0.1, 0.25, 2.0
 
 
 def by_hand(name: str, gradients: list[np.ndarray]) -> np.ndarray:
@@ -20,7 +20,7 @@ def by_hand(name: str, gradients: list[np.ndarray]) -> np.ndarray:
     for number, gradient in enumerate(gradients):
         gradient = gradient * min(1, CLIP / np.linalg.norm(gradient))
         cosine = (1 + np.cos(np.pi * number / UPDATES)) / 2
-        rate = RATE * ((1 - FRACTION) * cosine + FRACTION)
+        rate = RATE * ((1 - FRACTION) * cosine + FRACTION) * min(1, (number + 1) / (WARM_UP + 1))
         mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
         velocity = 0.9 * velocity + gradient
         unbiased = mean / (1 - 0.9 ** (number + 1)), square / (1 - 0.999 ** (number + 1))

@@ -21,7 +21,8 @@ SHARE_OF_LONG = 0.1  # of the episodes: those are longer than the usual ones
 UNIT_DECADES = 3.0  # units of a tensor lie between 1e-3 and 1e3
 LOSS_DECADES = 2.0  # the scale of the loss, between 1e-2 and 1e2
 GAIN = 2.0  # initial weights are up to this factor larger or smaller than those of Flax's layers
-SMALLEST_BATCH = 8
+SMALLEST_BATCH = 16
+SHARE_OF_UNITS = 0.25  # of the members: they are in other units than those of Flax's layers
 SHARE_UNTOLD = 0.25  # of the members: an optimizer is not told how many steps they are trained for
 
 
@@ -53,13 +54,13 @@ def family(
 
     Drawn for each member:
 
-    - the units of its parameters: for half of the members those in which the network is initialised; for the
-      others a factor of each tensor, log-uniform in 1e-3 to 1e3;
+    - the units of its parameters: for three of four members those in which the network is initialised; for
+      the others a factor of each tensor, log-uniform in 1e-3 to 1e3;
     - the scale of its loss, log-uniform in 1e-2 to 1e2;
     - its horizon: log-uniform in 100 to 2,000 steps, and for a tenth of the members in 2,000 to
       ``settings.horizon``; an optimizer that asks for it is told for three of four members;
     - the gain of its initial weights, log-uniform in 1/2 to 2;
-    - the number of different examples in a minibatch, log-uniform in 8 to ``settings.batch_size``;
+    - the number of different examples in a minibatch, log-uniform in 16 to ``settings.batch_size``;
     - its nonlinearity, where the network leaves it open.
 
     The augmentations are those of Metz et al., "VeLO", 2022, and of Celo2, 2026.
@@ -82,7 +83,7 @@ def family(
         # Numbers are drawn together, here and in the families: each draw takes its time to compile.
         uniform = jax.random.uniform(key, (8 + len(leaves),))
         exponents = UNIT_DECADES * (2 * uniform[8:] - 1)
-        units = 10.0 ** jnp.where(uniform[0] < 0.5, 0.0, exponents)
+        units = 10.0 ** jnp.where(uniform[0] < SHARE_OF_UNITS, exponents, 0.0)
         shortest, middle = (min(steps, settings.horizon) for steps in (SHORTEST, LONGEST_USUAL))
         usual = _log_uniform(uniform[2], shortest, middle)
         long = _log_uniform(uniform[2], middle, settings.horizon)

@@ -17,6 +17,7 @@ from inner_tasks.tasks.text import load_text, windows
 ALPHABET = 32
 LENGTH = 16  # characters of an example, and one more that the last is to guess
 MAX_LOSS = 1.5 * math.log(ALPHABET)
+SHARED = 4  # by how much a minibatch is smaller than elsewhere
 
 
 def text_transformer(settings: TaskSettings) -> TaskFamily:
@@ -32,12 +33,12 @@ def text_gru(settings: TaskSettings) -> TaskFamily:
 def _language(model: nn.Module, settings: TaskSettings) -> TaskFamily:
     """Every character of an example from those before it; cross-entropy in nats.
 
-    A minibatch has an eighth as many examples as ``settings.batch_size`` says: each stands for 16 guesses.
+    A minibatch has a quarter as many examples as ``settings.batch_size`` says: each stands for 16 guesses.
     """
-    batch_size = -(-settings.batch_size // 8)
+    batch_size = -(-settings.batch_size // SHARED)
 
     def draw(text: jax.Array, key: jax.Array, variation: Variation) -> jax.Array:
-        starts = random_indices(key, text.shape[0] - LENGTH, batch_size, -(-variation.examples // 8))
+        starts = random_indices(key, text.shape[0] - LENGTH, batch_size, -(-variation.examples // SHARED))
         return windows(text, starts, LENGTH + 1)
 
     def loss(params: Params, batch: jax.Array, variation: Variation) -> jax.Array:
