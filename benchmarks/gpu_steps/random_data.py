@@ -24,7 +24,7 @@ def _random(dataset: str) -> ImageData:
         images = generator.integers(0, 256, (count, IMAGE_SIZES[dataset]), np.uint8)
         return Split(images, generator.integers(0, NUM_CLASSES, count, np.int32))
 
-    data = ImageData(split(EXAMPLES), split(1000), jnp.float32(127.5), jnp.float32(1 / 73.9))
+    data = ImageData(split(EXAMPLES), split(1000), split(1000), jnp.float32(127.5), jnp.float32(1 / 73.9))
     return jax.device_put(data)
 
 

@@ -29,7 +29,8 @@ class ImageData(NamedTuple):
     """A data set on the device."""
 
     train: Split
-    validation: Split
+    validation: Split  # for those who choose by it: objectives, and the tuning of a learning rate
+    test: Split  # for reports alone
     mean: jax.Array  # float32 [], of the training pixels
     # float32 [], 1 / standard deviation of the training pixels. It is computed once, on the host: XLA turns
     # a division by it into a product in some programs and not in others, which differs in the last bit.
@@ -76,7 +77,7 @@ def image_task(
       model: a Flax module, of ``[batch, pixels]``.
       settings: batch size and horizon.
       measure: ``(outputs, batch) -> {name: scalar}``, means over the batch: the ``"loss"``, and whatever else
-        is to be known of the validation data.
+        is to be known of the validation and test data.
       max_loss: loss at which a step's loss is clipped during meta-training.
       pool: images are made smaller by this factor, both ways.
     """
@@ -93,14 +94,20 @@ def image_task(
         return measure(output(model, params, batch.images), batch)
 
     def metrics(params: Params, data: ImageData) -> dict[str, jax.Array]:
-        """Means over the whole validation split."""
-        count = data.validation.labels.shape[0]
+        """Means over the whole validation split, and over the whole test split."""
 
-        def of_one(index: jax.Array) -> dict[str, jax.Array]:
-            return measured(params, image_batch(data, data.validation, index[None]))
+        def means(split: Split) -> dict[str, jax.Array]:
+            def of_one(index: jax.Array) -> dict[str, jax.Array]:
+                return measured(params, image_batch(data, split, index[None]))
 
-        each = jax.lax.map(of_one, jnp.arange(count), batch_size=METRICS_CHUNK)
-        return {f"validation_{name}": values.mean() for name, values in each.items()}
+            count = split.labels.shape[0]
+            each = jax.lax.map(of_one, jnp.arange(count), batch_size=METRICS_CHUNK)
+            return {name: values.mean() for name, values in each.items()}
+
+        both = {"validation": data.validation, "test": data.test}
+        return {
+            f"{split}_{name}": mean for split, own in both.items() for name, mean in means(own).items()
+        }
 
     return Task(
         init=init,
@@ -120,7 +127,8 @@ def image_task(
 def load_images(dataset: str, data_dir: Path | None, pool: int = 1) -> ImageData:
     """A data set of images on the device, made smaller by a factor, both ways."""
     data = pooled(load_dataset(dataset, data_dir), IMAGE_SHAPES[dataset], pool)
-    return ImageData(*jax.device_put((data.train, data.validation, data.mean, np.float32(1) / data.std)))
+    splits = data.train, data.validation, data.test
+    return ImageData(*jax.device_put((*splits, data.mean, np.float32(1) / data.std)))
 
 
 def image_batch(data: ImageData, split: Split, indices: jax.Array) -> ImageBatch:

@@ -95,7 +95,9 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     criterion, seeds = comparison.criterion, f"{comparison.seeds} unseen seeds"
     title = f"{comparison.task}: {comparison.steps} steps, {seeds}, best {criterion.label} first"
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    shown = list(_shown(comparison.results[REFERENCE]))
+    # A terminal has no room for all columns: accuracies are in the files.
+    columns = _shown(comparison.results[REFERENCE])
+    shown = [key for key in columns if not key.endswith("accuracy") or key == criterion.metric]
     table.add_column("\noptimizer", overflow="fold")
     table.add_column("learning\nrate", justify="right", no_wrap=True)
     for column in shown:
@@ -106,7 +108,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         table.add_row(
             label(name),
             f"{result.learning_rate:.2e}" if result.learning_rate else "-",
-            *(with_error(value).replace(" ±", "\n±") for value in _shown(result).values()),
+            *(with_error(_shown(result)[key]).replace(" ±", "\n±") for key in shown),
             f"{1e3 * comparison.step_seconds(name):.3g}",
             style=None if result.learning_rate else "bold",
         )

@@ -158,12 +158,15 @@ def test_loss_and_metrics_against_numpy(hidden: tuple[int, ...], digits: Dataset
     assert made.loss(params, batch) == pytest.approx(expected, rel=1e-5)
 
     measured = made.metrics(params, data)
-    assert measured.keys() == {"validation_loss", "validation_accuracy"}
+    assert measured.keys() == {
+        f"{split}_{name}" for split in ("validation", "test") for name in ("loss", "accuracy")
+    }
     mean, std = digits.train.images.mean(dtype=np.float64), digits.train.images.std(dtype=np.float64)
-    images, labels = (digits.validation.images - mean) / std, digits.validation.labels
-    assert measured["validation_loss"] == pytest.approx(plain.losses(images, labels).mean(), rel=1e-5)
-    correct = plain.forward(images)[-1].argmax(1) == labels
-    assert measured["validation_accuracy"] == pytest.approx(correct.mean(), abs=1e-6)
+    for name, split in (("validation", digits.validation), ("test", digits.test)):
+        images, labels = (split.images - mean) / std, split.labels
+        assert measured[f"{name}_loss"] == pytest.approx(plain.losses(images, labels).mean(), rel=1e-5)
+        correct = plain.forward(images)[-1].argmax(1) == labels
+        assert measured[f"{name}_accuracy"] == pytest.approx(correct.mean(), abs=1e-6)
 
 
 @pytest.mark.parametrize("hidden", [(), (6,), (8, 4)])

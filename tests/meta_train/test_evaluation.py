@@ -309,7 +309,7 @@ def test_standard_errors():
 def test_the_criterion_follows_the_objective(digits):
     assert CRITERIA.keys() == OBJECTIVES.keys()
     metrics = metrics_of(digits)
-    assert set(metrics) == {"validation_loss", "validation_accuracy"}
+    assert {"validation_loss", "validation_accuracy"} < set(metrics)
     for objective, criterion in CRITERIA.items():
         assert find_criterion([objective, objective], [metrics]) is criterion
     assert find_criterion(["validation-loss", "training-loss"], [metrics]) is MEAN_LOSS
