@@ -105,9 +105,7 @@ def image_task(
             return {name: values.mean() for name, values in each.items()}
 
         both = {"validation": data.validation, "test": data.test}
-        return {
-            f"{split}_{name}": mean for split, own in both.items() for name, mean in means(own).items()
-        }
+        return {f"{split}_{name}": mean for split, own in both.items() for name, mean in means(own).items()}
 
     return Task(
         init=init,
