@@ -72,7 +72,7 @@ def describe(tree: PyTree) -> dict[str, dict[str, Any]]:
 def digest(array: np.ndarray) -> str:
     """SHA-256 over the dtype, the shape and the bytes of one C-contiguous array."""
     sha = hashlib.sha256(f"{array.dtype.name} {array.shape} ".encode())
-    sha.update(array.reshape(-1).view(np.uint8))
+    sha.update(array.reshape(-1).view(np.uint8).data)
     return sha.hexdigest()
 
 

@@ -68,7 +68,7 @@ def start_devices(requested: Literal["auto"] | int = "auto", units: int | None =
         raise UserError(
             f"--devices is {requested}; it must be 'auto' or lie between 1 and {MAX_PARTIAL_SUMS}"
         )
-    if not jax.config.jax_compilation_cache_dir:
+    if not getattr(jax.config, "jax_compilation_cache_dir", None):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
     with contextlib.suppress(RuntimeError):  # JAX has started already, with what it has
         jax.config.update("jax_num_cpu_devices", cores if requested == "auto" else requested)

@@ -106,7 +106,7 @@ def per_tensor(
             run = jax.custom_jvp(partial(jax.lax.platform_dependent, cuda=kernel, default=plain))
             run.defjvp(partial(jax.jvp, plain))
         # Left to itself a GPU would take tf32 for float32: only where JAX was told to.
-        with jax.default_matmul_precision(jax.config.jax_default_matmul_precision or "float32"):
+        with jax.default_matmul_precision(_matmul_precision() or "float32"):
             outcomes = run(theta, gradients, params, accumulators, state.count)
         updates = [update.astype(leaf.dtype) for (update, _), leaf in zip(outcomes, leaves, strict=True)]
         accumulators = by_field(fields, tree, [own for _, own in outcomes])
@@ -218,6 +218,12 @@ def _step(rule: Rule, theta: Theta, tensors: Packed | Whole, clock: ft.Clock) ->
     tensors.entries = raw._replace(gradient=ft.finite(raw.gradient), param=ft.finite(raw.param))
     step = rule.step(theta, tensors, clock)
     return ft.allowed(step, raw.gradient[0], raw.accumulated.momenta[-1])
+
+
+def _matmul_precision() -> str | None:
+    """What JAX was told of the precision of products."""
+    # JAX 0.10 has no types for its settings.
+    return getattr(jax.config, "jax_default_matmul_precision", None)
 
 
 def _fits_kernel(dtypes: Sequence[jnp.dtype], spread: Sequence[bool]) -> bool:
