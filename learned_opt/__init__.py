@@ -1,6 +1,6 @@
-"""Learned optimizers: what one is, how it is used from optax code, and the file it travels in.
+"""Learned optimizers: their definition, their use from optax code, and the file format.
 
-An optimizer goes where ``optax.adam(1e-3)`` stood::
+A learned optimizer replaces ``optax.adam(1e-3)``::
 
     tx = learned_opt.load("optimizer.safetensors")
 """

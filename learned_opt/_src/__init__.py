@@ -1,1 +1,1 @@
-"""What ``learned_opt`` is made of; its public names are in ``learned_opt`` itself."""
+"""The implementation of ``learned_opt``, which exports the public names."""

@@ -1,4 +1,4 @@
-"""What can go wrong, sorted by who can mend it."""
+"""Exception types."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Collection
 
 
 class LearnedOptError(Exception):
-    """A failure on the way (disk, device, non-finite numbers); commands exit with 1."""
+    """A failure at run time (disk, device, non-finite numbers); commands exit with 1."""
 
     exit_code = 1
 
 
 class UserError(LearnedOptError, ValueError):
-    """Something that the user can correct (arguments, data, folders, files); commands exit with 2."""
+    """A mistake that the user can correct (arguments, data, folders, files); commands exit with 2."""
 
     exit_code = 2
 
 
 def choices(name: str, known: Collection[str]) -> str:
-    """The end of a message about an unknown name: those that there are, and the one that may be meant."""
+    """The end of a message about an unknown name: the known names, and the closest one."""
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
-    return f"there are: {', '.join(known)}{hint}"
+    return f"available: {', '.join(known)}{hint}"

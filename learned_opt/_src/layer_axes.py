@@ -1,4 +1,4 @@
-"""Layers of a network that are stored as one tensor, each treated as a tensor of its own."""
+"""Layers of a network that are stored as one tensor, each treated as a separate tensor."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import optax
 from learned_opt._src.errors import UserError
 from learned_opt._src.learned_optimizer import LearnedOptimizer, Params, State, Theta
 
-WHOLE = -1  # in the place of an axis: no layers
+WHOLE = -1  # instead of an axis: no layers
 
 
 def separate_layers(optimizer: LearnedOptimizer, layer_axes: Any) -> LearnedOptimizer:
     """An optimizer for parameters that hold several layers each.
 
-    Updates equal those for as many separate tensors, to rounding. The state is stored as the parameters are:
-    the layers of an accumulator lie along the axis that stands for theirs.
+    Up to rounding, updates equal those for separate tensors. The state is stored like the parameters: the
+    layers of an accumulator lie along the axis that corresponds to the parameter's.
 
     Args:
-      optimizer: what updates the layers.
+      optimizer: updates the layers.
       layer_axes: as for ``learned_opt.as_optax``.
 
     Raises:
-      UserError: (from ``init`` and ``update``) a parameter has no such axis.
+      UserError: (from ``init`` and ``update``) a parameter lacks its axis.
     """
 
     def axes_of(params: Params) -> Any:
@@ -37,7 +37,7 @@ def separate_layers(optimizer: LearnedOptimizer, layer_axes: Any) -> LearnedOpti
 
     def axes_of_state(params: Params, axes: Any) -> Any:
         def moved(own: Any, axis: int, param: Any) -> int:
-            """The axis of an array that may have more in front than the parameter, such as k decays."""
+            """The axis in an array that may have more leading axes than the parameter, such as k decays."""
             return WHOLE if axis == WHOLE else max(0, axis + own.ndim - param.ndim)
 
         shapes = jax.eval_shape(optimizer.init, params)
@@ -46,7 +46,7 @@ def separate_layers(optimizer: LearnedOptimizer, layer_axes: Any) -> LearnedOpti
         )
 
     def init(params: Params) -> State:
-        if not jax.tree.leaves(params):  # so does optax.tree.map_params ask for the structure of a state
+        if not jax.tree.leaves(params):  # optax.tree.map_params asks in this way for the structure of a state
             return optimizer.init(params)
         axes = axes_of(params)
         return _joined(axes_of_state(params, axes), optimizer.init(_apart(axes, params)))
@@ -65,16 +65,16 @@ def separate_layers(optimizer: LearnedOptimizer, layer_axes: Any) -> LearnedOpti
 
 
 def _check(path: Any, axis: int, param: Any) -> None:
-    """Raise a ``UserError`` where a parameter has no such axis."""
+    """Raise a ``UserError`` if the parameter has no such axis."""
     if not WHOLE <= axis < param.ndim:
         raise UserError(
-            f"parameter {jax.tree_util.keystr(path)} has shape {param.shape}, and no axis {axis} that "
-            "layers could lie along; layer_axes takes 0, 1, ... (from the front), or None for no layers"
+            f"parameter {jax.tree_util.keystr(path)} has shape {param.shape}, so its layers cannot lie "
+            f"along axis {axis}; layer_axes takes 0, 1, ... (from the front), or None for no layers"
         )
 
 
 def _apart(axes: Any, arrays: Any) -> Any:
-    """For each array with layers a list of them."""
+    """Replace each array with layers by a list of the layers."""
     return jax.tree.map(lambda axis, x: x if axis == WHOLE else _layers(x, axis), axes, arrays)
 
 

@@ -1,4 +1,4 @@
-"""What a learned optimizer is: three pure functions of explicit inputs."""
+"""The definition of a learned optimizer: three pure functions of explicit inputs."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ State = Any  # pytree of arrays: what the optimizer carries from step to step
 
 
 class LearnedOptimizer(NamedTuple):
-    """An update rule with weights theta, in the way of ``optax.GradientTransformation``.
+    """An update rule with weights theta, similar to ``optax.GradientTransformation``.
 
-    The difference from optax is that theta is an argument, so that it can be perturbed, mapped over
-    and learned. ``learned_opt.as_optax`` binds it.
+    Unlike in optax, theta is an argument, so that it can be perturbed, mapped over and learned.
+    ``learned_opt.as_optax`` binds it.
 
     Attributes:
-      init_theta: ``(key, blocks) -> theta``, weights to start meta-training from, for networks with so many
+      init_theta: ``(key, blocks) -> theta``, initial weights for meta-training on networks with `blocks`
         parameter tensors; most rules have the same weights for any number. The key is consumed.
       init: ``params -> state``, the optimizer state before the first step.
       update: ``(theta, gradients, state, params) -> (updates, state)``; the updates are to be *added*
-        to the parameters and have their dtypes. One that takes the number of steps has a fifth argument,
-        ``num_steps=None``: how many steps the training run has, a number, or None if that is not known.
+        to the parameters and have their dtypes. If `takes_num_steps`, there is a fifth argument,
+        ``num_steps=None``: the number of steps of the training run, or None if it is not known.
       version: changes whenever the same theta would give other updates (new features, another
-        formula); it is written into optimizer files, and a file of another version is refused.
+        formula); optimizer files contain it, and a file of another version is refused.
       unit_rate: ``theta -> theta`` with a learning rate of one, for rules whose updates the user may scale
-        by a learning rate of their own; None where the size of a step is learned for good.
-      takes_num_steps: whether `update` can be told how many steps the training run has, as a schedule is.
+        by another learning rate; None if the step size is learned and cannot be replaced.
+      takes_num_steps: whether `update` takes the number of steps of the training run, as a schedule does.
     """
 
     init_theta: Callable[[jax.Array, int], Theta]

@@ -1,4 +1,4 @@
-"""``module:name``: what stands in a module of the user's own, and where that module is looked for."""
+"""``module:name``: how an object in a user's module is found and imported."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from learned_opt._src.errors import UserError
 class _CurrentFolder:
     """Finds modules in the current folder that are found nowhere else.
 
-    It is not an entry of ``sys.path``. There it would come before the import hooks of editable installs,
-    and packages that look through ``sys.path`` for plugins would run those that lie in it.
+    The folder is not added to ``sys.path``: there it would come before the import hooks of editable installs,
+    and packages that search ``sys.path`` for plugins would run those in the folder.
     """
 
     @staticmethod
@@ -29,12 +29,12 @@ class _CurrentFolder:
 def import_module_of(name: str, kind: str) -> ModuleType:
     """Import the module of a ``module:name``.
 
-    From then on the current folder is searched for modules, after all else: so the module finds those that
-    lie beside it, also when it imports them later.
+    From then on the current folder is searched for modules, after all other places, so that the module finds
+    its neighbours even if it imports them later.
 
     Args:
       name: ``module:name``.
-      kind: what it is the name of, for the message.
+      kind: the kind of object that has this name, for the message.
 
     Raises:
       UserError: the module cannot be imported.
@@ -44,19 +44,19 @@ def import_module_of(name: str, kind: str) -> ModuleType:
     module = name.rpartition(":")[0]
     try:
         return importlib.import_module(module)
-    except Exception as error:  # whatever is wrong with it, it is the user's file
+    except Exception as error:  # any exception is an error in the user's file
         raise UserError(f"{kind} '{name}': module '{module}' cannot be imported ({error})") from error
 
 
 def find_in_module(name: str, kind: str) -> Any:
-    """Import the module of a ``module:name``, and take what is called `name` there.
+    """Import the module of a ``module:name``, and return its attribute `name`.
 
     Args:
       name: ``module:name``.
-      kind: what it is the name of, for the message.
+      kind: the kind of object that has this name, for the message.
 
     Raises:
-      UserError: the module cannot be imported, or has nothing of that name.
+      UserError: the module cannot be imported, or has no such attribute.
     """
     module, short = import_module_of(name, kind), name.rpartition(":")[2]
     if not hasattr(module, short):

@@ -25,30 +25,29 @@ def as_optax(
     layer_axes: Any = None,
     num_steps: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Bind theta: the optimizer's own update, as optax wants it.
+    """Bind theta and return an optax transformation.
 
     With u the update of the optimizer, c the scale at this step, d the weight decay and p the parameter, the
-    update is ``c (u - d p)``. The scale is thus for warm-up and decay, of both.
+    update is ``c (u - d p)``. The scale thus applies to the weight decay too, for warm-up and annealing.
 
     Args:
       optimizer: the update rule.
       theta: its weights.
-      learning_rate: a number or a schedule that takes the place of the learned learning rate, for
-        optimizers that have one (``celo2-style``). It scales the weight decay too, as in ``optax.adamw``.
+      learning_rate: a number or a schedule that replaces the learned learning rate, for optimizers that have
+        one (``celo2-style``). It scales the weight decay too, as in ``optax.adamw``.
       scale: a number or a schedule (``count -> number``).
-      weight_decay: the share of a parameter that is taken off at each step, where the scale is 1.
+      weight_decay: the share of a parameter that is subtracted at each step, if the scale is 1.
       mask: which parameters decay: a tree of booleans that is a prefix of the parameters, or a function
         ``params -> tree``. None means all.
-      layer_axes: along which axis each parameter holds the layers of a network, as ``nn.scan`` stores them:
-        each layer is then a tensor of its own. A tree of integers and None (not stacked) that is a prefix of
-        the parameters, as ``in_axes`` of ``jax.vmap`` is; or a function ``params -> tree``.
-      num_steps: how many steps the training run will have, as a schedule of optax is told: for optimizers
-        that use it (``nadam-mlp``). They work without it, and then do not anneal towards an end.
+      layer_axes: the axis along which each parameter holds the layers of a network, as ``nn.scan`` stores
+        them; each layer is then treated as a separate tensor. A tree of integers and None (not stacked) that
+        is a prefix of the parameters, like ``in_axes`` of ``jax.vmap``; or a function ``params -> tree``.
+      num_steps: the number of steps of the training run, as for a schedule in optax; for optimizers that use
+        it (``nadam-mlp``). Without it they work too, but do not anneal.
 
     Returns:
-      ``init(params)`` and ``update(gradients, state, params, **extra_args)``. The updates are to be
-      added to the parameters (``optax.apply_updates``), as they are: they point downhill. Extra arguments are
-      ignored.
+      ``init(params)`` and ``update(gradients, state, params, **extra_args)``. The updates point downhill and
+      are to be added to the parameters (``optax.apply_updates``). Extra arguments are ignored.
 
     Raises:
       UserError: a learning rate or a number of steps is given for an optimizer that takes none, or the
@@ -70,9 +69,9 @@ def as_optax(
 
 
 def scale_by_learned(optimizer: LearnedOptimizer, theta: Theta) -> optax.GradientTransformationExtraArgs:
-    """The learned direction alone, uphill and of the rule's own scale, as ``optax.scale_by_adam`` is Adam's.
+    """The learned direction alone, pointing uphill and unscaled, like ``optax.scale_by_adam`` for Adam.
 
-    Weight decay and a learning rate come after it::
+    Add weight decay and a learning rate after it::
 
         optax.chain(
             learned_opt.scale_by_learned(optimizer, theta),
@@ -81,7 +80,7 @@ def scale_by_learned(optimizer: LearnedOptimizer, theta: Theta) -> optax.Gradien
         )
 
     Raises:
-      UserError: the optimizer has learned the size of its steps, and takes no learning rate.
+      UserError: the step size of the optimizer is learned, and it takes no learning rate.
     """
     return optax.chain(_bound(optimizer, _with_unit_rate(optimizer, theta)), optax.scale(-1.0))
 
@@ -89,8 +88,8 @@ def scale_by_learned(optimizer: LearnedOptimizer, theta: Theta) -> optax.Gradien
 def _with_unit_rate(optimizer: LearnedOptimizer, theta: Theta) -> Theta:
     if optimizer.unit_rate is None:
         raise UserError(
-            "this optimizer has learned the size of its steps and takes no learning rate; leave it out, or "
-            "give scale=... to make its steps longer or shorter (of the architectures 'celo2-style' has one)"
+            "the step size of this optimizer is learned, and it takes no learning rate; omit it, or pass "
+            "scale=... to make its steps longer or shorter (the architecture 'celo2-style' takes one)"
         )
     return optimizer.unit_rate(theta)
 
@@ -100,18 +99,18 @@ def _bound(
 ) -> optax.GradientTransformationExtraArgs:
     if num_steps is not None and not optimizer.takes_num_steps:
         raise UserError(
-            f"num_steps is {num_steps}, and this optimizer makes no use of it; leave it out, or give a "
-            "schedule as scale=... (of the architectures 'nadam-mlp' takes it)"
+            f"num_steps is {num_steps}, but this optimizer does not use it; omit it, or pass a "
+            "schedule as scale=... (the architecture 'nadam-mlp' uses it)"
         )
     if num_steps is not None and not num_steps > 0:
         raise UserError(f"num_steps is {num_steps}; it must be the number of steps of the run, above 0")
     told = (num_steps,) if optimizer.takes_num_steps else ()
 
-    # Compiled as one program where the caller does not compile.
+    # Compiled as one program if the caller does not compile.
     @jax.jit
     def run(theta: Theta, gradients: Params, state: State, params: Params) -> tuple[Params, State]:
-        # Behind the barrier theta is an input like any other: were it a constant, XLA would fold it into
-        # the program, and the updates would differ in the last bit from those of meta-training.
+        # Behind the barrier theta is an input like any other. XLA would fold a constant into the program, and
+        # the updates would differ in the last bit from those of meta-training.
         return optimizer.update(jax.lax.optimization_barrier(theta), gradients, state, params, *told)
 
     def init(params: Params) -> State:
@@ -122,8 +121,8 @@ def _bound(
     ) -> tuple[Params, State]:
         del extra_args
         if params is None:
-            raise ValueError("a learned optimizer sees the parameters: call update(gradients, state, params)")
-        # A model of Equinox has functions among its leaves, and no gradients there.
+            raise ValueError("a learned optimizer needs parameters: call update(gradients, state, params)")
+        # An Equinox model has functions among its leaves, without gradients.
         params = _where_gradients(jnp.asarray, gradients, params)
         return run(theta, jax.tree.map(jnp.asarray, gradients), state, params)
 
@@ -131,7 +130,7 @@ def _bound(
 
 
 def _checked(path: Any, leaf: Any) -> Any:
-    """A leaf of the parameters, with shape and dtype.
+    """Return a leaf of the parameters as an array.
 
     Raises:
       UserError: it is not a real floating-point array.
@@ -141,22 +140,22 @@ def _checked(path: Any, leaf: Any) -> Any:
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         found = f"is of type {type(leaf).__name__}" if dtype is None else f"has dtype {dtype}"
         raise UserError(
-            f"parameter {jax.tree_util.keystr(path)} {found}, and a learned optimizer updates real "
-            "floating-point arrays; leave it out: optax.partition with this optimizer for the others and "
-            "optax.set_to_zero for this one, or eqx.filter(model, eqx.is_inexact_array) in Equinox"
+            f"parameter {jax.tree_util.keystr(path)} {found}, but a learned optimizer updates only real "
+            "floating-point arrays; exclude it with optax.partition (this optimizer for the others, "
+            "optax.set_to_zero for this one), or in Equinox with eqx.filter(model, eqx.is_inexact_array)"
         )
     return leaf
 
 
 def _where_gradients(f: Callable[..., Any], gradients: Params, *trees: Params) -> Params:
-    """``f`` of the leaves of the trees, and None where there is no gradient."""
+    """Apply ``f`` to the leaves of the trees; None where there is no gradient."""
     return jax.tree.map(
         lambda g, *leaves: None if g is None else f(*leaves), gradients, *trees, is_leaf=lambda g: g is None
     )
 
 
 def _decayed(weight_decay: jax.typing.ArrayLike) -> optax.GradientTransformation:
-    """Take a share of the parameters off."""
+    """Subtract a share of the parameters."""
 
     def less(update: jax.Array, param: jax.Array) -> jax.Array:
         return update - jnp.asarray(weight_decay, update.dtype) * param
@@ -165,7 +164,7 @@ def _decayed(weight_decay: jax.typing.ArrayLike) -> optax.GradientTransformation
 
 
 def _scaled(factor: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-    """Multiply by a number or a schedule, and keep the dtype of the updates whatever that of the number."""
+    """Multiply by a number or a schedule of any dtype, and keep the dtype of the updates."""
     if callable(factor):
         return optax.scale_by_schedule(factor)
     return optax.stateless(
@@ -174,5 +173,5 @@ def _scaled(factor: optax.ScalarOrSchedule) -> optax.GradientTransformation:
 
 
 def _is(value: Any, number: int) -> bool:
-    """Whether a value is this number, and not an array that may be another one at the next step."""
+    """Whether a value is this Python number; an array might have another value at the next step."""
     return isinstance(value, int | float) and value == number

@@ -1,8 +1,8 @@
-"""The optimizer file: weights and all that is needed to rebuild the optimizer, in one safetensors file.
+"""The optimizer file: the weights and all metadata needed to rebuild the optimizer, in safetensors format.
 
 The file has one metadata key, ``learned_opt``, whose value is canonical JSON (sorted keys, no spaces).
-It is a pure function of theta and of the meta-training's configuration and result: equal runs give
-equal files. Reading one executes nothing from it.
+It is a pure function of theta and of the configuration and result of meta-training: equal runs give
+equal files. Reading a file executes nothing from it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from learned_opt._src.optax_transformation import as_optax
 FORMAT_VERSION = 1
 METADATA_KEY = "learned_opt"
 FILE_NAME = "optimizer.safetensors"
-# As many as a description shows by themselves: hyperparameters rather than weights of a network.
+# A description lists up to this many weights: they are hyperparameters rather than weights of a network.
 FEW_WEIGHTS = 64
 
 
 class Artifact(NamedTuple):
-    """What an optimizer file holds."""
+    """The content of an optimizer file."""
 
     architecture: str  # name in learned_opt.ARCHITECTURES, or module:name
     theta: Theta  # nested dict of float32 arrays
@@ -51,18 +51,19 @@ def save(
     meta_training: Mapping[str, Any],
     comparisons: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Write an optimizer file, whole or not at all.
+    """Write an optimizer file atomically.
 
     Args:
-      path: where to; an existing file is replaced.
+      path: the file; an existing file is replaced.
       architecture: name of the optimizer, as in ``--optimizer``.
       theta: its weights, a nested dict of arrays; they are saved in float32.
-      meta_training: how theta was learned, as JSON values; it must not hold anything that differs
+      meta_training: how theta was learned, as JSON values; it must not contain anything that differs
         between equal runs (times, paths, hosts).
-      comparisons: how it did on tasks beside tuned baselines, as JSON values: see docs/file-format.md.
+      comparisons: its results on tasks compared with tuned baselines, as JSON values; see
+        docs/file-format.md.
 
     Raises:
-      UserError: theta holds something else than real floating-point arrays.
+      UserError: theta contains something other than real floating-point arrays.
       OSError: the file could not be written.
     """
     tensors = {k: _as_float32(k, v) for k, v in flatten_dict(theta, sep="/").items()}
@@ -81,16 +82,16 @@ def save(
 
 
 def read(path: str | os.PathLike[str], optimizer: LearnedOptimizer | None = None) -> Artifact:
-    """Read an optimizer file and check it.
+    """Read and check an optimizer file.
 
     Args:
-      path: the file, or the folder of the run that made it.
-      optimizer: what the weights belong to; by default the architecture that the file names, which has to be
-        known by then: nothing is imported because a file names it.
+      path: the file, or the folder of the run that wrote it.
+      optimizer: the architecture of the weights; by default the one that the file names. That one must be
+        known already: nothing is imported because a file names it.
 
     Raises:
-      UserError: there is no such file, or it is damaged, of a newer format, of an unknown
-        architecture, or no optimizer file at all; or its weights do not fit `optimizer`.
+      UserError: there is no such file; or it is damaged, not an optimizer file, of a newer format, or of an
+        unknown architecture; or its weights do not fit `optimizer`.
     """
     path = Path(path)
     if path.is_dir():
@@ -98,7 +99,7 @@ def read(path: str | os.PathLike[str], optimizer: LearnedOptimizer | None = None
     if not path.is_file():
         raise UserError(
             f"there is no optimizer file at {path}; a finished run writes {FILE_NAME}, and "
-            "learned_opt.pretrained_names() lists those that come with the package"
+            "learned_opt.pretrained_names() lists the optimizers that come with the package"
         )
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -106,12 +107,12 @@ def read(path: str | os.PathLike[str], optimizer: LearnedOptimizer | None = None
             format_version = metadata["format_version"]
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error})") from None
+        raise UserError(f"{path} is not a complete safetensors file ({error})") from None
     except (KeyError, TypeError, ValueError, RecursionError):
-        raise UserError(f"{path} is a safetensors file, but not one of learned-opt") from None
+        raise UserError(f"{path} is a safetensors file, but not a learned-opt optimizer") from None
     if format_version != FORMAT_VERSION:
         raise UserError(
-            f"{path} has format version {format_version}, and this learned-opt reads "
+            f"{path} has format version {format_version}, but this learned-opt reads version "
             f"{FORMAT_VERSION}; install the newest: pip install -U learned-opt"
         )
     return Artifact(*_rebuild(path, metadata, tensors, optimizer), metadata)
@@ -123,39 +124,39 @@ def _rebuild(
     tensors: Mapping[str, np.ndarray],
     optimizer: LearnedOptimizer | None,
 ) -> tuple[str, Theta]:
-    """Architecture and theta, once all that the file says of them is found to hold."""
+    """Check the metadata against the weights, and return architecture and theta."""
     if metadata.get("digest") != _digest(tensors):
-        raise UserError(f"{path} is damaged: its weights do not have the digest written in it")
+        raise UserError(f"{path} is damaged: its weights do not match the digest in its metadata")
     architecture = metadata.get("architecture")
     if not isinstance(architecture, str) or (optimizer is None and architecture not in ARCHITECTURES):
         raise UserError(
-            f"{path} holds an optimizer of architecture {architecture!r}, {_unknown(architecture)}"
+            f"{path} contains an optimizer of architecture {architecture!r}, {_unknown(architecture)}"
         )
     optimizer = optimizer or get_architecture(architecture)
     if metadata.get("feature_version") != optimizer.version:
         raise UserError(
             f"{path} was trained with version {metadata.get('feature_version')} of the '{architecture}' "
-            f"optimizer, and this learned-opt has version {optimizer.version}"
+            f"optimizer, but this learned-opt has version {optimizer.version}"
         )
-    # Rules with hyperparameters for each block have as many of each as there are blocks.
+    # In a rule with hyperparameters for each block, the length of each array is the number of blocks.
     blocks = max((v.shape[0] for v in tensors.values() if v.ndim == 1), default=1)
     shapes = jax.eval_shape(lambda key: optimizer.init_theta(key, blocks), jax.random.key(0))
     expected = flatten_dict(shapes, sep="/")
     found = {k: (v.shape, v.dtype) for k, v in tensors.items()}
     if found != {k: (v.shape, v.dtype) for k, v in expected.items()}:
-        raise UserError(f"{path} does not hold the weights of the '{architecture}' optimizer")
+        raise UserError(f"{path} does not contain the weights of the '{architecture}' optimizer")
     return architecture, unflatten_dict(dict(tensors), sep="/")
 
 
 def _unknown(architecture: Any) -> str:
-    """What to do about an architecture that is not known."""
+    """The end of a message about an unknown architecture."""
     if isinstance(architecture, str) and ":" in architecture:
         return (
             "which is code outside this package and was not imported; if you trust it, name it yourself: "
             f"learned_opt.load(path, optimizer=learned_opt.get_architecture({architecture!r})), "
             "learned-opt --architectures, or meta-train --optimizer"
         )
-    return f"and this learned-opt knows: {', '.join(ARCHITECTURES)}"
+    return f"but this learned-opt knows only: {', '.join(ARCHITECTURES)}"
 
 
 def load(
@@ -169,19 +170,19 @@ def load(
     layer_axes: Any = None,
     num_steps: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """A learned optimizer, to be used where ``optax.adam(1e-3)`` stood.
+    """Load a learned optimizer, to be used in place of ``optax.adam(1e-3)``.
 
     Args:
-      path: an optimizer file, or the folder of the run that made it.
+      path: an optimizer file, or the folder of the run that wrote it.
       learning_rate, scale, weight_decay, mask, layer_axes, num_steps: as for ``learned_opt.as_optax``.
-      optimizer: the architecture of the file, where it is one of your own: ``my_rules.momentum()``.
+      optimizer: the architecture of the file, if it is one of your own: ``my_rules.momentum()``.
 
     Returns:
       An optax transformation; see ``learned_opt.as_optax``.
 
     Raises:
-      UserError: the file is missing, damaged, foreign, or newer than this package; or its optimizer takes
-        no learning rate.
+      UserError: the file is missing, damaged, not an optimizer file, or newer than this package; or a
+        learning rate is given for an optimizer that takes none.
 
     Example::
 
@@ -204,7 +205,7 @@ def load(
 
 
 def describe(artifact: Artifact) -> dict[str, str]:
-    """The file in a few lines for a reader, its model card: name and value, in order."""
+    """The model card of an optimizer file: names and values, in order, for a reader."""
     weights = sum(math.prod(w.shape) for w in jax.tree.leaves(artifact.theta))
     metadata = artifact.metadata
     lines = {
@@ -230,7 +231,7 @@ def describe(artifact: Artifact) -> dict[str, str]:
         f"comparison {number}": _compared(each)
         for number, each in enumerate(comparisons if isinstance(comparisons, list) else (), 1)
     }
-    # Anybody may have written the file: nothing in it gets at the reader's terminal.
+    # Anybody may have written the file: its control characters must not reach the terminal.
     return {_printable(name): _printable(value) for name, value in lines.items()}
 
 
@@ -239,17 +240,17 @@ def _printable(text: str) -> str:
 
 
 def _compared(comparison: Any) -> str:
-    """One comparison in a sentence; as JSON where it is not such as this package writes."""
+    """One comparison as a sentence; as JSON if it is not in the format of this package."""
     try:
         own, tuned = comparison["own"], comparison["tuned"]
         adam = tuned["adam"]
-        # Files of before these were written were ranked by mean loss, and told of Adam alone.
+        # Files older than these two keys were ranked by mean loss and compared with Adam alone.
         key, best = comparison.get("ranked_by", "mean_loss"), comparison.get("best", "adam")
         ratio = own.get("ratio_to_best", own["ratio_to_adam"])
         return (
             f"{comparison['task']}, {comparison['steps']} steps, {comparison['seeds']} seeds: "
-            f"{key.replace('_', ' ')} {own[key]:.4g}; that of {best}, the best tuned optimizer, "
-            f"{tuned[best][key]:.4g}, ratio {ratio:.3f}; that of Adam at its best learning rate "
+            f"{key.replace('_', ' ')} {own[key]:.4g}; {best}, the best tuned optimizer, "
+            f"{tuned[best][key]:.4g}, ratio {ratio:.3f}; Adam at its best learning rate "
             f"({adam['learning_rate']:.1e}) {adam[key]:.4g}, ratio {own['ratio_to_adam']:.3f}"
         )
     except (KeyError, TypeError, ValueError):
@@ -260,7 +261,7 @@ def _as_float32(name: str, weights: Any) -> np.ndarray:
     dtype = jnp.result_type(weights)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise UserError(
-            f"weights '{name}' have dtype {dtype}, and an optimizer file holds real numbers, in float32"
+            f"weights '{name}' have dtype {dtype}, but an optimizer file contains real numbers, in float32"
         )
     return np.asarray(weights, np.float32)
 

@@ -1,7 +1,7 @@
-"""Optimizers that were meta-trained in this repository and travel inside the package.
+"""Optimizers that were meta-trained in this repository and come with the package.
 
-Beside each optimizer file lies the log of its meta-training and the configuration that `meta-train --config`
-repeats it with. `docs/pretrained.md` tells how they were made and what they are good for.
+Next to each optimizer file are the log of its meta-training and the configuration with which
+`meta-train --config` repeats it. `docs/pretrained.md` describes how they were made and when to use them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def pretrained(
     layer_axes: Any = None,
     num_steps: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """A pretrained optimizer, to be used where ``optax.adam(1e-3)`` stood.
+    """Load a pretrained optimizer, to be used in place of ``optax.adam(1e-3)``.
 
     Args:
       name: one of ``pretrained_names()``.
@@ -43,7 +43,7 @@ def pretrained(
       An optax transformation, as from ``learned_opt.load``.
 
     Raises:
-      UserError: there is none of this name, or it takes no learning rate.
+      UserError: there is none of this name, or a learning rate is given for an optimizer that takes none.
 
     Example::
 
@@ -74,9 +74,9 @@ def pretrained_path(name: str) -> Path:
 
 
 def find_optimizer(name: str) -> Path | None:
-    """The file that a user means by a path, the folder of a run, or the name of a pretrained optimizer.
+    """The optimizer file for a path, the folder of a run, or the name of a pretrained optimizer.
 
-    None where there is no such path, and no pretrained optimizer of this name.
+    None if there is neither such a path nor a pretrained optimizer of this name.
     """
     path = Path(name)
     if path.exists():

@@ -216,5 +216,5 @@ def test_hyperparameters_of_each_block(name):
     for theta, name in zip(thetas, params, strict=True):
         alone, _ = single.update(theta, params, single.init(params), params)
         np.testing.assert_allclose(updates[name], alone[name], rtol=1e-6)
-    with pytest.raises(UserError, match="each of 2 tensors, and the parameters are 1"):
+    with pytest.raises(UserError, match="each of 2 tensors, but the parameters have 1"):
         optimizer.update(both, {"a": params["a"]}, optimizer.init({"a": params["a"]}), {"a": params["a"]})

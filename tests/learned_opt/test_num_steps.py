@@ -80,9 +80,7 @@ def test_layers_stored_as_one_tensor_are_told_too():
 
 
 def test_others_refuse_it():
-    with pytest.raises(
-        learned_opt.UserError, match="num_steps is 100, and this optimizer makes no use of it"
-    ):
+    with pytest.raises(learned_opt.UserError, match="num_steps is 100, but this optimizer does not use it"):
         learned_opt.pretrained("adam-small-tasks", num_steps=100)
 
 

@@ -89,7 +89,7 @@ def test_missing_file(tmp_path):
 
 def test_foreign_safetensors_file(tmp_path):
     save_file({"x": np.zeros(3)}, tmp_path / "x.safetensors", metadata={"format": "pt"})
-    with pytest.raises(learned_opt.UserError, match="not one of learned-opt"):
+    with pytest.raises(learned_opt.UserError, match="not a learned-opt optimizer"):
         learned_opt.load(tmp_path / "x.safetensors")
 
 
@@ -108,7 +108,7 @@ def test_other_features(path):
 @pytest.mark.parametrize("name", ["nobody", None, ["mlp"]])
 def test_unknown_architecture(path, name):
     rewrite_metadata(path, architecture=name)
-    with pytest.raises(learned_opt.UserError, match="this learned-opt knows: mlp"):
+    with pytest.raises(learned_opt.UserError, match="this learned-opt knows only: mlp"):
         learned_opt.load(path)
 
 
@@ -121,7 +121,7 @@ def test_wrong_digest(path):
 @pytest.mark.parametrize("kept", [0, 4, 100, -1])
 def test_truncated(path, kept):
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(learned_opt.UserError, match="not a whole safetensors file"):
+    with pytest.raises(learned_opt.UserError, match="not a complete safetensors file"):
         learned_opt.load(path)
 
 

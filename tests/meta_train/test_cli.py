@@ -160,8 +160,8 @@ def test_learned_opt_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("not an optimizer")
     for arguments, says in (
         (("inspect", tmp_path), "there is no optimizer file at"),
-        (("inspect", tmp_path / "text"), "is not a whole safetensors file"),
-        (("evaluate", tmp_path / "text"), "is not a whole safetensors file"),
+        (("inspect", tmp_path / "text"), "is not a complete safetensors file"),
+        (("evaluate", tmp_path / "text"), "is not a complete safetensors file"),
         (("evaluate", tmp_path / "text", "--seeds", 0), "--seeds is 0; it must be at least 1"),
     ):
         outcome = learned_opt(*arguments)

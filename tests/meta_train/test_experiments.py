@@ -224,7 +224,7 @@ def test_experiments_are_listed():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ("toy-regresion", "unknown experiment 'toy-regresion'; there are: influence-balancing"),
+        ("toy-regresion", "unknown experiment 'toy-regresion'; available: influence-balancing"),
         ("toy-regresion", "did you mean 'toy-regression'?"),
         ("toy-regression --seeds 1 1", "--seeds is (1, 1); give one seed or more, each once"),
         ("toy-regression --seeds", "give one seed or more"),

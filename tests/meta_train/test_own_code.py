@@ -107,7 +107,7 @@ def test_a_run_and_its_file(folder: Path) -> None:
     import my_code
 
     tx = learned_opt.load("run", optimizer=my_code.rule())
-    with pytest.raises(learned_opt.UserError, match="does not hold the weights"):
+    with pytest.raises(learned_opt.UserError, match="does not contain the weights"):
         learned_opt.load("run", optimizer=learned_opt.get_architecture("mlp"))
 
     outcome = command.learned_opt("inspect run --architectures my_code:rule")

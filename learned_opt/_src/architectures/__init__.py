@@ -1,7 +1,7 @@
-"""The architectures by name: what ``--optimizer NAME`` and optimizer files refer to.
+"""The architectures by name, as ``--optimizer NAME`` and optimizer files refer to them.
 
-An architecture of the user's own is called ``module:name``. Its module is imported where the user names it,
-and never because a file does.
+A user-defined architecture is called ``module:name``. Its module is imported only if the user names it, never
+because a file does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from learned_opt._src.errors import UserError, choices
 from learned_opt._src.learned_optimizer import LearnedOptimizer
 from learned_opt._src.modules import find_in_module
 
-# To add an architecture: write it in one file, and name it here.
+# To add an architecture, write it in one file and name it here.
 ARCHITECTURES: dict[str, Callable[[], LearnedOptimizer]] = {
     "mlp": mlp,
     "metz2019": metz2019,
@@ -39,15 +39,15 @@ ARCHITECTURES: dict[str, Callable[[], LearnedOptimizer]] = {
 
 
 def get_architecture(name: str) -> LearnedOptimizer:
-    """The architecture called `name`.
+    """Return the architecture called `name`.
 
     Args:
       name: one of ``ARCHITECTURES``; or ``module:name`` for a function of your own that returns a
-        ``LearnedOptimizer``. Its module is imported, and from then on it is one of ``ARCHITECTURES``: files
-        of this architecture can be read.
+        ``LearnedOptimizer``. The module is imported and the function is added to ``ARCHITECTURES``, so that
+        files of this architecture can be read.
 
     Raises:
-      UserError: there is none of that name, or the module cannot be imported.
+      UserError: no architecture has that name, or the module cannot be imported.
     """
     if ":" in name and name not in ARCHITECTURES:
         make = find_in_module(name, "optimizer")

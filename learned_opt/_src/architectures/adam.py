@@ -1,4 +1,4 @@
-"""Adam whose schedule and decays are learned."""
+"""Adam with a learned schedule and learned decays."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ INITIAL = {
 
 
 class Accumulators(NamedTuple):
-    """What is accumulated for one tensor."""
+    """Accumulators of one tensor."""
 
     momenta: jax.Array
     moments: jax.Array  # second moments
 
 
 def adam(*, per_block: bool = False) -> LearnedOptimizer:
-    """Adam, 5 learned numbers (5 for each tensor with `per_block`).
+    """Adam with 5 learned numbers (5 for each tensor with `per_block`).
 
     ``update = - lr_t m / (sqrt(v) + epsilon)`` with bias-corrected averages m and v of the gradient and its
     square, decays ``sigmoid(first_decay)`` and ``sigmoid(second_decay)``, and the schedule ``lr_t`` of
-    ``inverse_time_decay``. There are no other inputs than the gradient and the step number.
+    ``inverse_time_decay``. The gradient and the step number are the only inputs.
 
     Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015.
     """

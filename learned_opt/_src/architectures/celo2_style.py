@@ -1,4 +1,4 @@
-"""A learned direction that the user's own learning rate scales, in the way of Celo2."""
+"""A learned direction, scaled by the user's learning rate, in the style of Celo2."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ INITIAL_LEARNING_RATE = 1e-3
 
 NUM_FEATURES = 15
 NUM_FACTORED_FEATURES = 15
-NUM_FACTORED = 4 * len(FACTORED_DECAYS)  # of these: rows, columns, and ``1 / sqrt`` of both
+NUM_FACTORED = 4 * len(FACTORED_DECAYS)  # among these: rows, columns, and ``1 / sqrt`` of both
 
 
 def celo2_style() -> LearnedOptimizer:
     """A 30-8-8-1 per-parameter network whose output has unit root mean square, 330 weights.
 
-    The features of a parameter: its gradient g, g clipped at 0.1, its value, three momenta m, a second
+    The features of a parameter are its gradient g, g clipped at 0.1, its value, three momenta m, a second
     moment v, ``m / sqrt(v)``, ``1 / sqrt(v)``, g over the root of three factored second moments, and
-    ``g / sqrt(v)``; for tensors of two and more dimensions also the rows and columns of the factored
+    ``g / sqrt(v)``; for tensors of two or more dimensions also the rows and columns of the factored
     moments, ``1 / sqrt`` of both, and m over their root. Each is divided by its root mean square over the
     tensor, and so is the output::
 
         update = - learning_rate * direction / rms(direction)
 
-    Nothing depends on the step number: schedule, warm-up and weight decay are the user's. The learning
-    rate of meta-training is one more learned number, and the one that is used if no other is given.
+    Nothing depends on the step number: the user chooses schedule, warm-up and weight decay. The learning
+    rate is learned as well, and is used unless another one is given.
 
     Moudgil, Knyazev, Belilovsky, "Celo2: towards learned optimization free lunch", ICLR 2026; without its
-    orthogonalised matrices (there "celo2-base"), and without two outputs that it computes and does not use.
+    orthogonalised matrices ("celo2-base" there), and without two outputs that it computes and does not use.
     """
     initial = initial_accumulators(len(MOMENTUM_DECAYS), len(MOMENT_DECAYS), len(FACTORED_DECAYS))
     return per_tensor(_init_theta, Rule(initial, _accumulate, _step, _shaped))._replace(unit_rate=_unit_rate)
@@ -77,7 +77,7 @@ def _shaped(
 ) -> tuple[Factored, Spread]:
     factored = update_factored(factored, gradient, FACTORED_DECAYS)
     _, weights = without_rows(theta["network"], NUM_FEATURES, NUM_FACTORED)
-    # The network of a vector does not see rows and columns.
+    # For a vector the network does not see rows and columns.
     weights = weights if gradient.ndim >= 2 else jnp.zeros_like(weights)
     return factored, spread(factored, gradient.shape, weights, EPSILON)
 
@@ -85,7 +85,7 @@ def _shaped(
 def _step(theta: Theta, tensors: Tensors, clock: ft.Clock) -> jax.Array:
     network, _ = without_rows(theta["network"], NUM_FEATURES, NUM_FACTORED)
     scale = rms_scale(tensors, _features, EPSILON)
-    # Nor does it see the last features, momenta over the root of factored moments.
+    # For a vector it does not see the last features either, momenta over the root of factored moments.
     scale = jnp.where((np.arange(len(scale)) >= NUM_FEATURES)[:, None] & tensors.is_vector, 0, scale)
     nothing = jnp.zeros((0, 1), scale.dtype)
     direction = apply_network(

@@ -1,4 +1,4 @@
-"""Factored second moments (Adafactor), with full moments beside them, and what a network sees of them.
+"""Factored second moments (Adafactor) next to full ones, and the network features made from them.
 
 Shazeer and Stern, "Adafactor: adaptive learning rates with sublinear memory cost", ICML 2018.
 """
@@ -19,8 +19,8 @@ from learned_opt._src.learned_optimizer import Theta
 class Factored(NamedTuple):
     """Second moments of a tensor as means over its rows and its columns (Adafactor).
 
-    The columns are counted along the largest dimension of the tensor, the rows along the second largest. A
-    tensor with fewer than two dimensions has full moments, as `columns`; its `rows` are of size 1, and zero.
+    Columns are counted along the largest dimension of the tensor, rows along the second largest. A tensor
+    with fewer than two dimensions has full moments in `columns`; its `rows` have size 1 and are zero.
     """
 
     rows: jax.Array  # [k, *shape], but 1 along the largest dimension
@@ -36,14 +36,14 @@ def factored_axes(shape: Sequence[int]) -> tuple[int, int] | None:
 
 
 def rows(param: jax.Array, count: int) -> jax.Array:
-    """Zero moments of the rows of a tensor, for so many decays."""
+    """Zero moments of the rows of a tensor, for `count` decays."""
     axes = factored_axes(param.shape)
     means = ft.zeros(param).sum(None if axes is None else axes[1], keepdims=True)
     return jnp.broadcast_to(means[None], (count, *means.shape))
 
 
 def columns(param: jax.Array, count: int) -> jax.Array:
-    """Zero moments of the columns of a tensor, for so many decays."""
+    """Zero moments of the columns of a tensor, for `count` decays."""
     axes = factored_axes(param.shape)
     means = ft.zeros(param) if axes is None else ft.zeros(param).sum(axes[0], keepdims=True)
     return jnp.broadcast_to(means[None], (count, *means.shape))
@@ -70,7 +70,7 @@ class Accumulators(NamedTuple):
 
 
 def initial_accumulators(momenta: int, moments: int, factored: int) -> Accumulators:
-    """What ``Accumulators`` with so many decays of each start as: functions ``param -> array``."""
+    """Initial ``Accumulators`` as functions ``param -> array``, for the given numbers of decays."""
     return Accumulators(
         ft.starting(ft.accumulator, count=momenta),
         ft.starting(ft.accumulator, count=moments),
@@ -79,25 +79,25 @@ def initial_accumulators(momenta: int, moments: int, factored: int) -> Accumulat
 
 
 class Spread(NamedTuple):
-    """What factored moments say of each entry of a tensor."""
+    """Factored moments at each entry of a tensor."""
 
-    inverse_roots: jax.Array  # 1 / sqrt of the second moment that they amount to, [k, *shape]
-    of_momenta: jax.Array  # the same, for momenta: of another floor where the tensor is a vector, [k, *shape]
-    hidden: jax.Array  # what rows and columns contribute to the first layer of the network, [hidden, *shape]
+    inverse_roots: jax.Array  # 1 / sqrt of the second moment that they stand for, [k, *shape]
+    of_momenta: jax.Array  # the same for momenta: the floor differs for vectors, [k, *shape]
+    hidden: jax.Array  # contribution of rows and columns to the network's first layer, [hidden, *shape]
 
 
 def spread(moments: Factored, shape: Sequence[int], weights: jax.Array, epsilon: float) -> Spread:
     """Factored moments at each entry of a tensor of this shape.
 
-    The second moment of an entry is ``rows * columns / mean(rows)``; the product is small where both are,
-    hence the floors. The network sees rows, columns, and ``1 / sqrt`` of both, each divided by its root mean
-    square over the tensor. These features are constant along rows or along columns. So their part of the
-    first layer is computed once for each row and each column, and added.
+    The second moment of an entry is ``rows * columns / mean(rows)``; the product is tiny where both are
+    small, hence the floors. The network sees rows, columns, and ``1 / sqrt`` of both, each divided by its
+    root mean square over the tensor. These features are constant along rows or along columns, so their part
+    of the first layer is computed once for each row and each column, and added.
 
     Args:
-      moments: of k decays.
-      shape: that of the tensor.
-      weights: those of these features in the first layer, ``[4 k, hidden]``.
+      moments: the moments, for k decays.
+      shape: shape of the tensor.
+      weights: first-layer weights of these features, ``[4 k, hidden]``.
       epsilon: added to the mean square of a feature.
     """
     axes = factored_axes(shape)
@@ -111,7 +111,7 @@ def spread(moments: Factored, shape: Sequence[int], weights: jax.Array, epsilon:
     of_rows, of_columns, of_inverse_rows, of_inverse_columns = jnp.split(weights, 4)
 
     def layer(x: jax.Array, weights: jax.Array) -> jax.Array:
-        # All rows have as many entries: the mean over them is the mean over the tensor.
+        # All rows have the same number of entries, so the mean over them is the mean over the tensor.
         scale = jax.lax.rsqrt(epsilon + jnp.mean(jnp.square(x), axis=tuple(range(1, x.ndim))))
         return jnp.tensordot((weights * scale[:, None]).T, x, 1)
 
@@ -121,7 +121,7 @@ def spread(moments: Factored, shape: Sequence[int], weights: jax.Array, epsilon:
 
 
 def without_rows(network: Theta, start: int, count: int) -> tuple[Theta, jax.Array]:
-    """A network without some inputs, and the weights of these in its first layer, ``[count, hidden]``."""
+    """A network without some inputs, and the first-layer weights of those inputs, ``[count, hidden]``."""
     kernel = network["Dense_0"]["kernel"]
     others = jnp.concatenate([kernel[:start], kernel[start + count :]])
     rest = network | {"Dense_0": network["Dense_0"] | {"kernel": others}}

@@ -1,4 +1,4 @@
-"""The MLP learned optimizer: one small network, the same for every parameter."""
+"""The MLP learned optimizer: one small network, shared by all parameters."""
 
 from __future__ import annotations
 

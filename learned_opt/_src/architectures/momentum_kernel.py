@@ -1,15 +1,15 @@
 """One step of a ``momentum_network`` as a single kernel for NVIDIA GPUs, in Pallas (its Mosaic GPU backend).
 
-Written out, the hidden layers alone move eight times the bytes that the step has to move. Here the features,
-the layers, the step and the new momenta of a block of parameters are one program whose layers stay in
-registers: a parameter costs 60 bytes and 2,700 operations with the network of ``mlp``. Before it comes one
-pass over the tensor for the mean squares that its features are divided by (32 bytes).
+Written to memory, the hidden layers alone would move eight times the bytes that the step has to move. Here
+one program computes the features, the layers, the step and the new momenta of a block of parameters, and its
+layers stay in registers: with the network of ``mlp`` a parameter costs 60 bytes and 2,700 operations. One
+pass over the tensor comes first, for the mean squares that the features are divided by (32 bytes).
 
-The layers are written out as multiply-adds of a weight and a row of parameters: each thread computes the
-whole network for a few parameters, with weights that lie in the shared memory of its block.
+The layers are spelled out as multiply-adds of a weight and a row of parameters: each thread computes the
+whole network for a few parameters, with weights in the shared memory of its block.
 
-Large tensors have a call each; the small ones are packed and share one. Under ``vmap`` particles, each with a
-theta of its own, are one more dimension of the grid.
+Each large tensor has its own call; the small ones are packed and share one. Under ``vmap`` the particles,
+each with its own theta, are one more dimension of the grid.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from learned_opt._src.architectures import features as ft
 from learned_opt._src.architectures.per_parameter import layers, small_step
 from learned_opt._src.learned_optimizer import Theta
 
-THREADS = 128  # of a program
-# Parameters of a program of packed tensors, which are padded to whole ones.
+THREADS = 128  # per program
+# Parameters per program for packed tensors, which are padded to a multiple of it.
 SMALL_BLOCK = 2 * THREADS
-# Tensors with fewer entries are packed: to launch a kernel takes about as long as this many parameters.
+# Tensors with fewer entries are packed: launching a kernel takes about as long as this many parameters.
 SMALL = 2**16
 
 
@@ -52,15 +52,15 @@ def momentum_kernel(
     Args:
       theta: weights of the per-parameter network.
       gradients, params: float32 tensors.
-      momenta: ``[k, *shape]`` of each.
-      constants: ``[c]``, inputs of the network that all parameters share.
-      features: what the network sees of a parameter, as ``momentum_network`` has it.
-      decays: those of the k momenta.
+      momenta: ``[k, *shape]`` for each tensor.
+      constants: ``[c]``, network inputs that all parameters share.
+      features: the network's features of a parameter, as in ``momentum_network``.
+      decays: decays of the k momenta.
       epsilon: added to the mean square of a feature.
-      interpret: run it without a GPU, as plain JAX operations; for tests.
+      interpret: run without a GPU, as plain JAX operations; for tests.
 
     Returns:
-      For each tensor its step, to be added, and its momenta.
+      For each tensor its step, to be added, and its next momenta.
     """
     flat = [
         (g.reshape(-1), p.reshape(-1), m.reshape(m.shape[0], -1))
@@ -71,11 +71,11 @@ def momentum_kernel(
     large = [[i] for i, (g, _, _) in enumerate(flat) if g.size >= SMALL]
     small = [i for i, (g, _, _) in enumerate(flat) if 0 < g.size < SMALL]
 
-    outcomes = [(g, m) for g, _, m in flat]  # of tensors without entries
+    outcomes = [(g, m) for g, _, m in flat]  # right for tensors without entries
     for group in [*large, small] if small else large:
         block_size = SMALL_BLOCK if group is small else _large_block(1 + len(deeper))
         blocks = [-(-flat[i][0].size // block_size) for i in group]
-        # A large tensor need not fill its last block, which then starts early enough to be a whole one.
+        # If a large tensor does not fill its last block, that block starts earlier and overlaps the previous.
         each = [[_padded(x, block_size) for x in flat[i]] if group is small else flat[i] for i in group]
         g, p, m = (jnp.concatenate(parts, axis=-1) for parts in zip(*each, strict=True))
         owner = np.repeat(np.arange(len(group), dtype=np.int32), blocks)
@@ -86,7 +86,7 @@ def momentum_kernel(
             p,
             m,
             jnp.asarray(owner),
-            _padded(firsts.reshape(len(group), -1), THREADS),  # each thread copies as many weights
+            _padded(firsts.reshape(len(group), -1), THREADS),  # all threads copy the same number of weights
             _padded(jnp.concatenate([x.reshape(-1) for x in shared]), THREADS),
             decays=tuple(decays),
             widths=tuple(x.shape[0] for x in shared[::2]),
@@ -111,9 +111,10 @@ def _first_layer(
     decays: Sequence[float],
     epsilon: float,
 ) -> jax.Array:
-    """Weights for the rows that the kernel reads, normalisation and factors included: ``[hidden, 2 + k]``.
+    """First-layer weights for the rows that the kernel reads, ``[hidden, 2 + k]``.
 
-    The rows are gradient, parameter and k new momenta, and every feature is a multiple of one of them.
+    They include normalisation and factors. The rows are gradient, parameter and k new momenta, and every
+    feature is a multiple of one of them.
     """
     gradient, param = ft.finite(gradient), ft.finite(param)
     new = ft.averaged(momenta, gradient, decays)
@@ -126,16 +127,17 @@ def _first_layer(
 
 
 def _large_block(layers: int) -> int:
-    """Parameters of a program of a large tensor, for a network with so many layers.
+    """Parameters per program for a large tensor, for a network with the given number of layers.
 
-    A weight that a thread has read serves all its parameters, and it keeps the units of all hidden layers but
-    the last for them. With two hidden layers of 32 it computes four: six are nearly twice as slow.
+    A thread uses each weight that it reads for all of its parameters, and keeps for each of them the units of
+    all hidden layers but the last. With two hidden layers of 32 it computes four parameters; six are nearly
+    twice as slow.
     """
     return THREADS * (4 if layers > 2 else 6)
 
 
 def _padded(x: jax.Array, multiple: int) -> jax.Array:
-    """Zeros behind it, up to a multiple of this length."""
+    """Pad the last axis with zeros to a multiple of this length."""
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % multiple)])
 
 
@@ -155,10 +157,10 @@ def _block(
     widths: Sequence[int],
     block_size: int,
 ) -> None:
-    """Of one block of parameters: rows in, layers, step and momenta out.
+    """One block of parameters: read the rows, compute the layers, write step and momenta.
 
-    `owner_ref` says of each block which of the first layers is that of its tensor. `weights_ref` is memory of
-    the block's own, for all weights.
+    `owner_ref` holds for each block the number of its tensor, which selects the first layer. `weights_ref` is
+    scratch memory of the block for all weights.
     """
     first = firsts_ref.shape[1]
     weights_ref[pl.ds(0, first)] = firsts_ref[owner_ref[number], pl.ds(0, first)]
@@ -174,14 +176,14 @@ def _block(
         rows.append(momentum)
 
     def unit(bias: int, weights: int, inputs: Sequence[jax.Array]) -> jax.Array:
-        """One unit, from the places of its bias and of its first weight."""
+        """One unit, given the positions of its bias and of its first weight."""
         total = jnp.broadcast_to(weights_ref[bias], (block_size,))
         for i, x in enumerate(inputs):
             total = total + weights_ref[weights + i] * x
         return total
 
     def layer(bias: int, weights: int, width: int, inputs: Sequence[jax.Array]) -> Iterator[jax.Array]:
-        """The units of a layer, one at a time: those of the last hidden layer are not kept."""
+        """The units of a layer, one at a time, because those of the last hidden layer are not kept."""
         return (unit(bias + h, weights + h * len(inputs), inputs) for h in range(width))
 
     hidden, *later, last = widths
@@ -198,7 +200,7 @@ def _block(
     step_ref[block] = ft.allowed(small_step(outputs), found, rows[-1])
 
 
-# Compiled by itself, so that tensors of equal shape share one program.
+# Compiled separately, so that tensors of equal shape share one program.
 @partial(jax.jit, static_argnames=("decays", "widths", "block_size", "interpret"))
 def _call(
     gradient: jax.Array,
@@ -213,7 +215,7 @@ def _call(
     block_size: int,
     interpret: bool,
 ) -> list[jax.Array]:
-    """The kernel over flat tensors: step and new momenta."""
+    """Run the kernel over flat tensors; returns step and new momenta."""
     body: Callable[..., None] = partial(_block, decays=decays, widths=widths, block_size=block_size)
     arguments = (gradient, param, momenta, owner, firsts, shared)
     places = firsts.shape[-1] + shared.shape[-1]
@@ -241,7 +243,7 @@ def _interpreted(
     arguments: Sequence[jax.Array],
     places: int,
 ) -> list[jax.Array]:
-    """What the kernel computes, as plain JAX operations on one block after another."""
+    """The kernel's computation as plain JAX operations on one block after another."""
 
     def step(number: jax.Array, results: list[jax.Array]) -> list[jax.Array]:
         refs = [_ArrayRef(x) for x in (*arguments, *results, jnp.full(places, jnp.nan))]
@@ -253,7 +255,7 @@ def _interpreted(
 
 
 class _ArrayRef:
-    """What a kernel takes for a piece of memory, on an array."""
+    """An array with the interface of a kernel's memory reference."""
 
     def __init__(self, value: jax.Array) -> None:
         self.value = value

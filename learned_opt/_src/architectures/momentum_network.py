@@ -1,4 +1,4 @@
-"""Per-parameter networks that see the gradient, the value, and momenta: what ``mlp`` and ``metz2019`` are."""
+"""Per-parameter networks that see the gradient, the value, and momenta: ``mlp`` and ``metz2019``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from learned_opt._src.learned_optimizer import LearnedOptimizer, Theta
 
 EPSILON = 1e-5
 
-Feature = tuple[Literal["gradient", "param", "momenta"], float]  # what it is a multiple of, and the factor
+Feature = tuple[Literal["gradient", "param", "momenta"], float]  # source and factor
 
 
 class Accumulators(NamedTuple):
-    """What is accumulated for one tensor."""
+    """Accumulators of one tensor."""
 
     momenta: jax.Array  # [k, *shape]
 
@@ -36,10 +36,10 @@ def momentum_network(
     On a GPU it runs as one kernel (``momentum_kernel.py``).
 
     Args:
-      hidden: widths of its hidden layers.
-      momentum_decays: decays of the momenta, k of them.
-      time_scales: those of the features of the step number.
-      features: what the network sees of a parameter, in this order; momenta count as k features.
+      hidden: widths of the hidden layers.
+      momentum_decays: decays of the k momenta.
+      time_scales: time scales of the features of the step number.
+      features: the network's features of a parameter, in order; momenta count as k features.
     """
 
     def init_theta(key: jax.Array) -> Theta:

@@ -1,4 +1,4 @@
-"""Steps of NAdam and of Muon, added; their sizes and schedules are learned, and a correction of the first."""
+"""The sum of a NAdam and a Muon step, with learned sizes and schedules and a learned correction of NAdam."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from learned_opt._src.architectures.relative_step import (
 from learned_opt._src.architectures.tensors import Entries, Tensors
 from learned_opt._src.learned_optimizer import LearnedOptimizer, Theta
 
-# Of a fresh network: the size of NAdam's step where a matrix counts as of rank one, and of Muon's.
+# For a fresh network: the size of NAdam's step where a matrix counts as having rank one, and of Muon's step.
 STEP_SCALE = 0.1
 ORTHOGONAL_SCALE = 0.008
-# Newton-Schulz iteration of an odd polynomial that brings singular values from (0, 1] near to 1.
+# Newton-Schulz iteration: coefficients of an odd polynomial that moves singular values in (0, 1] close to 1.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 
 
 def muon_mlp() -> LearnedOptimizer:
-    """NAdam and Muon, whose steps two small networks correct and size: 17-16-1 a parameter, 10-8-2 a tensor.
+    """NAdam and Muon with a learned correction and step sizes: 17-16-1 per parameter, 10-8-2 per tensor.
 
-    With u the direction of NAdam, corrected as in ``nadam_mlp``, and O the nearest orthogonal matrix to
+    With u the direction of NAdam, corrected as in ``nadam_mlp``, and O the orthogonal matrix nearest to
     ``0.9 m + 0.1 g``, a tensor moves by::
 
         update = - schedule(t) scale (0.1 exp(a) u min(1, 1 / sqrt(rows) + 1 / sqrt(columns))
@@ -49,15 +49,15 @@ def muon_mlp() -> LearnedOptimizer:
         scale = sqrt(mean(param^2) + 1e-4)
 
     Both terms are relative to the spectral norm of a random matrix of the size of the tensor. One network
-    gives a and b from the context of the tensor; the correction sees what it sees in ``nadam_mlp``, and O.
-    Vectors, and matrices of one row or column, have no second term. A tensor of more dimensions counts as a
-    matrix with the columns of the last. There are 411 weights, and schedule and context are those of
-    ``nadam_mlp``.
+    computes a and b from the context of the tensor; the correction has the inputs that it has in
+    ``nadam_mlp``, and O. Vectors and matrices with a single row or column have no second term. A tensor with
+    more dimensions counts as a matrix whose columns are its last dimension. There are 411 weights. Schedule
+    and context are those of ``nadam_mlp``.
 
-    O is found by five Newton-Schulz iterations: ``30 min(rows, columns)`` operations and more for each entry.
+    Five Newton-Schulz iterations compute O: at least ``30 min(rows, columns)`` operations per entry.
 
-    Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; the orthogonal directions
-    beside a learned one are in Moudgil, Knyazev, Belilovsky, "Celo2", ICLR 2026.
+    Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; Moudgil, Knyazev,
+    Belilovsky, "Celo2", ICLR 2026, combines orthogonal directions with a learned one.
     """
     start, average = initial(len(MOMENTUM_DECAYS)), partial(accumulate, MOMENTUM_DECAYS)
     return per_tensor(_init_theta, Rule(start, average, _step, _shaped, takes_num_steps=True))
@@ -80,10 +80,10 @@ def _shaped(theta: Theta, gradient: jax.Array, momenta: jax.Array, factored: Any
 
 
 def orthogonal(matrix: jax.Array) -> jax.Array:
-    """A matrix of the same singular vectors whose singular values are near 1; zeros for zeros."""
+    """A matrix with the same singular vectors and singular values near 1; zeros for zeros."""
     wide = matrix.shape[0] <= matrix.shape[1]
     x = matrix if wide else matrix.T
-    # Divided by its largest entry first: the squares of very small ones would vanish.
+    # Divided by the largest entry first, because squares of very small entries would vanish.
     x = x / jnp.maximum(jnp.max(jnp.abs(x)), jnp.finfo(x.dtype).tiny)
     x = x / jnp.maximum(jnp.linalg.norm(x), 1)
     a, b, c = COEFFICIENTS

@@ -1,4 +1,4 @@
-"""NAdam with a learned correction of its direction, and steps whose size and schedule are learned."""
+"""NAdam with a learned correction of its direction and with a learned step size and schedule."""
 
 from __future__ import annotations
 
@@ -35,49 +35,49 @@ HIDDEN = (16,)
 STEP_HIDDEN = (8,)
 MOMENTUM_DECAYS = (0.5, 0.9, 0.99)
 NOMINAL = MOMENTUM_DECAYS.index(0.9)
-# Of a fresh network: the size of a step where a matrix counts as of rank one, and the share of the
+# For a fresh network: the size of a step where a matrix counts as having rank one, and the share of the
 # correction.
 STEP_SCALE = 0.4
 CORRECTION_SCALE = 0.3
-# Share of the steps over which the size of a step rises, if their number is known; else, so many steps.
+# The warm-up: a share of the steps if their number is known, otherwise a fixed number of steps.
 WARM_UP_SHARE = 0.02
 WARM_UP_STEPS = 10
-# Time scale of what the context says of the first steps, and the last step that it tells from later ones.
+# Time scale of the context's feature of the first steps, and the last step that it tells from later ones.
 EARLY, LAST_STEP = 10, 20_000
 
 NUM_FEATURES = 3 + len(MOMENTUM_DECAYS)
-NUM_TIME = 6  # what the context says of time
+NUM_TIME = 6  # time features in the context
 NUM_CONTEXT = len(MOMENTUM_DECAYS) + 1 + NUM_TIME
 
 
 def nadam_mlp() -> LearnedOptimizer:
     """NAdam with a cosine, corrected by two small networks: 16-16-1 per parameter, 10-8-1 per tensor.
 
-    With g the gradient, m and v the averages of g and g^2 that NAdam has (decays 0.9 and 0.99, without
-    bias), and rms the root mean square over a tensor, a tensor moves by::
+    With g the gradient, m and v NAdam's averages of g and g^2 (decays 0.9 and 0.99, bias-corrected), and rms
+    the root mean square over a tensor, a tensor moves by::
 
         u = (0.9 m + 0.1 g) / sqrt(v)
         update = - 0.4 schedule(t) exp(step(context)) scale (u + 0.3 rms(u) correction(features, context))
         scale = sqrt(mean(param^2) + 1e-4) min(1, 1 / sqrt(rows) + 1 / sqrt(columns))
 
-    The features of a parameter are its value, g and three averages of it (decays 0.5 to 0.99) over the root
+    The features of a parameter are its value, g and three averages of g (decays 0.5 to 0.99) over the root
     of v, and ``1 / sqrt(v)``; each is divided by its root mean square over the tensor. The context is the
-    same for a whole tensor: how large each average is beside the gradients that made it (1 where they all
-    agree, little where they cancel), whether the tensor has fewer than two dimensions, the step number t, the
-    progress t / T, and T. There are 386 weights.
+    same for a whole tensor: how large each average is compared with the gradients that made it (1 where they
+    all agree, small where they cancel), whether the tensor has fewer than two dimensions, the step number t,
+    the progress t / T, and T. There are 386 weights.
 
-    If the number of steps T is known, schedule(t) is a warm-up over a fiftieth of the steps and a cosine to
-    zero. If it is not, it is a warm-up over ten steps and then 1. What a run needs beyond that is for the
-    networks to learn: their last layers are zero at first, so that meta-training starts from NAdam.
+    If the number of steps T is known, schedule(t) is a warm-up over a fiftieth of the steps times a cosine to
+    zero. Otherwise it is a warm-up over ten steps and then 1. The networks learn anything beyond that: their
+    last layers start at zero, so that meta-training starts from NAdam.
 
-    `scale` makes a step change what a layer computes by a share that depends neither on its width nor on the
-    units of its weights. A tensor of more dimensions counts as a matrix with the columns of the last, a
-    vector as a matrix of one row.
+    With `scale`, a step changes the output of a layer by a share that depends neither on its width nor on the
+    units of its weights. A tensor with more dimensions counts as a matrix whose columns are its last
+    dimension, a vector as a matrix of one row.
 
-    The scale is that of Yang, Simon, Bernstein, "A spectral condition for feature learning", 2023; NAdam is
-    that of Dozat, "Incorporating Nesterov momentum into Adam", 2016; a nominal rule that a network corrects,
-    that of Harrison, Metz, Sohl-Dickstein, "A closer look at learned optimization: stability, robustness,
-    and inductive biases", NeurIPS 2022; the network is that of Metz et al., ICML 2019.
+    The scale is from Yang, Simon, Bernstein, "A spectral condition for feature learning", 2023; NAdam from
+    Dozat, "Incorporating Nesterov momentum into Adam", 2016; the nominal rule that a network corrects from
+    Harrison, Metz, Sohl-Dickstein, "A closer look at learned optimization: stability, robustness, and
+    inductive biases", NeurIPS 2022; and the network from Metz et al., ICML 2019.
     """
     start, average = initial(len(MOMENTUM_DECAYS)), partial(accumulate, MOMENTUM_DECAYS)
     return per_tensor(_init_theta, Rule(start, average, _step, takes_num_steps=True))
@@ -88,12 +88,12 @@ def _init_theta(key: jax.Array) -> Theta:
 
 
 def networks(key: jax.Array, features: int, steps: int) -> Theta:
-    """Weights of both networks, whose last layers are zero: so that meta-training starts from nominal steps.
+    """Weights of both networks; their last layers are zero, so meta-training starts from nominal steps.
 
     Args:
       key: consumed.
-      features: what the first network sees of a parameter, beside the context.
-      steps: sizes of steps that the second one gives.
+      features: number of features of a parameter that the first network sees in addition to the context.
+      steps: number of step sizes that the second network computes.
     """
     direction, step = jax.random.split(key)
     theta = {
@@ -116,7 +116,7 @@ def _step(theta: Theta, tensors: Tensors, clock: ft.Clock) -> jax.Array:
 
 
 def context_of(tensors: Tensors, means: Means, clock: ft.Clock) -> jax.Array:
-    """What both networks are told of each tensor and of time, ``[NUM_CONTEXT, T]``."""
+    """The inputs of both networks that describe each tensor and the time, ``[NUM_CONTEXT, T]``."""
     dtype, count = means.square.dtype, means.square.shape[1]
     time = jnp.broadcast_to(_time(clock).astype(dtype)[:, None], (NUM_TIME, count))
     steady = steadiness(means, clock.step, MOMENTUM_DECAYS)
@@ -137,9 +137,9 @@ def corrected(
       theta: weights of the network.
       tensors: the tensors.
       means: the means over each of them.
-      context: what the network is told of each.
-      clock: the step.
-      seen: what else the network sees of entries, arrays ``[k, ...]``.
+      context: the context of each of them.
+      clock: the position of the step in the run.
+      seen: further features of the entries, arrays ``[k, ...]``.
     """
     of_momentum, of_gradient = _nesterov(clock.step)
 
@@ -152,7 +152,7 @@ def corrected(
         _, _, gradient, momenta, *_ = features(entries, each)
         return of_momentum * momenta[NOMINAL] + of_gradient * gradient[0]
 
-    # One pass over the entries finds the scales of the features and that of the nominal direction.
+    # One pass over the entries computes the scales of the features and of the nominal direction.
     scales = rms_scale(tensors, lambda *block: [*features(*block), nominal(*block)[None]], EPSILON)
     scale, nominal_rms = scales[:-1], 1 / scales[-1:]
 
@@ -163,28 +163,28 @@ def corrected(
 
 
 def log_sizes(theta: Theta, context: jax.Array, count: int) -> list[jax.Array]:
-    """What a network adds to the logarithm of each of so many sizes of a tensor's steps, ``[1, T]`` each."""
+    """What a network adds to the logarithms of `count` step sizes of each tensor, ``[1, T]`` each."""
     outputs: Any = PerParameterMLP(STEP_HIDDEN, count).apply({"params": theta}, context.T)
     return [outputs.T[i : i + 1] for i in range(count)]
 
 
 def _nesterov(count: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Weights of the average and of the gradient in u, which take the bias of all averages away."""
+    """Weights of the average and of the gradient in u, including the bias correction of all averages."""
     decay = MOMENTUM_DECAYS[NOMINAL]
     root = jnp.sqrt(1 - MOMENT_DECAY ** (count + 1))
     return root * decay / (1 - decay ** (count + 2)), root * (1 - decay) / (1 - decay ** (count + 1))
 
 
 def _progress(clock: ft.Clock) -> jax.Array:
-    """Share of the run that is over, 0 to 1; 0 if the number of steps is not known."""
+    """Completed share of the run, 0 to 1; 0 if the number of steps is not known."""
     return jnp.clip(clock.step / clock.num_steps, 0, 1)
 
 
 def _time(clock: ft.Clock) -> jax.Array:
-    """What the context says of time, ``[NUM_TIME]``."""
+    """The time features of the context, ``[NUM_TIME]``."""
     progress = _progress(clock)
     known = jnp.isfinite(clock.num_steps).astype(jnp.float32)
-    # Beyond what was learned the clock stands still.
+    # Beyond the steps seen in meta-training the clock stands still.
     count = jnp.minimum(clock.step, LAST_STEP).astype(jnp.float32)
     early = jnp.tanh(count / EARLY - 1)
     decades = jnp.log10(jnp.maximum(jnp.where(known > 0, clock.num_steps, 1), 1))

@@ -3,10 +3,10 @@
 The plain formula builds one row of inputs per parameter and multiplies ``[n, inputs]`` matrices.
 ``apply_network`` computes the same thing, several times faster on a CPU:
 
-* features that are constant over a tensor never meet the per-parameter product: their part of the
+* features that are constant over a tensor are not part of the per-parameter product: their part of the
   first layer is computed once for the tensor and added to its bias;
 * features come first, ``[inputs, n]``, and are computed in blocks of entries (``tensors.py``), so that
-  they and the hidden layers of a block stay in cache, and are never written out for a whole tensor.
+  they and the hidden layers of a block stay in cache and are never written out for a whole tensor.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import jax.numpy as jnp
 from learned_opt._src.architectures.tensors import Each, Entries, Tensors
 from learned_opt._src.learned_optimizer import Theta
 
-# A fresh network should take steps of a size that trains; so its outputs are scaled down.
+# A fresh network should take steps of a size that trains, so its outputs are scaled down.
 STEP_SCALE = 1e-3
 MAGNITUDE_SCALE = 1e-3
 
-# What the network sees of entries: groups ``[k_1, ...], [k_2, ...], ...``
+# The network's features of the entries, in groups ``[k_1, ...], [k_2, ...], ...``
 Features = Callable[[Entries, Each], Sequence[jax.Array]]
 
 
 class PerParameterMLP(nn.Module):
-    """Multilayer perceptron with ReLU that maps the features of one parameter to a few outputs.
+    """A multilayer perceptron with ReLU that maps the features of one parameter to a few outputs.
 
     Attributes:
       hidden: widths of the hidden layers.
@@ -69,17 +69,17 @@ def apply_network(
 
     Args:
       theta: weights of the module, as ``init_network`` made them.
-      tensors: what the entries are of.
-      features: what the network sees of an entry.
-      scale: ``[features, T]``, as ``rms_scale`` finds it.
-      constants: ``[c, T]``, inputs that are the same for a whole tensor, and are taken as they are; or
-        ``[c, 1]``, where they are the same for all tensors.
-      finish: ``(outputs, entries, each) -> [...]``, makes the step of each entry of the outputs
-        ``[outputs, ...]`` of the network.
-      hidden: ``entries -> [hidden, ...]``, what other inputs contribute to the first layer, if there are any.
+      tensors: the tensors.
+      features: computes the network's features of the entries.
+      scale: ``[features, T]``, as from ``rms_scale``.
+      constants: ``[c, T]``, inputs that are the same for a whole tensor, used without scaling; or
+        ``[c, 1]`` if they are the same for all tensors.
+      finish: ``(outputs, entries, each) -> [...]``, computes the step of each entry from the network's
+        outputs ``[outputs, ...]``.
+      hidden: ``entries -> [hidden, ...]``, the contribution of other inputs to the first layer, if any.
 
     Returns:
-      ``[...]``, what ``finish`` made of each entry.
+      ``[...]``, the result of ``finish`` for each entry.
     """
     (kernel, bias), *deeper = layers(theta, constants)
 
@@ -95,15 +95,15 @@ def apply_network(
 
 
 def rms_scale(tensors: Tensors, features: Features, epsilon: float) -> jax.Array:
-    """Factors that bring each feature of a tensor to unit root mean square, ``[features, T]``.
+    """Factors that scale each feature of a tensor to unit root mean square, ``[features, T]``.
 
-    ``1 / sqrt(epsilon + mean(x^2))`` over the entries of the tensor, so that the network is blind to
+    ``1 / sqrt(epsilon + mean(x^2))`` over the entries of the tensor, so that the network does not depend on
     the scale of the loss and of the parameters.
 
     Args:
-      tensors: what the entries are of.
-      features: what the network sees of an entry.
-      epsilon: keeps features that are all but zero from being blown up.
+      tensors: the tensors.
+      features: computes the network's features of the entries.
+      epsilon: keeps features that are almost zero from being blown up.
     """
     squares = tensors.mean(lambda entries, each: jnp.square(jnp.concatenate(features(entries, each))))
     return jax.lax.rsqrt(epsilon + squares)
@@ -112,8 +112,8 @@ def rms_scale(tensors: Tensors, features: Features, epsilon: float) -> jax.Array
 def layers(theta: Theta, constants: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
     """Weights ``[outputs, inputs]`` and bias of each layer, for parameters that share their last inputs.
 
-    What the shared `constants` ``[c, T]`` of T tensors contribute is in the bias of the first layer,
-    ``[outputs, T]``; its weights are for the other inputs. The bias of the others is ``[outputs, 1]``.
+    The contribution of the shared `constants` ``[c, T]`` of T tensors is part of the bias of the first layer,
+    ``[outputs, T]``; its weights are for the other inputs. The bias of the other layers is ``[outputs, 1]``.
     """
     each = [
         (theta[f"Dense_{i}"]["kernel"].T, theta[f"Dense_{i}"]["bias"][:, None]) for i in range(len(theta))

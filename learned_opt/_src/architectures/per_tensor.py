@@ -1,4 +1,4 @@
-"""A learned optimizer from a rule for the entries of tensors: what all per-parameter networks do alike."""
+"""A learned optimizer from a rule for tensors: the common part of all per-parameter networks."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from learned_opt._src.architectures.state import (
 from learned_opt._src.architectures.tensors import Entries, Packed, Tensors, Whole, unstacked
 from learned_opt._src.learned_optimizer import LearnedOptimizer, Params, Theta
 
-# To pack tensors copies them at every step, and needs memory for that. With a few tensors of more than SMALL
-# entries, or with LARGE ones, this is worth more than what is saved in compiling, once.
+# Packing copies tensors at every step and needs memory for the copies. For a few tensors with more than SMALL
+# entries, or for tensors with more than LARGE, that costs more than it saves in compile time.
 SMALL = 2**14  # entries of a tensor
 FEW = 4  # tensors
 LARGE = 2**18
@@ -34,20 +34,20 @@ Outcome = tuple[jax.Array, Accumulators]  # update, next accumulators
 
 
 class Rule(NamedTuple):
-    """What an architecture does with tensors; all arrays have the dtype of the state.
+    """An architecture's rule for tensors; all arrays have the dtype of the state.
 
     Attributes:
-      initial: a NamedTuple of functions ``param -> array``, what each accumulator of a tensor starts as. One
-        field is ``momenta``, averages ``[k, *shape]`` of the gradient, the slowest last.
-      accumulate: ``(theta, gradient, accumulators) -> accumulators``, those of the step before to those of
-        this one, for one tensor in its own shape.
+      initial: a NamedTuple of functions ``param -> array``, the initial accumulators of a tensor. One field
+        is ``momenta``, averages ``[k, *shape]`` of the gradient, the slowest last.
+      accumulate: ``(theta, gradient, accumulators) -> accumulators``, from those of the previous step to
+        those of this one, for one tensor in its own shape.
       step: ``(theta, tensors, clock) -> [...]``, the update of each entry of some tensors, to be added. Their
         gradients and values are zero where they are not finite.
-      shaped: ``(theta, gradient, momenta, factored) -> (factored, arrays [k, *shape])``, for a rule that
-        looks at rows and columns of one tensor: its next factored moments, and what `step` sees. Its
-        accumulators have a field ``factored``, which `accumulate` leaves as it is, if it has such moments;
-        without, `factored` is ().
-      takes_num_steps: whether `step` looks at the number of steps of the run.
+      shaped: ``(theta, gradient, momenta, factored) -> (factored, arrays [k, *shape])``, for a rule that uses
+        the rows and columns of a tensor: its next factored moments, and arrays for `step`. If the rule has
+        factored moments, its accumulators have a field ``factored``, which `accumulate` does not change;
+        otherwise `factored` is ().
+      takes_num_steps: whether `step` uses the number of steps of the run.
     """
 
     initial: Accumulators
@@ -67,16 +67,16 @@ def per_tensor(
 ) -> LearnedOptimizer:
     """An optimizer that applies a rule to each tensor.
 
-    The rule computes in float32, or in float64 for float64 parameters; its updates are rounded to the
-    dtype of the parameters at the end. A tensor without entries passes it by. An entry that has had no
-    gradient stays, and one that is not finite does not touch its neighbours. Tensors are packed, unless they
-    are large, and their steps are one program.
+    The rule computes in float32, or in float64 for float64 parameters; at the end its updates are rounded to
+    the dtype of the parameters. A tensor without entries is skipped. An entry that has had no gradient stays,
+    and a non-finite one does not affect other entries. Tensors are packed unless they are large, and one
+    program computes the steps of all packed tensors.
 
     Args:
       init_theta: ``key -> theta``, the same weights for any number of tensors.
       rule: the rule.
       kernel: the rule for all tensors at once, for a GPU and in float32: ``(theta, gradients, params,
-        accumulators, count) -> [(update, accumulators), ...]``. Where it is differentiated, the rule is used.
+        accumulators, count) -> [(update, accumulators), ...]``. Differentiation uses the rule instead.
     """
     fields = jax.tree.structure(rule.initial)
 
@@ -105,7 +105,7 @@ def per_tensor(
         if kernel and _fits_kernel(dtypes, spread):
             run = jax.custom_jvp(partial(jax.lax.platform_dependent, cuda=kernel, default=plain))
             run.defjvp(partial(jax.jvp, plain))
-        # Left to itself a GPU would take tf32 for float32: only where JAX was told to.
+        # By default a GPU computes float32 products in tf32; here only if the user has set JAX so.
         with jax.default_matmul_precision(_matmul_precision() or "float32"):
             outcomes = run(theta, gradients, params, accumulators, state.count)
         updates = [update.astype(leaf.dtype) for (update, _), leaf in zip(outcomes, leaves, strict=True)]
@@ -131,7 +131,7 @@ def _update(
     clock: ft.Clock,
 ) -> list[Outcome]:
     """The updates and next accumulators of all tensors."""
-    outcomes: list[Any] = list(zip(params, accumulators, strict=True))  # of tensors without entries
+    outcomes: list[Any] = list(zip(params, accumulators, strict=True))  # right for tensors without entries
     for group in _groups(params, spread):
         own_theta = jax.tree.map(lambda w, like=params[group[0]]: w.astype(like.dtype), theta)
         after, pieces = _accumulated(
@@ -155,8 +155,8 @@ def _accumulated(
     params: Sequence[jax.Array],
     accumulators: Sequence[Accumulators],
 ) -> tuple[list[Accumulators], Entries]:
-    """The next accumulators of some tensors, and lists of what is then known of their entries."""
-    # Under ``jit`` equal tensors are traced once.
+    """The next accumulators of some tensors, and their entries, as lists of arrays."""
+    # Under ``jit`` tensors of equal shape are traced once.
     accumulate = jax.jit(lambda theta, gradient, own: rule.accumulate(theta, ft.finite(gradient), own))
     after = [accumulate(theta, g, own) for g, own in zip(gradients, accumulators, strict=True)]
     seen = after
@@ -176,9 +176,9 @@ def _shaped(
     gradients: Sequence[jax.Array],
     accumulators: Sequence[Accumulators],
 ) -> tuple[list[Any], list[Any]]:
-    """The next factored moments of each tensor, and what the rule sees of its rows and columns.
+    """The next factored moments of each tensor, and the rule's arrays from its rows and columns.
 
-    This depends on the shape, and is many small operations. So neighbours of equal shape are stacked for it.
+    This depends on the shape and takes many small operations, so neighbours of equal shape are stacked.
     """
 
     def one(gradient: jax.Array, momenta: jax.Array, factored: Any) -> tuple[Any, Any]:
@@ -201,7 +201,7 @@ def _shaped(
 
 
 def _groups(params: Sequence[jax.Array], spread: Sequence[bool]) -> list[list[int]]:
-    """Groups of tensors whose steps are computed together; those without entries are in none."""
+    """Groups of tensors whose steps are computed together, without the tensors that have no entries."""
     groups: dict[Any, list[int]] = {}
     limit = LARGE if sum(param.size > SMALL for param in params) >= FEW else SMALL
     for i, param in sorted(enumerate(params), key=lambda numbered: (numbered[1].size, numbered[1].shape)):
@@ -213,7 +213,7 @@ def _groups(params: Sequence[jax.Array], spread: Sequence[bool]) -> list[list[in
 
 
 def _step(rule: Rule, theta: Theta, tensors: Packed | Whole, clock: ft.Clock) -> jax.Array:
-    """The steps of entries some of which may have to stay, or not be finite."""
+    """The steps of all entries, including those that must stay and those with a non-finite gradient."""
     raw = tensors.entries
     tensors.entries = raw._replace(gradient=ft.finite(raw.gradient), param=ft.finite(raw.param))
     step = rule.step(theta, tensors, clock)
@@ -221,13 +221,13 @@ def _step(rule: Rule, theta: Theta, tensors: Packed | Whole, clock: ft.Clock) ->
 
 
 def _matmul_precision() -> str | None:
-    """What JAX was told of the precision of products."""
+    """JAX's setting for the precision of products."""
     # JAX 0.10 has no types for its settings.
     return getattr(jax.config, "jax_default_matmul_precision", None)
 
 
 def _fits_kernel(dtypes: Sequence[jnp.dtype], spread: Sequence[bool]) -> bool:
-    """Whether there is a GPU that runs the kernel, and all tensors are whole and float32."""
+    """Whether a GPU can run the kernel and all tensors are float32 and not sharded."""
     return _has_kernel_gpu() and not any(spread) and all(d == jnp.float32 for d in dtypes)
 
 
@@ -240,10 +240,10 @@ def _has_kernel_gpu() -> bool:
 
 
 def _is_spread(x: jax.Array) -> bool:
-    """Whether a tensor lies on several devices, a part on each, as far as its type tells.
+    """Whether a tensor is sharded over several devices, as far as its type tells.
 
-    Axes of a mesh that are "explicit" are in the type of a tensor, with what lies along them. Those that are
-    "auto" are in it without that: there a tensor counts as spread, wherever it is.
+    The type of a tensor shows how it is sharded along "explicit" mesh axes, but not along "auto" ones: with
+    an "auto" axis a tensor always counts as sharded.
     """
     sharding = jax.typeof(x).sharding
     if any(axis is not None for axis in sharding.spec):

@@ -1,4 +1,4 @@
-"""Steps relative to the norm of a tensor, and what they are made of: shared by relative_mlp and nadam_mlp."""
+"""Steps relative to the norm of a tensor: the parts that relative_mlp, nadam_mlp and muon_mlp share."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from learned_opt._src.architectures.tensors import Each, Entries, Shape, Tensors
 from learned_opt._src.learned_optimizer import Theta
 
 MOMENT_DECAY = 0.99
-# Added to mean squares: so small that only a tensor whose gradient is zero notices.
+# Added to mean squares; so small that it matters only for a tensor whose gradient is zero.
 EPSILON = 1e-20
-# Second moments count as at least this share of their mean over the tensor. An entry that had hardly any
-# gradient before would otherwise take its largest step when the first one comes, and have the largest
-# ``1 / sqrt`` by far: after the division by the root mean square the others would have none.
+# Second moments count as at least this share of their mean over the tensor. Otherwise an entry with hardly
+# any gradient so far would take its largest step at its first one, and its ``1 / sqrt`` would be by far the
+# largest: divided by the root mean square, those of the other entries would vanish.
 MOMENT_FLOOR = 1e-4
-# Root mean square that is given to a tensor that is zero, as biases are at the start.
+# The scale of a tensor that is zero, as biases are at the start.
 LEAST_SCALE = 1e-2
 
 
 class Accumulators(NamedTuple):
-    """What is accumulated for one tensor."""
+    """Accumulators of one tensor."""
 
     momenta: jax.Array  # [k, *shape]
     moments: jax.Array  # second moments, [1, *shape]
@@ -41,14 +41,14 @@ class Means(NamedTuple):
 
 
 def initial(momenta: int) -> Accumulators:
-    """What the accumulators with so many momenta start as: functions ``param -> array``."""
+    """The initial accumulators as functions ``param -> array``, for the given number of momenta."""
     return Accumulators(*(ft.starting(ft.accumulator, count=k) for k in (momenta, 1)))
 
 
 def accumulate(
     decays: Sequence[float], theta: Theta, gradient: jax.Array, accumulators: Accumulators
 ) -> Accumulators:
-    """The accumulators of a tensor after one more gradient, with these decays of the momenta."""
+    """The accumulators of a tensor after one more gradient; `decays` are those of the momenta."""
     momenta = ft.averaged(accumulators.momenta, gradient, decays)
     return Accumulators(momenta, ft.averaged(accumulators.moments, jnp.square(gradient), (MOMENT_DECAY,)))
 
@@ -65,14 +65,14 @@ def means_of(tensors: Tensors) -> Means:
 
 
 def inverse_root(moments: jax.Array, means: Means, each: Each) -> jax.Array:
-    """``1 / sqrt`` of the second moments of some entries, with the floor that their tensors give."""
+    """``1 / sqrt`` of the second moments of some entries, with a floor from the mean over their tensor."""
     return jax.lax.rsqrt(moments + MOMENT_FLOOR * each(means.moment) + EPSILON)
 
 
 def steadiness(means: Means, step: jax.Array, decays: Sequence[float]) -> jax.Array:
-    """How large the momenta are beside the gradients that made them, ``[k, T]``.
+    """How large the momenta are compared with the gradients that made them, ``[k, T]``.
 
-    log10 of the ratio of the root mean squares, at least -3: 0 where all gradients agree, little where they
+    log10 of the ratio of the root mean squares, at least -3: 0 where all gradients agree, lower where they
     cancel.
 
     Args:
@@ -80,7 +80,7 @@ def steadiness(means: Means, step: jax.Array, decays: Sequence[float]) -> jax.Ar
       step: steps taken before this one.
       decays: the k decays of the momenta.
     """
-    # Averages that started from zero are too small by these factors.
+    # Averages that start from zero are too small by these factors.
     momentum_share, moment_share = (
         1 - jnp.array(own, means.momenta.dtype) ** (step + 1) for own in (decays, MOMENT_DECAY)
     )
@@ -91,7 +91,7 @@ def steadiness(means: Means, step: jax.Array, decays: Sequence[float]) -> jax.Ar
 def relative_size(factor: jax.Array, tensors: Tensors, means: Means) -> jax.Array:
     """The size of a step in units of the norm of its tensor, ``[1, T]``; 0 where all gradients were zero.
 
-    ``factor * share * sqrt(mean(param^2) + 1e-4)``, with ``share`` as ``rank_one_share`` has it.
+    ``factor * share * sqrt(mean(param^2) + 1e-4)``, with ``share`` from ``rank_one_share``.
 
     Args:
       factor: the size in these units, ``[1, T]``.
@@ -110,8 +110,8 @@ def scale_of(means: Means) -> jax.Array:
 def rank_one_share(shapes: Sequence[Shape]) -> np.ndarray:
     """``1 / sqrt(rows) + 1 / sqrt(columns)``, at most 1, of each of T tensors: ``[1, T]``.
 
-    A matrix of rank one whose entries have this share of the root mean square of a random matrix is as large
-    as it in the spectral norm. A tensor of more dimensions counts as a matrix with the columns of the last, a
+    A matrix of rank one has the spectral norm of a random matrix if its root mean square is this share of the
+    random matrix's. A tensor with more dimensions counts as a matrix whose columns are its last dimension, a
     vector as a matrix of one row.
     """
     columns = np.array([shape[-1] if shape else 1 for shape in shapes])

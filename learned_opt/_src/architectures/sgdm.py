@@ -1,4 +1,4 @@
-"""SGD with momentum whose schedule and momentum are learned."""
+"""SGD with momentum, with a learned schedule and a learned decay."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INITIAL = {
 
 
 class Accumulators(NamedTuple):
-    """What is accumulated for one tensor."""
+    """Accumulators of one tensor."""
 
     momenta: jax.Array
 
@@ -36,10 +36,10 @@ def heavy_ball(
 
 
 def sgdm(*, per_block: bool = False) -> LearnedOptimizer:
-    """SGD with heavy-ball momentum, 3 learned numbers (3 for each tensor with `per_block`).
+    """SGD with heavy-ball momentum, with 3 learned numbers (3 for each tensor with `per_block`).
 
     ``m <- beta m + g; update = - lr_t m``, with ``beta = sigmoid(momentum)`` and the schedule
-    ``lr_t`` of ``inverse_time_decay``. There are no other inputs than the gradient and the step number.
+    ``lr_t`` of ``inverse_time_decay``. The gradient and the step number are the only inputs.
 
     Polyak, "Some methods of speeding up the convergence of iteration methods", 1964; hyperparameters
     for each block as in Vicol et al., ICML 2021.

@@ -1,4 +1,4 @@
-"""The small network with many features of Metz et al. 2022."""
+"""A small network with many features, from Metz et al. 2022."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from learned_opt._src.architectures.tensors import Each, Entries, Tensors
 from learned_opt._src.learned_optimizer import LearnedOptimizer, Theta
 
 HIDDEN = (4, 4)
-# Where the learned decays start.
+# Initial values of the learned decays.
 MOMENTUM_DECAYS = (0.9, 0.99, 0.999)
 MOMENT_DECAYS = (0.999,)
 FACTORED_DECAYS = (0.9, 0.99, 0.999)
 EPSILON = 1e-5
-# A decay moves by its distance from 1, and theta counts tenths of that logarithm.
+# Theta is a tenth of the logarithm of the factor by which a decay's distance from 1 changes.
 DECAY_SCALE = 10
 
 NUM_FEATURES = 2 + 2 * len(MOMENTUM_DECAYS) + 2 * len(MOMENT_DECAYS) + 6 * len(FACTORED_DECAYS)
-# Of these: rows, columns, and ``1 / sqrt`` of both, of the factored moments.
+# Among these: rows, columns, and ``1 / sqrt`` of both, of the factored moments.
 FIRST_FACTORED = 2 + 2 * len(MOMENTUM_DECAYS) + 2 * len(MOMENT_DECAYS) + len(FACTORED_DECAYS)
 NUM_FACTORED = 4 * len(FACTORED_DECAYS)
 NUM_INPUTS = NUM_FEATURES + len(ft.TIME_SCALES)
 
 
 def small_fc() -> LearnedOptimizer:
-    """A 39-4-4-2 per-parameter network, 190 weights, and 7 learned decays.
+    """A 39-4-4-2 per-parameter network with 190 weights, and 7 learned decays.
 
-    The 28 features of a parameter: its gradient g, its value, three momenta m, a second moment v,
-    ``m / sqrt(v)``, ``1 / sqrt(v)``, g over the root of three factored second moments, these moments' rows
-    and columns, ``1 / sqrt`` of both, and m over their root. Each is divided by its root mean square over
-    the tensor. Then come eleven features of the step number. The update is that of ``mlp``.
+    The 28 features of a parameter are its gradient g, its value, three momenta m, a second moment v,
+    ``m / sqrt(v)``, ``1 / sqrt(v)``, g over the root of three factored second moments, the rows and columns
+    of these moments, ``1 / sqrt`` of both, and m over their root. Each is divided by its root mean square
+    over the tensor. Eleven features of the step number follow. The update is that of ``mlp``.
 
-    The decays are learned beside the weights: ``d = 1 - (1 - d_0) exp(10 theta)``, held between 0 and 1,
+    The decays are learned together with the weights: ``d = 1 - (1 - d_0) exp(10 theta)``, clipped to [0, 1],
     with d_0 of 0.9, 0.99 and 0.999 for momenta and factored moments and 0.999 for the second moment.
 
     Metz et al., "Practical tradeoffs between memory, compute, and performance in learned optimizers",

@@ -1,4 +1,4 @@
-"""The state of the architectures of this package: a count and trees of arrays, shaped like the parameters."""
+"""The optimizer state of this package's architectures: a count, and trees of arrays like the parameters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Accumulators = Any  # NamedTuple of arrays: what a rule carries from step to ste
 
 
 class LearnedState(NamedTuple):
-    """State of an optimizer: arrays alone, whatever they were made from."""
+    """State of a learned optimizer: nothing but arrays."""
 
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count; steps taken, int32 []
     accumulators: Accumulators  # the NamedTuple of the rule, with a tree like the parameters for each array
@@ -25,15 +25,15 @@ def initial_state(initial: Accumulators, params: Params) -> LearnedState:
     """The state before the first step.
 
     Args:
-      initial: functions ``param -> array`` in the place of the arrays of the accumulators.
-      params: parameters of the network that is to be trained.
+      initial: the accumulators, with functions ``param -> array`` in place of the arrays.
+      params: parameters of the network to be trained.
     """
     trees = jax.tree.map(lambda start: jax.tree.map(start, params), initial)
     return LearnedState(jnp.zeros((), jnp.int32), trees)
 
 
 def by_tensor(fields: PyTreeDef, tree: PyTreeDef, trees: Accumulators) -> list[Accumulators]:
-    """The accumulators of each tensor, from accumulators of trees.
+    """Turn accumulators of trees into a list of the accumulators of each tensor.
 
     Args:
       fields: structure of the accumulators of one tensor.

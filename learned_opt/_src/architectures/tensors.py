@@ -1,14 +1,15 @@
-"""Several tensors as one array: what a rule is computed on, whatever the shapes of the tensors.
+"""Several tensors as one array, on which a rule is computed whatever the shapes of the tensors.
 
-A rule says what it makes of single entries and of means over each tensor. Here is how these are computed:
+A rule is made of functions of single entries and of means over each tensor. There are two ways to compute
+them:
 
-* ``Packed``: the tensors lie one behind the other in strips of 64 entries, each strip of one tensor. All
-  that is computed of entries is computed in blocks of 16 strips, whatever tensors they belong to. So the
-  program does not depend on the shapes, and what a block needs stays in cache.
-* ``Whole``: one tensor in its own shape, for one that may be spread over devices: to flatten it would gather
-  it.
+* ``Packed``: the tensors are laid out one after another in strips of 64 entries, each strip from one tensor.
+  Functions of entries are computed in blocks of 16 strips, whatever tensors they belong to. The program
+  therefore does not depend on the shapes, and the data of a block stays in cache.
+* ``Whole``: one tensor in its own shape, for a tensor that may be sharded over devices; flattening would
+  gather it.
 
-Arrays of entries have k in front: ``[k, ...]``. Numbers of tensors are ``[k, T]``, for T tensors.
+Arrays of entries are ``[k, ...]``. Arrays with one column per tensor are ``[k, T]``, for T tensors.
 """
 
 from __future__ import annotations
@@ -22,40 +23,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Entries of a strip. Tensors are padded to whole ones: a bias of ten entries costs as much as one of 64.
+# Entries per strip. Tensors are padded to whole strips: a bias of ten entries costs as much as one of 64.
 STRIP = 64
-# Entries of a block: both hidden layers of ``mlp`` (2 x 32 x 1024 floats) fit the L2 cache of one core.
+# Entries per block: both hidden layers of ``mlp`` (2 x 32 x 1024 floats) fit in the L2 cache of one core.
 BLOCK_SIZE = 1024
-# A GPU wants all entries at once; only its memory sets a limit.
+# A GPU is fastest with all entries at once; only its memory sets a limit.
 GPU_BLOCK_SIZE = 2**22
 
 Shape = tuple[int, ...]
-# Numbers of tensors, [k, T] or [k, 1] for all, at the entries of each: an array to be broadcast with theirs.
+# Maps values per tensor, [k, T] or [k, 1] for all, to an array that broadcasts with the entries.
 Each = Callable[[jax.Array], jax.Array]
 
 
 class Entries(NamedTuple):
-    """What is known of the entries of some tensors."""
+    """The entries of some tensors."""
 
     gradient: jax.Array  # [1, ...]
     param: jax.Array  # [1, ...]
-    accumulated: Any  # NamedTuple of arrays [k, ...]; what is of another shape (factored moments) is None
-    shaped: Any = None  # what the rule makes of their rows and columns, arrays [k, ...]
+    accumulated: Any  # NamedTuple of arrays [k, ...]; those of other shapes (factored moments) are None
+    shaped: Any = None  # the rule's arrays from rows and columns, [k, ...]
 
 
 class Tensors(Protocol):
-    """Some tensors, and what can be computed of their entries."""
+    """Some tensors, and ways to compute functions of their entries."""
 
     shapes: Sequence[Shape]
     is_vector: jax.Array  # whether each has fewer than two dimensions, [1, T]
     entries: Entries
 
     def each(self, numbers: jax.Array) -> jax.Array:
-        """Numbers of tensors, ``[k, T]`` or ``[k, 1]`` for all, to be broadcast with arrays of entries."""
+        """Values per tensor, ``[k, T]`` or ``[k, 1]`` for all, in a shape that broadcasts with entries."""
         ...
 
     def map(self, function: Callable[[Entries, Each], jax.Array]) -> jax.Array:
-        """``function(entries, each)`` of all entries: ``[...]``."""
+        """``function(entries, each)`` for all entries: ``[...]``."""
         ...
 
     def mean(self, function: Callable[[Entries, Each], jax.Array]) -> jax.Array:
@@ -63,7 +64,7 @@ class Tensors(Protocol):
         ...
 
     def mean_square(self, x: jax.Array) -> jax.Array:
-        """Mean squares over each tensor, ``[1, T]``, of what ``map`` has made."""
+        """Mean squares over each tensor, ``[1, T]``, of a result of ``map``."""
         ...
 
 
@@ -94,15 +95,15 @@ class Whole:
 
 
 class Packed:
-    """Tensors one behind the other, in strips: arrays of entries are ``[k, strips, 64]``."""
+    """Tensors one after another, in strips: arrays of entries are ``[k, strips, 64]``."""
 
     def __init__(self, shapes: Sequence[Shape], pieces: Entries) -> None:
-        """Pack some tensors. One of whole blocks is not copied.
+        """Pack some tensors. A single tensor that fills whole blocks is not copied.
 
         Args:
           shapes: their shapes.
-          pieces: in the place of each array a list of those of one tensor after another, ``[k, *shape]``, or
-            of some neighbours of equal shape, ``[k, n, *shape]``.
+          pieces: the entries, with a list in place of each array. Its items are for one tensor each,
+            ``[k, *shape]``, or for n neighbours of equal shape, ``[k, n, *shape]``.
         """
         self.shapes = shapes
         self.is_vector = _are_vectors(self.shapes)
@@ -143,7 +144,7 @@ class Packed:
         flat = x.reshape(-1)
         if len(self.shapes) == 1:
             return [flat[: self._sizes[0]].reshape(self.shapes[0])]
-        # The compiler must not know these numbers: if it did, taking out each part would be its own program.
+        # The barrier hides these numbers from the compiler, which would else make a program for each part.
         flat, starts = jax.lax.optimization_barrier((flat, tuple((STRIP * self._starts).astype(np.int32))))
         parts = [
             jax.lax.dynamic_slice(flat, (start,), (size,), allow_negative_indices=False)
@@ -152,7 +153,7 @@ class Packed:
         return [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def _packed(self, pieces: Sequence[jax.Array]) -> jax.Array:
-        """Arrays of one tensor ``[k, *shape]`` or several ``[k, n, *shape]`` as one, padded with zeros."""
+        """Join arrays of one tensor ``[k, *shape]`` or several ``[k, n, *shape]``, padded with zeros."""
         k, tensor, padded = len(pieces[0]), 0, []
         for piece in pieces:
             size, padding = self._sizes[tensor], -self._sizes[tensor] % STRIP
@@ -171,12 +172,12 @@ class Packed:
         if not self._is_full:
             filled = jax.lax.dynamic_slice_in_dim(self._filled, start, x.shape[1])
             x = jnp.where((np.arange(STRIP)[None] < filled[:, None])[None], x, 0)
-        # The product with ones is the quickest sum that XLA makes on a CPU.
+        # On a CPU, XLA's fastest sum is a product with ones.
         return (x.reshape(-1, STRIP) @ jnp.ones(STRIP, x.dtype)).reshape(x.shape[:2]).T
 
     def _means(self, sums: jax.Array) -> jax.Array:
         """Means over each tensor ``[k, T]`` from the sums of all strips ``[strips, k]``."""
-        # Neighbours with as many strips share a sum. (A scatter would add in no fixed order on a GPU.)
+        # Neighbours with equally many strips share a sum. (On a GPU a scatter would add in no fixed order.)
         totals, start = [], 0
         for strips, equal in itertools.groupby(self._strips):
             end = start + strips * len(list(equal))
@@ -186,7 +187,7 @@ class Packed:
         return total.T / self._sizes.astype(total.dtype)[None]
 
     def _in_blocks(self, function: Callable[..., jax.Array]) -> jax.Array:
-        """``function(start, entries, each)``, ``[strips, ...]``, of one block after another."""
+        """``function(start, entries, each)``, ``[strips, ...]``, for one block after another."""
 
         def in_blocks_of(strips: int) -> jax.Array:
             def block(start: jax.Array | int) -> jax.Array:
@@ -210,7 +211,7 @@ class Packed:
 
 def unstacked(stacked: Any, count: int) -> list[Any]:
     """The parts ``x[0], x[1], ...`` of all arrays of a pytree."""
-    # As in ``Packed.unpacked``: the compiler must not know the places.
+    # As in ``Packed.unpacked``, the barrier hides the indices from the compiler.
     places, stacked = jax.lax.optimization_barrier((tuple(np.arange(count, dtype=np.int32)), stacked))
 
     def part(x: jax.Array, place: jax.Array) -> jax.Array:
@@ -224,12 +225,12 @@ def _are_vectors(shapes: Sequence[Shape]) -> jax.Array:
 
 
 def _at(owner: jax.Array, numbers: jax.Array) -> jax.Array:
-    """Numbers of tensors at some strips, ``[k, strips, 1]``."""
+    """Values per tensor at some strips, ``[k, strips, 1]``."""
     return (numbers if numbers.shape[1] == 1 else numbers[:, owner])[:, :, None]
 
 
 def _evenly(number: int, most: int) -> tuple[int, int]:
-    """How many groups of at most so many, and how many each then has; none is left over where that can be."""
+    """Number and size of equal groups of at most `most` items, without a remainder if possible."""
     for size in range(most, most // 2, -1):
         if number % size == 0:
             return number // size, size

@@ -1,4 +1,4 @@
-"""Hand-designed rules whose hyperparameters are learned: one set for all tensors, or one for each."""
+"""Hand-designed rules with learned hyperparameters: one set for all tensors, or one for each."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from learned_opt._src.architectures.state import (
 from learned_opt._src.errors import UserError
 from learned_opt._src.learned_optimizer import LearnedOptimizer, Params, Theta
 
-# ``(hyperparameters, gradient, accumulators, count) -> (update, accumulators)``, of one tensor
+# ``(hyperparameters, gradient, accumulators, count) -> (update, accumulators)`` for one tensor
 Rule = Callable[[Mapping[str, jax.Array], jax.Array, Accumulators, jax.Array], tuple[jax.Array, Accumulators]]
 
-# After so many steps the learning rate has fallen by 2 to the learned power.
+# Steps after which the learning rate has fallen by a factor of 2 to the learned power.
 TIME_SCALE = 100.0
 
 
 def inverse_time_decay(
     log_learning_rate: jax.Array, log_power: jax.Array, count: jax.Array, time_scale: float = TIME_SCALE
 ) -> jax.Array:
-    """A family of schedules with two numbers, ``exp(a) / (1 + t / tau)^exp(b)`` at step t.
+    """A family of schedules with two parameters, ``exp(a) / (1 + t / tau)^exp(b)`` at step t.
 
-    With b far below zero the rate is constant; Vicol et al. 2021 (learning-rate schedules on MNIST).
+    With b far below zero the rate is constant. Vicol et al. 2021 (learning-rate schedules on MNIST).
 
     Args:
-      log_learning_rate: a, logarithm of the rate at the start.
-      log_power: b, logarithm of the power.
+      log_learning_rate: a, the logarithm of the initial rate.
+      log_power: b, the logarithm of the power.
       count: t, steps taken before this one.
       time_scale: tau, in steps.
     """
@@ -46,21 +46,21 @@ def inverse_time_decay(
 def tunable(
     rule: Rule, accumulators: Accumulators, hyperparameters: Mapping[str, float], *, per_block: bool
 ) -> LearnedOptimizer:
-    """A rule that acts on each entry by itself, with learned hyperparameters: these are theta.
+    """An optimizer from an elementwise rule; theta are the rule's hyperparameters.
 
     Args:
-      rule: the rule for one tensor; count steps were taken before this one.
-      accumulators: a NamedTuple of functions ``param -> array``, what each accumulator starts as.
-      hyperparameters: where each starts; it takes any real value.
-      per_block: whether every tensor has a set of its own, in order of leaves.
+      rule: the rule for one tensor; `count` is the number of steps taken before.
+      accumulators: a NamedTuple of functions ``param -> array``, the initial accumulators.
+      hyperparameters: initial values; a hyperparameter takes any real value.
+      per_block: whether every tensor has its own set, in order of leaves.
 
     Raises:
-      UserError: (from ``update``) there is a set for each of another number of tensors.
+      UserError: (from ``update``) the sets are for another number of tensors.
     """
     fields = jax.tree.structure(accumulators)
 
     def init_theta(key: jax.Array, blocks: int) -> Theta:
-        del key  # hyperparameters start where they are sensible
+        del key  # hyperparameters start at fixed, sensible values
         size = blocks if per_block else 1
         return {name: jnp.full(size, value, jnp.float32) for name, value in hyperparameters.items()}
 
@@ -71,7 +71,7 @@ def tunable(
         blocks = jax.tree.leaves(theta)[0].shape[0]
         if per_block and blocks != len(leaves):
             raise UserError(
-                f"this optimizer has hyperparameters for each of {blocks} tensors, and the parameters are "
+                f"this optimizer has hyperparameters for each of {blocks} tensors, but the parameters have "
                 f"{len(leaves)} tensors; it can only train networks of the shape it was meta-trained on"
             )
         updates, accumulated = [], []

@@ -16,7 +16,7 @@ from tests.meta_train.failures.messages import check
 
 # What can be known from the arguments: the words of the message, and more words.
 ARGUMENTS: dict[str, tuple[str, ...]] = {
-    "--task digit-mlp": ("unknown task", "there are: digits-mlp, mnist-mlp", "did you mean 'digits-mlp'?"),
+    "--task digit-mlp": ("unknown task", "available: digits-mlp, mnist-mlp", "did you mean 'digits-mlp'?"),
     "--optimizer inner_tasks:rule": ("has no 'rule'", "optimizer 'inner_tasks:rule'"),
     "--optimizer inner_tasks:OBJECTIVES": ("is not a function that returns a LearnedOptimizer",),
     "--estimator inner_tasks:Task": ("is not a Method", "estimator 'inner_tasks:Task'"),
@@ -25,8 +25,8 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "--updates many": ("Error parsing", "--updates"),
     "--updates": ("Missing argument", "--updates"),
     "--config": ("Missing argument", "--config"),
-    "--optimizer lstm": ("unknown optimizer", "'lstm'", "there are: mlp"),
-    "--estimator reinforce": ("unknown estimator", "'reinforce'", "there are: pes"),
+    "--optimizer lstm": ("unknown optimizer", "'lstm'", "available: mlp"),
+    "--estimator reinforce": ("unknown estimator", "'reinforce'", "available: pes"),
     "--updates 0": ("it must be at least 1", "--updates is 0"),
     "--checkpoint-every 0": ("it must be at least 1", "--checkpoint-every is 0"),
     "--chunk 0": ("it must be at least 1", "--chunk is 0"),
