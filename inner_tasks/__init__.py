@@ -1,7 +1,7 @@
-"""What is unrolled: tasks, data sets, and the problems built on them.
+"""Tasks, data sets, and the unrolled problems built on them.
 
-To add a task, write it in one file in ``inner_tasks/tasks`` with ``register_task`` and import it in that
-folder's ``__init__``, or name it as ``--task your_module:name``.
+To add a task, write it in one file in ``inner_tasks/tasks`` with ``register_task`` and import it in the
+``__init__`` of that folder; or name it as ``--task your_module:name``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What meta-training asks of an inner step: the loss L_t."""
+"""Objectives: the loss L_t that meta-training assigns to an inner step."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from learned_opt._src.errors import UserError, choices
 
 
 class TrainingStep(NamedTuple):
-    """What an inner step has done."""
+    """The result of an inner step."""
 
-    before: Params  # parameters before its update
-    after: Params  # and after it
-    loss: jax.Array  # loss of its own minibatch before its update, []
-    progress: jax.Array | None = None  # share of the episode that is over with this step, in (0, 1]
+    before: Params  # parameters before the update
+    after: Params  # parameters after the update
+    loss: jax.Array  # loss of the step's minibatch before the update, []
+    progress: jax.Array | None = None  # share of the episode completed with this step, in (0, 1]
 
 
 class Objective(NamedTuple):
@@ -29,10 +29,10 @@ class Objective(NamedTuple):
 
     Attributes:
       measure: ``(task, data, step, key) -> scalar``.
-      reads: optional parts of a task that it needs.
-      differentiable: whether its derivative says something.
-      reads_progress: whether it needs to know how far the episode has come.
-      largest_weight: the largest factor that it gives to a loss of the task.
+      reads: optional parts of a task that the objective needs.
+      differentiable: whether its derivative is meaningful.
+      reads_progress: whether it needs the progress of the episode.
+      largest_weight: the largest factor by which it multiplies a loss of the task.
     """
 
     measure: Callable[[Task, Data, TrainingStep, jax.Array], jax.Array]
@@ -43,7 +43,7 @@ class Objective(NamedTuple):
 
 
 def training_loss(task: Task, data: Data, step: TrainingStep, key: jax.Array) -> jax.Array:
-    """The loss of the step's own minibatch *before* its update: what a training loop sees. It is free."""
+    """The loss of the step's minibatch *before* the update, as a training loop sees it; no extra cost."""
     return step.loss
 
 
@@ -54,7 +54,7 @@ def later_training_loss(task: Task, data: Data, step: TrainingStep, key: jax.Arr
 
 def validation_loss(task: Task, data: Data, step: TrainingStep, key: jax.Array) -> jax.Array:
     """The loss of a minibatch of validation examples after the update."""
-    assert task.sample_validation is not None  # `find_objective` has seen to it
+    assert task.sample_validation is not None  # `find_objective` has checked it
     return task.loss(step.after, task.sample_validation(data, key))
 
 
@@ -65,10 +65,10 @@ def validation_accuracy(task: Task, data: Data, step: TrainingStep, key: jax.Arr
 
 
 def final_loss(task: Task, data: Data, step: TrainingStep, key: jax.Array) -> jax.Array:
-    """What the update added to the loss of a fresh minibatch, each loss clipped at the task's ``max_loss``.
+    """By how much the update raised the loss of a fresh minibatch, with losses clipped at ``max_loss``.
 
-    In expectation the sum over an episode is the loss at its end less that at its start, which no optimizer
-    can change.
+    In expectation the sum over an episode is the loss at its end minus the loss at its start, which no
+    optimizer can change.
     """
     batch = task.sample(data, key)
     after, before = (bounded(task.loss(params, batch), task.max_loss) for params in (step.after, step.before))
@@ -76,7 +76,7 @@ def final_loss(task: Task, data: Data, step: TrainingStep, key: jax.Array) -> ja
 
 
 def mean_and_end(task: Task, data: Data, step: TrainingStep, key: jax.Array) -> jax.Array:
-    """The loss of the step's own minibatch, with more weight in the last tenth of the episode.
+    """The loss of the step's minibatch, with more weight in the last tenth of the episode.
 
     With ``w = END_WEIGHT`` the sum over an episode is T times ``(1 - w)`` of the mean loss plus ``w`` of the
     mean loss over the last tenth. Each loss is clipped at the task's ``max_loss`` first.
@@ -86,10 +86,10 @@ def mean_and_end(task: Task, data: Data, step: TrainingStep, key: jax.Array) -> 
 
 
 def mean_and_validation_end(task: Task, data: Data, step: TrainingStep, key: jax.Array) -> jax.Array:
-    """As ``mean_and_end``, but the last tenth is judged by validation examples, if the task has any.
+    """Like ``mean_and_end``, but with a validation loss in the last tenth, if the task has one.
 
-    The validation loss is that of a minibatch after the update. It costs time in the last tenth only, unless
-    particles are unrolled at once.
+    The validation loss is that of a minibatch after the update. It takes time in the last tenth only, unless
+    particles are unrolled in parallel.
     """
     if task.sample_validation is None:
         return mean_and_end(task, data, step, key)
@@ -102,13 +102,13 @@ def mean_and_validation_end(task: Task, data: Data, step: TrainingStep, key: jax
 
 
 def log_mean_and_validation_end(task: Task, data: Data, step: TrainingStep, key: jax.Array) -> jax.Array:
-    """As ``mean_and_validation_end``, of the logarithm of each loss: what counts is by which factor it falls.
+    """Like ``mean_and_validation_end`` for the logarithm of each loss, so that relative decreases count.
 
     A loss L clipped at the task's ``max_loss`` M counts as ``M log(1 + L / d M) / log(1 + 1 / d)`` with
-    ``d = LOG_FLOOR``: 0 for no loss, M for M, and like the loss itself far below d M. So the few trainings
-    that go badly do not outweigh all others, and a loss that is small already is worth lowering.
+    ``d = LOG_FLOOR``: 0 for L = 0, M for L = M, and proportional to L far below d M. The few inner trainings
+    that go badly do not outweigh all others, and a loss that is small already is still worth lowering.
     """
-    assert task.max_loss is not None  # `find_objective` has seen to it
+    assert task.max_loss is not None  # `find_objective` has checked it
     bound = task.max_loss
 
     def logarithmic(loss: jax.Array) -> jax.Array:
@@ -119,18 +119,18 @@ def log_mean_and_validation_end(task: Task, data: Data, step: TrainingStep, key:
 
 
 def _ends(step: TrainingStep) -> jax.Array:
-    assert step.progress is not None  # the objective says that it reads it
+    assert step.progress is not None  # the objective has ``reads_progress``
     return step.progress > 1 - END_SHARE
 
 
 def _clipped(loss: jax.Array, max_loss: float | None) -> jax.Array:
-    """A loss clipped at `max_loss`; one that is not finite stays, for the estimator to count."""
+    """A loss clipped at `max_loss`; a non-finite loss is returned as it is, for the estimator to count."""
     return jnp.where(jnp.isfinite(loss), bounded(loss, max_loss), loss)
 
 
 END_SHARE = 0.1  # of the steps of an episode
-END_WEIGHT = 0.5  # of the end, beside the mean
-LOG_FLOOR = 3e-3  # share of ``max_loss`` below which a logarithm turns into the loss itself
+END_WEIGHT = 0.5  # of the end; the rest is that of the mean
+LOG_FLOOR = 3e-3  # share of ``max_loss`` below which the logarithm becomes linear
 _LARGEST_WEIGHT = 1 - END_WEIGHT + END_WEIGHT / END_SHARE
 
 TRAINING_LOSS = Objective(training_loss)
@@ -151,10 +151,10 @@ OBJECTIVES = {
 
 
 def find_objective(name: str, task: Task) -> Objective:
-    """The objective called `name`.
+    """Return the objective called `name`.
 
     Raises:
-      UserError: there is none of that name, or the task lacks what it needs.
+      UserError: no objective has that name, or the task lacks a part that it needs.
     """
     if name not in OBJECTIVES:
         raise UserError(f"unknown objective '{name}'; {choices(name, OBJECTIVES)}")
@@ -162,6 +162,6 @@ def find_objective(name: str, task: Task) -> Objective:
     if missing:
         raise UserError(
             f"the objective '{name}' needs a task with {' and '.join(missing)}, which this task does not "
-            f"have; {', '.join(n for n in OBJECTIVES if not OBJECTIVES[n].reads)} need nothing of the kind"
+            f"have; {', '.join(n for n in OBJECTIVES if not OBJECTIVES[n].reads)} work with every task"
         )
     return OBJECTIVES[name]

@@ -1,4 +1,4 @@
-"""The unrolled problem: all that an estimator of meta-gradients knows about the world."""
+"""The unrolled problem: the interface between meta-gradient estimators and what they unroll."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-Theta = Any  # pytree of float arrays: what is learned
-State = Any  # pytree of arrays: what the system carries from step to step
+Theta = Any  # pytree of float arrays: the learned parameters
+State = Any  # pytree of arrays: the state that is carried from step to step
 
 
 def bounded(loss: jax.Array, max_loss: float | None) -> jax.Array:
-    """A loss clipped at `max_loss`, which a loss that is not finite counts as; None leaves it as it is."""
+    """A loss clipped at `max_loss`, where a non-finite loss counts as `max_loss`; None does not clip."""
     if max_loss is None:
         return loss
     return jnp.where(jnp.isfinite(loss), jnp.minimum(loss, max_loss), max_loss)
 
 
 def episode_length(problem: UnrolledProblem, key: jax.Array) -> jax.Array | None:
-    """Steps of the episode that ``problem.init(key)`` starts; None where all episodes have the horizon."""
+    """Length of the episode that ``problem.init(key)`` starts; None if all episodes have horizon length."""
     length = getattr(problem, "length", None)
     return length(key) if length else None
 
@@ -28,23 +28,23 @@ class UnrolledProblem(Protocol):
     """A dynamical system with parameters that act at every step.
 
     ``s_t, L_t = step(theta, s_{t-1}, x_t)``; the objective of an episode is ``sum_{t=1}^{T} L_t``.
-    Training a network with a learned optimizer is one, and so is a linear recurrence. Whether a loss
-    is taken before or after the step's update is the problem's own choice, and its docstring says so.
+    Examples are training a network with a learned optimizer, and a linear recurrence. Each problem
+    chooses whether a loss is taken before or after the step's update, and documents it.
 
     An implementation is a frozen dataclass registered with ``jax.tree_util.register_dataclass``: its
-    arrays (a data set) are leaves, so that they are put on a device once and handed to compiled
+    arrays (a data set) are leaves, so that they are put on a device once and passed to compiled
     programs as arguments; everything else is static. Its methods are pure and can be mapped over.
 
     Attributes:
       horizon: T, the number of steps of an episode.
-      max_loss: the loss of a step is clipped at this value, and a loss that is not finite counts as
-        this value; None leaves losses as they are.
-      differentiable: whether the losses have a derivative with respect to theta and the state that says
-        something. An accuracy has none. Estimators that need one refuse a problem without.
+      max_loss: the loss of a step is clipped at this value, and a non-finite loss counts as this value; None
+        does not clip.
+      differentiable: whether the losses have a meaningful derivative with respect to theta and the state. An
+        accuracy has none. Estimators that need derivatives refuse a problem without them.
 
-    Where episodes differ in length, a problem has one more method, ``length(key)``: the steps of the episode
-    that ``init(key)`` starts, int32 [], at most the horizon. Steps past that length must leave the state as
-    it is and have a loss of 0.
+    If episodes differ in length, a problem has one more method, ``length(key)``: the length of the episode
+    that ``init(key)`` starts, int32 [], at most the horizon. Steps past that length must leave the state
+    unchanged and have a loss of 0.
     """
 
     @property
@@ -54,12 +54,12 @@ class UnrolledProblem(Protocol):
 
     @property
     def max_loss(self) -> float | None:
-        """Where the loss of a step is clipped, or None."""
+        """The value at which the loss of a step is clipped, or None."""
         ...
 
     @property
     def differentiable(self) -> bool:
-        """Whether the losses have a derivative that says something."""
+        """Whether the losses have a meaningful derivative."""
         ...
 
     def init(self, key: jax.Array) -> State:

@@ -1,4 +1,4 @@
-"""Inner tasks: what the inner optimizer trains, and how a task gets its name."""
+"""Inner tasks, which the inner optimizer trains, and their registry."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Batch = Any  # pytree of arrays
 
 
 class TaskSettings(NamedTuple):
-    """What a user may vary of a task; a task that has no use for one ignores it."""
+    """The settings of a task that a user may change; a task ignores those it does not use."""
 
     hidden: tuple[int, ...] = (32,)  # widths of the hidden layers
     batch_size: int = 64  # examples per inner step
@@ -27,24 +27,24 @@ class TaskSettings(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """Something to be trained: pure functions, and how to get the data that they read.
+    """A training problem: pure functions, and a loader for the data that they read.
 
     Attributes:
       init: ``key -> params``; the key is consumed.
       sample: ``(data, key) -> batch``, one training minibatch, drawn on the device.
       loss: ``(params, batch) -> scalar``, the training loss of a minibatch.
       metrics: ``(params, data) -> {name: scalar}``, measured on held-out data.
-      load: ``data_dir -> data``; a path to look for data in, or None for the usual place.
+      load: ``data_dir -> data``; `data_dir` is the folder of the data, or None for the default.
       horizon: T, inner steps per episode.
-      max_loss: loss at which a step's loss is clipped during meta-training (None: not at all).
-      differentiable: False if the loss of a training step is not to be differentiated a second time, with
-        respect to what the optimizer did before.
-      sample_validation: ``(data, key) -> batch``, a minibatch of held-out examples; None if there is none,
-        and then the task has no validation objectives.
-      accuracy: ``(params, batch) -> scalar``, the share of examples that are guessed right; None if the task
-        has no such thing.
-      num_steps: what an optimizer is told of the number of steps of a run, if it asks: infinite for
-        nothing; None for the truth.
+      max_loss: the value at which a step's loss is clipped during meta-training; None does not clip.
+      differentiable: False if the loss of a training step must not be differentiated a second time, with
+        respect to the earlier updates of the optimizer.
+      sample_validation: ``(data, key) -> batch``, a minibatch of held-out examples; None if there are none,
+        in which case validation objectives cannot be used.
+      accuracy: ``(params, batch) -> scalar``, the share of correct predictions; None if the task has no
+        accuracy.
+      num_steps: the number of steps passed to optimizers that take it: infinity if they are not to know it;
+        None for the true number.
     """
 
     init: Callable[[jax.Array], Params]
@@ -62,18 +62,18 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskFamily:
-    """Tasks of one shape that differ in numbers only: one compiled program serves them all.
+    """Tasks of one shape that differ only in numbers, so that one compiled program serves all of them.
 
-    Every episode of meta-training draws a member of its own, so there is no end of them.
+    Every episode of meta-training draws a new member.
 
     Attributes:
-      draw: ``key -> variation``, a pytree of arrays: what a member has of its own.
-      member: ``variation -> task``. The functions of the task may use arrays of the variation, and so its
+      draw: ``key -> variation``, a pytree of arrays that defines a member.
+      member: ``variation -> task``. The functions of the task may use arrays of the variation, and its
         ``horizon`` may be an int32 [] and its ``max_loss`` a float [].
       load: ``data_dir -> data``, the same for all members.
       horizon: the longest T of a member.
-      max_loss: losses as meta-training sees them are in units in which the ``max_loss`` of every member is
-        this: so none counts for more because its losses are large.
+      max_loss: meta-training scales the losses of each member so that its ``max_loss`` becomes this value; no
+        member counts for more because its losses are large.
     """
 
     draw: Callable[[jax.Array], Any]
@@ -83,7 +83,7 @@ class TaskFamily:
     max_loss: float
 
     def example(self) -> Task:
-        """One member, always the same, as a task by itself."""
+        """A fixed member, as a task."""
         task = self.member(jax.jit(self.draw)(jax.random.key(0)))
         max_loss = None if task.max_loss is None else float(task.max_loss)
         return replace(task, horizon=int(task.horizon), max_loss=max_loss)
@@ -91,10 +91,10 @@ class TaskFamily:
 
 @dataclass(frozen=True)
 class TaskDistribution:
-    """Tasks of different shapes that are meta-trained on together.
+    """Tasks of different shapes for meta-training on all of them together.
 
     Attributes:
-      members: tasks, or families of tasks, by name; the report of a run shows the first.
+      members: tasks or task families by name; the report of a run shows the first.
     """
 
     members: Mapping[str, Task | TaskFamily]
@@ -105,7 +105,7 @@ Build = TypeVar("Build", bound=Callable[[TaskSettings], Task | TaskDistribution]
 
 
 class Registration(NamedTuple):
-    """A named family of tasks."""
+    """A registered task."""
 
     build: Callable[[TaskSettings], Task | TaskDistribution]
     settings: TaskSettings  # the defaults
@@ -115,7 +115,7 @@ _REGISTRY: dict[str, Registration] = {}
 
 
 def register_task(name: str, settings: TaskSettings = _DEFAULT_SETTINGS) -> Callable[[Build], Build]:
-    """Give a task a name that ``meta-train --task`` knows.
+    """Register a task under a name for ``meta-train --task``.
 
     Args:
       name: the name.
@@ -144,11 +144,11 @@ def task_names() -> list[str]:
 
 
 def find_task(name: str) -> Registration:
-    """The task registered under a name.
+    """Return the task registered under a name.
 
     Args:
-      name: a registered name, or ``module:name``, which imports the module first: so a task in a file of
-        the user's own is found.
+      name: a registered name; or ``module:name``, which imports the module first, for a task in your own
+        file.
 
     Raises:
       UserError: no task has this name, or the module cannot be imported.

@@ -17,16 +17,16 @@ from learned_opt._src.learned_optimizer import State, Theta
 Variation = Any  # pytree of arrays
 
 # A task's `sample` may split the key of a step, and ``split(key)[i]`` is ``fold_in(key, i)``. The objective
-# takes the last number, so that it does not draw with a key that `sample` has used.
+# uses the last number, so that it never draws with a key that `sample` has used.
 OBJECTIVE_KEY = 2**32 - 1
 
 
 class InnerState(NamedTuple):
-    """Inner state: a network half-way through its training."""
+    """Inner state: a network during its training."""
 
     params: Params  # parameters of the task
     optimizer: State  # state of the inner optimizer
-    steps: jax.Array | None = None  # int32 [], steps taken; None where nothing asks for it
+    steps: jax.Array | None = None  # int32 [], steps taken; None if nothing needs it
 
 
 @jax.tree_util.register_dataclass
@@ -34,14 +34,14 @@ class InnerState(NamedTuple):
 class Training:
     """A task trained by an optimizer whose weights are theta.
 
-    ``L_t`` is what the objective says of step t; unless another is given, the loss of its minibatch *before*
-    the update that uses its gradient: it is what a training loop sees, and costs nothing extra.
+    The objective defines ``L_t``. The default is the loss of the step's minibatch *before* the update, as a
+    training loop sees it; it costs nothing extra.
 
     Attributes:
       data: the task's data, the only arrays.
-      task: what is trained.
-      optimizer: what trains it.
-      horizon: T, steps of an episode.
+      task: the task to train.
+      optimizer: the inner optimizer.
+      horizon: T, steps per episode.
       objective: the loss of a step, one of ``inner_tasks.objectives``.
     """
 
@@ -53,16 +53,16 @@ class Training:
 
     @property
     def max_loss(self) -> float | None:
-        """The bound of the task, times the largest weight that the objective gives to a loss."""
+        """The task's bound times the largest weight that the objective gives to a loss."""
         return self.task.max_loss and self.task.max_loss * self.objective.largest_weight
 
     @property
     def differentiable(self) -> bool:
-        """Whether both the task and the objective are."""
+        """Whether both the task and the objective are differentiable."""
         return self.task.differentiable and self.objective.differentiable
 
     def init_theta(self, key: jax.Array) -> Theta:
-        """Weights of an optimizer for this task to start meta-training from. The key is consumed."""
+        """Initial weights for meta-training on this task. The key is consumed."""
         blocks = len(jax.tree.leaves(jax.eval_shape(self.task.init, key)))
         return self.optimizer.init_theta(key, blocks)
 
@@ -88,9 +88,9 @@ class Training:
 
 
 class FamilyState(NamedTuple):
-    """Inner state: a member of a family, half-way through its training."""
+    """Inner state: a member of a family during its training."""
 
-    variation: Variation  # what the member has of its own
+    variation: Variation  # defines the member
     training: InnerState
 
 
@@ -99,12 +99,12 @@ class FamilyState(NamedTuple):
 class FamilyTraining:
     """A task that is drawn from a family at the start of each episode, trained by an optimizer.
 
-    Episodes differ in length: steps past the end of a member's own leave the state as it is and add no loss.
+    Episodes differ in length: steps past the horizon of a member leave the state unchanged and add no loss.
 
     Attributes:
       data: the data of all members, the only arrays.
-      family: what is drawn from.
-      optimizer: what trains it.
+      family: the family.
+      optimizer: the inner optimizer.
       objective: the loss of a step.
     """
 
@@ -120,12 +120,12 @@ class FamilyTraining:
 
     @property
     def task(self) -> Task:
-        """One member, always the same: what a report shows."""
+        """A fixed member, which a report shows."""
         return self.family.example()
 
     @property
     def max_loss(self) -> float:
-        """The bound of the family, times the largest weight that the objective gives to a loss."""
+        """The family's bound times the largest weight that the objective gives to a loss."""
         return self.family.max_loss * self.objective.largest_weight
 
     @property
@@ -134,19 +134,19 @@ class FamilyTraining:
         return self.objective.differentiable
 
     def init_theta(self, key: jax.Array) -> Theta:
-        """Weights of an optimizer for these tasks to start meta-training from. The key is consumed."""
+        """Initial weights for meta-training on these tasks. The key is consumed."""
         params = jax.eval_shape(self.init, key).training.params
         return self.optimizer.init_theta(key, len(jax.tree.leaves(params)))
 
     def init(self, key: jax.Array) -> FamilyState:
-        """A member, with fresh parameters and the optimizer state for them."""
+        """A random member, with fresh parameters and the optimizer state for them."""
         variation_key, training_key = jax.random.split(key)
         variation = self.family.draw(variation_key)
         training = self._training(variation).init(training_key)
         return FamilyState(variation, training._replace(steps=jnp.zeros((), jnp.int32)))
 
     def length(self, key: jax.Array) -> jax.Array:
-        """Steps of the episode that ``init(key)`` starts, int32 []."""
+        """Length of the episode that ``init(key)`` starts, int32 []."""
         variation_key, _ = jax.random.split(key)
         return jnp.asarray(self.family.member(self.family.draw(variation_key)).horizon)
 
@@ -167,10 +167,10 @@ class FamilyTraining:
 def training_of(
     task: Task | TaskFamily, optimizer: LearnedOptimizer, objective: str, data: Data = None
 ) -> Training | FamilyTraining:
-    """A task, or the tasks of a family, trained by an optimizer.
+    """The unrolled problem of training a task, or the tasks of a family, with an optimizer.
 
     Raises:
-      UserError: there is no such objective, or the task lacks what it needs.
+      UserError: there is no such objective, or the task lacks a part that it needs.
     """
     if isinstance(task, TaskFamily):
         return FamilyTraining(data, task, optimizer, find_objective(objective, task.example()))

@@ -1,6 +1,6 @@
-"""Data sets as NumPy arrays: the bundled digits, and MNIST, Fashion-MNIST and CIFAR-10 by TFDS.
+"""Data sets as NumPy arrays: the bundled digits, and MNIST, Fashion-MNIST and CIFAR-10 from TFDS.
 
-Nothing here needs TensorFlow, and nothing but a first look at a TFDS set imports TFDS.
+Nothing here needs TensorFlow. TFDS is imported only when one of its sets is read for the first time.
 """
 
 from __future__ import annotations
@@ -38,12 +38,11 @@ DATASET_NAMES: tuple[str, ...] = tuple(IMAGE_SIZES)
 def load_dataset(name: str, data_dir: str | Path | None = None) -> Dataset:
     """Load a data set, split into train, validation and test with a fixed seed.
 
-    `digits` comes with scikit-learn. The others are looked for as prepared TFDS sets; where there
-    is none, the official files are downloaded and prepared there, without TensorFlow. Official
-    files that are already in `<data_dir>/downloads/manual/<name>`, or in TFDS's own
-    `<data_dir>/downloads/manual`, under their official names, are taken instead of downloaded.
-    The decoded arrays are kept in the user's cache folder (`LEARNED_OPT_CACHE`, else
-    `$XDG_CACHE_HOME/learned-opt`, else `~/.cache/learned-opt`).
+    `digits` comes with scikit-learn. The others are read from prepared TFDS sets. If there is no prepared
+    set, the official files are downloaded and prepared, without TensorFlow. Official files that are already
+    in `<data_dir>/downloads/manual/<name>`, or in TFDS's `<data_dir>/downloads/manual`, under their official
+    names, are used instead of a download. The decoded arrays are kept in the user's cache folder
+    (`LEARNED_OPT_CACHE`, else `$XDG_CACHE_HOME/learned-opt`, else `~/.cache/learned-opt`).
 
     Args:
         name: one of `DATASET_NAMES`.
@@ -53,13 +52,13 @@ def load_dataset(name: str, data_dir: str | Path | None = None) -> Dataset:
         Images as uint8 `[n, IMAGE_SIZES[name]]` and labels as int32 `[n]` in 0..9, for each split.
 
     Raises:
-        UserError: the name is unknown, or the data is neither there nor to be had, or not readable.
-        LearnedOptError: the disk failed while the data was prepared.
+        UserError: the name is unknown, the data is missing and cannot be downloaded, or it is unreadable.
+        LearnedOptError: the disk failed while the data was being prepared.
 
     Example:
         >>> load_dataset("digits").train.images.shape
         (1400, 64)
     """
     if name not in DATASET_NAMES:
-        raise UserError(f"There is no data set {name!r}; known are {', '.join(DATASET_NAMES)}.")
+        raise UserError(f"There is no data set {name!r}; available: {', '.join(DATASET_NAMES)}.")
     return load_digits() if name == "digits" else load_tfds(name, IMAGE_SIZES[name], data_dir)

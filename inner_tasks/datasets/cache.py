@@ -1,6 +1,6 @@
 """Decoded data sets, one file each, in the user's cache folder.
 
-A file is a SHA-256 of all that follows it, and then eight arrays in NumPy's own format.
+A file consists of a SHA-256 of everything after it, and eight arrays in NumPy's format.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def cache_folder() -> Path:
 
 
 def load_or_build(key: str, build: Callable[[], Dataset]) -> Dataset:
-    """Return the data set kept under a key, or build it and keep it.
+    """Return the data set cached under a key, or build it and cache it.
 
-    A damaged file is built again. A cache that cannot be read or written is done without.
+    A damaged file is built again. A cache that cannot be read or written is ignored.
 
     Args:
-        key: name of the file; everything that the result depends on must be in it.
-        build: makes the data set.
+        key: name of the file; it must contain everything that the result depends on.
+        build: builds the data set.
     """
     path = cache_folder() / "datasets" / key
     try:
@@ -42,15 +42,15 @@ def load_or_build(key: str, build: Callable[[], Dataset]) -> Dataset:
     except FileNotFoundError:
         pass
     except ValueError:
-        say(f"The cached data set {path} is damaged: making it again.")
+        say(f"The cached data set {path} is damaged: building it again.")
     except OSError:
-        pass  # the attempt to write will say why
+        pass  # the attempt to write will report the reason
     dataset = build()
     try:
         _write(path, dataset)
     except OSError as error:
         reason = error.strerror or error
-        say(f"The cache folder {path.parent} cannot be used ({reason}): going on without it.")
+        say(f"The cache folder {path.parent} cannot be used ({reason}): continuing without it.")
     return dataset
 
 
@@ -70,7 +70,7 @@ def _read(path: Path) -> Dataset:
 
 
 def _write(path: Path, dataset: Dataset) -> None:
-    """Write the file at one stroke: nobody, at any time, sees a part of it."""
+    """Write the file atomically: no process ever sees a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
     try:

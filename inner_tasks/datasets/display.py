@@ -1,4 +1,4 @@
-"""What the loading of data tells its user, on stderr."""
+"""Messages and progress bars on stderr while data is loaded."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def progress_bar(description: str, total: float | None, unit: str) -> Iterator[Callable[[float], None]]:
-    """Show progress with its rate and the time left.
+    """Show a progress bar with the rate and the remaining time.
 
     Args:
-        description: what is being done.
-        total: how many units there are to do, None where unknown.
-        unit: the plural name of what is counted.
+        description: the text before the bar.
+        total: total number of units; None if unknown.
+        unit: name of the unit, in the plural.
 
     Yields:
-        A function to call with the number of units just done.
+        A function to call with the number of units just completed.
     """
     columns = (
         TextColumn("{task.description}"),

@@ -1,4 +1,4 @@
-"""The official files of each data set: what they are, where they may lie, how they are fetched."""
+"""The official files of each data set: names and digests, where to look for them, how to download them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from inner_tasks.datasets.display import progress_bar, say
 if TYPE_CHECKING:
     import requests
 
-_ANSWER_SECONDS = 8.0  # for a connection and the head of an answer, name resolution included
-_SILENCE_SECONDS = 30.0  # between two pieces of a file
+_ANSWER_SECONDS = 8.0  # for a connection and the header of the response, including name resolution
+_SILENCE_SECONDS = 30.0  # between two chunks of a file
 
 
 class Official(NamedTuple):
-    """The files from which a set is prepared. TFDS names the same (a test compares them)."""
+    """The files from which a set is prepared. They are the same as in TFDS (a test compares them)."""
 
     images: int  # train and test together
     address: str  # ends in a slash
@@ -57,17 +57,17 @@ OFFICIAL: dict[str, Official] = {
 
 
 class DownloadError(Exception):
-    """A file cannot be had; the message names its address and says why."""
+    """A file cannot be downloaded; the message gives its address and the reason."""
 
 
 def find_manual(name: str, data_dir: Path) -> dict[str, Path]:
-    """Find the official files of a set that its user has put in the manual folders.
+    """Find the official files of a set that the user has put in the manual folders.
 
-    `<data_dir>/downloads/manual` is TFDS's own; the folder `<name>` in it is looked at as well,
-    because MNIST and Fashion-MNIST give their files the same names.
+    `<data_dir>/downloads/manual` is TFDS's folder. Its subfolder `<name>` is searched too, because the files
+    of MNIST and Fashion-MNIST have the same names.
 
     Returns:
-        Paths by file name, of those files whose SHA-256 is the official one.
+        Paths by file name, for the files with the official SHA-256.
     """
     found = {}
     manual = data_dir / "downloads" / "manual"
@@ -84,15 +84,15 @@ def find_manual(name: str, data_dir: Path) -> dict[str, Path]:
 
 
 def open_url(url: str) -> requests.Response:
-    """Start to get an address, through the proxies that the environment names.
+    """Send a request to an address, through the proxies set in the environment.
 
     Raises:
-        DownloadError: there is no good answer within 8 seconds.
+        DownloadError: there is no successful response within 8 seconds.
     """
-    import requests  # here, as in `download`: only what is downloaded needs it
+    import requests  # imported here and in `download`, because only downloads need it
 
-    # In a thread, because no timeout of requests' covers the resolution of names, or several
-    # addresses of one name. It is a daemon, so as not to hold up the end of the program.
+    # In a thread, because the timeouts of requests cover neither name resolution nor several
+    # addresses of one name. It is a daemon thread, so that it does not delay the end of the program.
     outcome: queue.SimpleQueue[requests.Response | Exception] = queue.SimpleQueue()
 
     def get() -> None:
@@ -105,11 +105,11 @@ def open_url(url: str) -> requests.Response:
     try:
         answer = outcome.get(timeout=_ANSWER_SECONDS)
     except queue.Empty:
-        raise DownloadError(f"{url} does not answer within {_ANSWER_SECONDS:.0f} s") from None
+        raise DownloadError(f"{url} did not respond within {_ANSWER_SECONDS:.0f} s") from None
     if isinstance(answer, Exception):
         raise DownloadError(f"{url} cannot be reached ({type(answer).__name__})") from answer
     if answer.status_code != requests.codes.ok:
-        raise DownloadError(f"{url} answers with HTTP status {answer.status_code}")
+        raise DownloadError(f"{url} responded with HTTP status {answer.status_code}")
     return answer
 
 
@@ -117,12 +117,12 @@ def download(url: str, sha256: str, folder: Path) -> Path:
     """Download a file, showing progress.
 
     Args:
-        url: its address.
-        sha256: its hexadecimal digest.
-        folder: where to put it, under the last part of its address.
+        url: address of the file.
+        sha256: hexadecimal digest of the file.
+        folder: target folder; the file is named after the last part of its address.
 
     Raises:
-        DownloadError: the file cannot be had, or another comes in its place.
+        DownloadError: the file cannot be downloaded, or the server sent a different one.
     """
     import requests
 
@@ -138,7 +138,7 @@ def download(url: str, sha256: str, folder: Path) -> Path:
                     file.write(piece)
                     advance(len(piece) / 1e6)
             except requests.RequestException as error:
-                raise DownloadError(f"{url} broke off ({type(error).__name__})") from error
+                raise DownloadError(f"{url} was interrupted ({type(error).__name__})") from error
     if digest.hexdigest() != sha256:
-        raise DownloadError(f"{url} does not give the official file (SHA-256 differs)")
+        raise DownloadError(f"{url} is not the official file (SHA-256 differs)")
     return path

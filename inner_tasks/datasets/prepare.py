@@ -1,4 +1,4 @@
-"""Making the prepared TFDS copy of a data set from its official files, without TensorFlow."""
+"""Preparing the TFDS copy of a data set from its official files, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from learned_opt._src.errors import LearnedOptError, UserError
 
 
 def prepare(name: str, data_dir: Path) -> Path:
-    """Prepare a data set from official files, downloading those that are not there.
+    """Prepare a data set from its official files, downloading the missing ones.
 
-    Everything is made in a temporary folder and moved to its place at the end, so that a failure
-    leaves nothing behind and two processes do not disturb each other.
+    Everything is built in a temporary folder and moved to its place at the end, so that a failure
+    leaves nothing behind and two processes do not interfere with each other.
 
     Args:
         name: a key of `OFFICIAL`.
-        data_dir: folder of TFDS sets; made if it is missing.
+        data_dir: folder of TFDS sets; created if it is missing.
 
     Returns:
         The new folder `<data_dir>/<name>/<version>`.
 
     Raises:
-        UserError: a file is not there and cannot be downloaded; known within 10 seconds.
+        UserError: a file is missing and cannot be downloaded; raised within 10 seconds.
         LearnedOptError: the disk is full, or the folder cannot be written.
     """
     images, address, digests = OFFICIAL[name]
@@ -35,7 +35,7 @@ def prepare(name: str, data_dir: Path) -> Path:
         files = find_manual(name, data_dir)
         missing = [file for file in digests if file not in files]
         if missing:
-            open_url(address + missing[0]).close()  # before anything is made
+            open_url(address + missing[0]).close()  # before any folder is created
         with _scratch_folder(data_dir) as scratch:
             for file in missing:
                 files[file] = download(address + file, digests[file], scratch)
@@ -45,13 +45,13 @@ def prepare(name: str, data_dir: Path) -> Path:
     except DownloadError as error:
         raise UserError(
             f"The data set {name} is not in '{data_dir}', and {error}: connect to the network, set "
-            "--data-dir or TFDS_DATA_DIR to a folder that has it, or put the official files "
+            "--data-dir or TFDS_DATA_DIR to a folder that contains it, or put the official files "
             f"({', '.join(digests)}) in '{data_dir / 'downloads' / 'manual' / name}'."
         ) from error
     except OSError as error:
         raise LearnedOptError(
             f"The data set {name} cannot be prepared in '{data_dir}' ({error.strerror or error}): "
-            "set --data-dir or TFDS_DATA_DIR to a folder with room that you may write to."
+            "set --data-dir or TFDS_DATA_DIR to a writable folder with enough space."
         ) from error
 
 
@@ -64,7 +64,7 @@ def _scratch_folder(data_dir: Path) -> Iterator[Path]:
             yield Path(scratch)
     finally:
         if is_new:
-            with suppress(OSError):  # it is not empty: all went well
+            with suppress(OSError):  # the folder is not empty: the preparation succeeded
                 data_dir.rmdir()
 
 

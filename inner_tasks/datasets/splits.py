@@ -1,4 +1,4 @@
-"""The form of every data set, and how one is split."""
+"""The format of data sets, and how they are split."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """Three disjoint splits, and the moments by which pixels are standardised (a pytree)."""
+    """Three disjoint splits, and the moments for standardising pixels (a pytree)."""
 
     train: Split
     validation: Split  # held out of the official training images
@@ -33,23 +33,23 @@ def permute(split: Split) -> Split:
     Returns:
         The same n examples; the order depends on n alone.
     """
-    # NumPy promises that the stream of RandomState never changes, which it does not of Generator.
+    # NumPy guarantees that the stream of RandomState never changes; it does not for Generator.
     order = np.random.RandomState(0).permutation(len(split.labels))
     return Split(split.images[order], split.labels[order])
 
 
 def cut(split: Split, at: int) -> tuple[Split, Split]:
-    """Cut a split in two: the first `at` examples, and the others."""
+    """Cut a split in two: the first `at` examples, and the rest."""
     return Split(split.images[:at], split.labels[:at]), Split(split.images[at:], split.labels[at:])
 
 
 def pooled(dataset: Dataset, shape: tuple[int, int, int], side: int) -> Dataset:
-    """Smaller images: squares of ``side * side`` pixels become one, their mean, to the nearest integer.
+    """Shrink images: each square of ``side * side`` pixels becomes one, its mean, to the nearest integer.
 
     Args:
         dataset: images of this shape.
         shape: height, width (both multiples of `side`) and channels.
-        side: of a square, in pixels.
+        side: side of a square, in pixels.
     """
     if side == 1:
         return dataset
@@ -65,13 +65,13 @@ def pooled(dataset: Dataset, shape: tuple[int, int, int], side: int) -> Dataset:
 
 
 def make_dataset(train: Split, validation: Split, test: Split) -> Dataset:
-    """Join three splits, and take the moments of the training pixels.
+    """Join three splits, and compute the moments of the training pixels.
 
-    The sums are of integers, hence exact: every machine gets the same mean and deviation.
+    The sums are integers, hence exact: every machine gets the same mean and standard deviation.
     """
     pixels = train.images.size
     total = int(train.images.sum(dtype=np.int64))
-    squares = sum(  # in pieces, since the squares take four times the memory of the pixels
+    squares = sum(  # in pieces, because the squares take four times the memory of the pixels
         int(np.square(piece, dtype=np.uint32).sum(dtype=np.int64))
         for piece in np.array_split(train.images, 64)
     )

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-TRAIN = 342  # rows; the other hundred are for validation
+TRAIN = 342  # rows; the remaining hundred are for validation
 
 
 class Table(NamedTuple):
@@ -24,7 +24,7 @@ class TableData(NamedTuple):
 
 
 def diabetes_table() -> TableData:
-    """Load ten measurements of each patient, and how far the disease has come a year later."""
+    """Load ten measurements of each patient, and the progression of the disease a year later."""
     from sklearn.datasets import load_diabetes
 
     inputs, targets = load_diabetes(return_X_y=True, scaled=False)

@@ -1,4 +1,4 @@
-"""Text as numbers, and the text that every Python carries."""
+"""Text as numbers, and the texts that come with every Python."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 
 
 def python_help() -> str:
-    """Python's own help on its syntax and topics, some 465,000 characters in Python 3.11."""
+    """Python's built-in help topics, about 465,000 characters in Python 3.11."""
     from pydoc_data.topics import topics
 
     return " ".join(topics.values())
 
 
 def python_source() -> str:
-    """Source code of modules of Python's standard library, some 900,000 characters in Python 3.12."""
+    """Source code of modules of Python's standard library, about 900,000 characters in Python 3.12."""
     import _pydecimal
     import argparse
     import doctest
@@ -31,17 +31,17 @@ def python_source() -> str:
 
 
 def encode(text: str, alphabet: int) -> np.ndarray:
-    """Characters as numbers below `alphabet`, the most frequent first, int32 ``[len(text)]``.
+    """Encode characters as numbers below `alphabet`, the most frequent first, int32 ``[len(text)]``.
 
-    All characters but the first ``alphabet - 1`` are one and the same.
+    All characters after the first ``alphabet - 1`` share one number.
     """
     return _by_frequency(np.frombuffer(text.encode("utf-32-le"), np.uint32), alphabet)
 
 
 def encode_words(text: str, vocabulary: int) -> np.ndarray:
-    """Words and other signs as numbers below `vocabulary`, the most frequent first, int32 ``[words]``.
+    """Encode words and punctuation as numbers below `vocabulary`, the most frequent first, int32 ``[words]``.
 
-    All words but the first ``vocabulary - 1`` are one and the same.
+    All words after the first ``vocabulary - 1`` share one number.
     """
     return _by_frequency(np.array(re.findall(r"\w+|[^\w\s]", text.lower())), vocabulary)
 

@@ -1,7 +1,7 @@
-"""All that needs TFDS itself. Importing this takes a second, so it is imported only when needed.
+"""The code that needs TFDS itself. Importing this takes a second, so it is imported only when needed.
 
-The official builders prepare only with TensorFlow. Two things in them need it: the extraction of
-the downloads and the encoding of NumPy images. The builders here differ in just these two.
+The official builders need TensorFlow to prepare a data set, for two things: extracting the downloads
+and encoding NumPy images. The builders here differ only in these two.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Examples = Iterator[tuple[int, dict[str, Any]]]
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Keep TFDS from printing, from showing its bars, and from advising OpenCV."""
+    """Keep TFDS from printing, from showing progress bars, and from recommending OpenCV."""
     absl = logging.getLogger("absl")
     level = absl.level
     absl.setLevel(logging.ERROR)
@@ -44,7 +44,7 @@ def open_prepared(folder: Path) -> tuple[Any, Any]:
     """Open the train and test splits of a prepared set as random-access data sources.
 
     Raises:
-        ValueError: the folder names a feature that is not TFDS's own. TFDS would import its module.
+        ValueError: the folder names a feature class outside TFDS. TFDS would import its module.
     """
     json.loads((folder / "features.json").read_text(), object_hook=_check_feature)
     builder = tfds.builder_from_directory(folder)
@@ -53,10 +53,10 @@ def open_prepared(folder: Path) -> tuple[Any, Any]:
 
 def _check_feature(entry: dict[str, Any]) -> None:
     """Refuse an entry of `features.json` that names code outside TFDS."""
-    for key in ("pythonClassName", "python_class_name", "type"):  # the last is that of old versions
+    for key in ("pythonClassName", "python_class_name", "type"):  # old versions use the last
         name = entry.get(key, "tensorflow_datasets.")
         if not str(name).startswith("tensorflow_datasets."):
-            raise ValueError(f"its features are of a class {name!r}, which is not of TFDS")
+            raise ValueError(f"its features are of class {name!r}, which is not part of TFDS")
 
 
 def build(name: str, files: Mapping[str, Path], data_dir: Path, advance: Callable) -> Path:
@@ -64,16 +64,16 @@ def build(name: str, files: Mapping[str, Path], data_dir: Path, advance: Callabl
 
     Args:
         name: `mnist`, `fashion_mnist` or `cifar10`.
-        files: paths of its official files, by their names.
-        data_dir: folder in which `<name>/<version>` is made.
+        files: paths of its official files, by name.
+        data_dir: folder in which `<name>/<version>` is created.
         advance: called with the number of images just written.
 
     Returns:
-        The folder made.
+        The created folder.
     """
     builder = {"mnist": Mnist, "fashion_mnist": FashionMnist, "cifar10": Cifar10}[name](data_dir=data_dir)
     builder.files, builder.advance = files, advance
-    with tempfile.TemporaryDirectory() as unused:  # TFDS makes a folder for downloads in any case
+    with tempfile.TemporaryDirectory() as unused:  # TFDS always creates a folder for downloads
         builder.download_and_prepare(
             download_dir=unused,
             download_config=tfds.download.DownloadConfig(try_download_gcs=False),
@@ -83,9 +83,9 @@ def build(name: str, files: Mapping[str, Path], data_dir: Path, advance: Callabl
 
 
 class _FromFiles(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """What the builders below share; each joins it to an official builder."""
+    """The common part of the builders below; each combines it with an official builder."""
 
-    files: Mapping[str, Path]  # set by `build`, as is the next
+    files: Mapping[str, Path]  # `build` sets this and the next
     advance: Callable[[int], None]
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Examples]:
@@ -104,12 +104,12 @@ class Mnist(_FromFiles, mnist.MNIST, skip_registration=True):  # type: ignore[ca
     """MNIST from its four files."""
 
     name = "mnist"
-    # In one part: for a longer one TFDS needs importlib_resources, which it does not install.
+    # A name without dots: for others TFDS needs importlib_resources, which it does not install.
     __module__ = "mnist"
 
     def _generate_examples(self, split: str) -> Examples:
         prefix = {"train": "train", "test": "t10k"}[split]
-        # In the idx format pixels follow 16 bytes of sizes, and labels 8.
+        # In the idx format pixels come after 16 bytes of sizes, and labels after 8.
         with gzip.open(self.files[f"{prefix}-images-idx3-ubyte.gz"]) as file:
             images = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28)
         with gzip.open(self.files[f"{prefix}-labels-idx1-ubyte.gz"]) as file:
@@ -147,7 +147,7 @@ class Cifar10(_FromFiles, cifar.Cifar10, skip_registration=True):  # type: ignor
             "test": ["test_batch.bin"],
         }
         records = b"".join(self.content[batch] for batch in batches[split])
-        # A record is a label, and a red, a green and a blue plane of 32 x 32 pixels.
+        # A record consists of a label and of a red, a green and a blue plane of 32 x 32 pixels.
         table = np.frombuffer(records, np.uint8).reshape(-1, 1 + 3 * 32 * 32)
         images = np.ascontiguousarray(table[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         for i, (image, label) in enumerate(zip(images, table[:, 0], strict=True)):

@@ -1,4 +1,4 @@
-"""Data sets that TFDS has prepared as array_record, read without TensorFlow."""
+"""Reading data sets that TFDS has prepared as array_record, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from inner_tasks.datasets.prepare import prepare
 from inner_tasks.datasets.splits import Dataset, Split, cut, make_dataset, permute
 from learned_opt._src.errors import UserError
 
-_HELD_OUT = {"mnist": 6, "fashion_mnist": 6, "cifar10": 5}  # one in so many of train: 10,000
+_HELD_OUT = {"mnist": 6, "fashion_mnist": 6, "cifar10": 5}  # one in this many train images; 10,000 in all
 _CHUNK = 1000  # reading examples one by one takes more than twice as long
 
 
 def load_tfds(name: str, image_size: int, data_dir: str | Path | None) -> Dataset:
-    """Load a TFDS set: from the cache, else from its prepared copy, which is made if need be.
+    """Load a TFDS set from the cache, or else from its prepared copy, which is made if necessary.
 
     Args:
         name: `mnist`, `fashion_mnist` or `cifar10`.
@@ -33,7 +33,7 @@ def load_tfds(name: str, image_size: int, data_dir: str | Path | None) -> Datase
     Raises:
         UserError: there is no copy and none can be made, or it cannot be read.
     """
-    # TFDS's own rule, followed without importing TFDS.
+    # The same rule as in TFDS, without importing TFDS.
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     data_dir = Path(data_dir).expanduser().absolute()
     folder = find_prepared(name, data_dir) or prepare(name, data_dir)
@@ -51,9 +51,9 @@ def find_prepared(name: str, data_dir: Path) -> Path | None:
         The folder `<data_dir>/<name>/<version>`, or None if no version is prepared.
 
     Raises:
-        UserError: there are only versions in a format that needs TensorFlow.
+        UserError: all versions are in a format that needs TensorFlow.
     """
-    versions = [  # TFDS prepares under another folder name, and writes the file last
+    versions = [  # TFDS prepares in a folder with another name, and writes this file last
         file.parent
         for file in (data_dir / name).glob("*/dataset_info.json")
         if re.fullmatch(r"\d+\.\d+\.\d+", file.parent.name)
@@ -62,15 +62,15 @@ def find_prepared(name: str, data_dir: Path) -> Path | None:
     readable = [folder for folder in versions if any(folder.glob("*.array_record*"))]
     if versions and not readable:
         raise UserError(
-            f"The copy of {name} in '{versions[-1]}' is not in the array_record format, without "
-            "which it cannot be read unless by TensorFlow: set --data-dir or TFDS_DATA_DIR to "
-            "another folder, where a readable copy is or will be made, or remove this one."
+            f"The copy of {name} in '{versions[-1]}' is not in the array_record format, the only one "
+            "that can be read without TensorFlow: set --data-dir or TFDS_DATA_DIR to another folder, "
+            "which has a readable copy or where one will be made, or remove this copy."
         )
     return readable[-1] if readable else None
 
 
 def fingerprint(folder: Path) -> str:
-    """Digest the names and contents of the files in a folder, so that two copies are told apart."""
+    """A digest of the names and contents of the files in a folder, which tells two copies apart."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         with path.open("rb") as file:
@@ -90,7 +90,7 @@ def decode(folder: Path, name: str, image_size: int) -> Dataset:
                 train, test = (_decode_split(source, image_size, advance) for source in sources)
     except ModuleNotFoundError:
         raise  # the packages are at fault, not the copy
-    except Exception as error:  # whatever array_record, Pillow or TFDS may raise on a bad file
+    except Exception as error:  # array_record, Pillow and TFDS may raise anything on a bad file
         raise _unreadable(name, folder, error) from error
     validation, train = cut(permute(train), len(train.labels) // _HELD_OUT[name])
     return make_dataset(train, validation, test)
@@ -99,7 +99,7 @@ def decode(folder: Path, name: str, image_size: int) -> Dataset:
 def _unreadable(name: str, folder: Path, error: Exception) -> UserError:
     return UserError(
         f"The copy of {name} in '{folder}' cannot be read ({error}): remove that folder, so that "
-        "it is made again, or set --data-dir or TFDS_DATA_DIR to another."
+        "it is made again, or set --data-dir or TFDS_DATA_DIR to another folder."
     )
 
 

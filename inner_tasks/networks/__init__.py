@@ -1,4 +1,4 @@
-"""The small networks that tasks train."""
+"""The small networks that the tasks train."""
 
 from inner_tasks.networks.activation import ACTIVATIONS, Activation
 from inner_tasks.networks.autoencoder import VariationalAutoencoder

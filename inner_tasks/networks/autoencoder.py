@@ -12,13 +12,13 @@ from inner_tasks.networks.activation import Activation
 
 
 class VariationalAutoencoder(nn.Module):
-    """An encoder to the moments of a normal code, and a decoder of a code drawn with them.
+    """An encoder to the moments of a normal code, and a decoder of a code drawn from that distribution.
 
     Kingma and Welling, "Auto-encoding variational Bayes", 2013.
 
     Attributes:
-      hidden: widths of the encoder's hidden layers; the decoder has them the other way round.
-      code: numbers in a code.
+      hidden: widths of the encoder's hidden layers; the decoder has them in reverse order.
+      code: dimension of the code.
       outputs: number of outputs.
       activation: nonlinearity after each hidden layer.
     """
@@ -30,11 +30,11 @@ class VariationalAutoencoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The reconstruction, and the divergence of the code from a standard normal one.
+        """The reconstruction, and the divergence of the code from a standard normal distribution.
 
         Args:
           x: ``[batch, inputs]``.
-          noise: standard normal, ``[batch, code]``; zero for the code of greatest density.
+          noise: standard normal, ``[batch, code]``; zeros give the mean of the code.
 
         Returns:
           The outputs, ``[batch, outputs]``, and the Kullback-Leibler divergences, in nats, ``[batch]``.
@@ -42,7 +42,7 @@ class VariationalAutoencoder(nn.Module):
         for width in self.hidden:
             x = self.activation(nn.Dense(width)(x))
         mean, log_std = jnp.split(nn.Dense(2 * self.code)(x), 2, -1)
-        log_std = jnp.clip(log_std, -5, 5)  # exp of a large one would overflow
+        log_std = jnp.clip(log_std, -5, 5)  # exp of a large value would overflow
         divergence = jnp.sum(0.5 * (jnp.exp(2 * log_std) + mean**2 - 1) - log_std, -1)
         x = mean + jnp.exp(log_std) * noise
         for width in reversed(self.hidden):
@@ -53,7 +53,7 @@ class VariationalAutoencoder(nn.Module):
 def reconstruct(
     model: VariationalAutoencoder, params: Any, x: jax.Array, noise: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The outputs of the network for its parameters, and the divergences."""
+    """The outputs of the network with these parameters, and the divergences."""
     outputs, divergence = model.apply({"params": params}, x, noise)
-    assert isinstance(outputs, jax.Array) and isinstance(divergence, jax.Array)  # Flax's type allows for more
+    assert isinstance(outputs, jax.Array) and isinstance(divergence, jax.Array)  # Flax's types are wider
     return outputs, divergence

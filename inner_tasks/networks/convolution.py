@@ -14,8 +14,8 @@ from inner_tasks.networks.activation import Activation
 class Conv(nn.Module):
     """A 3x3 convolution with SAME padding, of ``[batch, h, w, inputs]``.
 
-    It is that of ``nn.Conv``, with the same parameters, as a product of a matrix of patches with the kernel:
-    XLA's own convolution takes 6 to 12 times as long inside a loop on a CPU.
+    It equals ``nn.Conv`` with the same parameters, but multiplies a matrix of patches by the kernel: inside a
+    loop on a CPU, XLA's convolution takes 6 to 12 times as long.
 
     Attributes:
       outputs: channels of the result.
@@ -27,11 +27,11 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Images ``[n, height, width, channels]`` of half the height and width, with `outputs` channels."""
+        """``[n, height, width, channels]``: height and width divided by `stride`, `outputs` channels."""
         kernel = self.param("kernel", nn.linear.default_kernel_init, (3, 3, x.shape[-1], self.outputs))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.outputs,))
         height, width = (-(-n // self.stride) for n in x.shape[1:3])
-        # With stride 2 an odd side has a pixel more on either end, an even one a pixel after its end.
+        # With stride 2 an odd side is padded by a pixel at both ends, an even one by a pixel at its end.
         before = [n % 2 if self.stride == 2 else 1 for n in x.shape[1:3]]
         x = jnp.pad(x, ((0, 0), *((n, 1) for n in before), (0, 0)))
         rows, columns = (self.stride * (n - 1) + 1 for n in (height, width))
@@ -48,7 +48,7 @@ class ConvNet(nn.Module):
 
     Attributes:
       shape: height, width and channels of an image.
-      channels: of each convolution.
+      channels: number of channels of each convolution.
       outputs: number of outputs.
       activation: nonlinearity after each convolution.
     """
@@ -68,7 +68,7 @@ class ConvNet(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Channels in groups, each brought to mean 0 and variance 1 over positions; then a scale and a bias.
+    """Normalise each group of channels to mean 0 and variance 1 over positions; then a scale and a bias.
 
     Wu and He, "Group normalization", 2018.
 
@@ -85,7 +85,7 @@ class GroupNorm(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Channels brought to mean 0 and variance 1 over the minibatch and positions; then a scale and a bias.
+    """Normalise channels to mean 0 and variance 1 over minibatch and positions; then a scale and a bias.
 
     The moments are always those of the minibatch, as in training. Ioffe and Szegedy, "Batch normalization",
     2015.
@@ -108,9 +108,9 @@ class ResNet(nn.Module):
 
     Attributes:
       shape: height, width and channels of an image.
-      channels: of each stage.
+      channels: number of channels of each stage.
       outputs: number of outputs.
-      norm: makes a norm, ``GroupNorm`` or ``BatchNorm``.
+      norm: makes a normalisation layer, ``GroupNorm`` or ``BatchNorm``.
       activation: nonlinearity.
     """
 

@@ -16,8 +16,8 @@ class MLP(nn.Module):
       hidden: widths of the hidden layers.
       outputs: number of outputs.
       activation: nonlinearity after each hidden layer.
-      depth: int32 [], hidden layers that are used; the others pass on what they are given, so layers that may
-        be unused have equal widths. None uses all.
+      depth: int32 [], number of hidden layers that are used; the others pass on their input, so layers that
+        may be unused must have equal widths. None uses all.
     """
 
     hidden: tuple[int, ...]
@@ -35,10 +35,10 @@ class MLP(nn.Module):
 
 
 class ResidualMLP(nn.Module):
-    """Blocks of layer norm and two dense layers, each added to what it was given.
+    """Residual blocks of layer norm and two dense layers.
 
     Attributes:
-      width: of what the blocks are added to.
+      width: width of the residual stream.
       hidden: width inside a block.
       blocks: number of blocks.
       outputs: number of outputs.

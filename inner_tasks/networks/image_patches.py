@@ -11,7 +11,7 @@ def image_patches(images: jax.Array, shape: tuple[int, int, int], side: int) -> 
     Args:
       images: ``[batch, height * width * channels]``.
       shape: height, width and channels.
-      side: of a patch, a divisor of height and width.
+      side: side of a patch, a divisor of height and width.
     """
     height, width, channels = shape
     x = images.reshape(-1, height // side, side, width // side, side, channels)

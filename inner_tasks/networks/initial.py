@@ -1,4 +1,4 @@
-"""Random parameters of any network, drawn at once."""
+"""Random parameters of any network, in one draw."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ Params = Any  # pytree of float arrays
 
 
 def random_params(shapes: Params, key: jax.Array, gain: jax.Array | float = 1.0) -> Params:
-    """Normal weights with the standard deviation ``gain / sqrt(fan-in)``, in the way of Flax's layers.
+    """Normal weights with the standard deviation ``gain / sqrt(fan-in)``, similar to Flax's layers.
 
-    Scales of norms are 1, biases 0, and the entries of an embedding of width w have 1 / sqrt(w). All normal
-    numbers are one draw: so what is compiled does not grow with the number of tensors.
+    Scales of norms are 1 and biases 0; the entries of an embedding of width w have the standard deviation
+    ``gain / sqrt(w)``. All normal numbers are one draw, so the compiled program does not grow with the number
+    of tensors.
 
     Args:
-      shapes: arrays, or shapes of arrays, by the names of Flax's layers.
-      key: it is consumed.
+      shapes: arrays, or shapes of arrays, with the names of Flax's layers.
+      key: consumed.
       gain: factor of all random weights.
     """
     leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)

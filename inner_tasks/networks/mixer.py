@@ -1,4 +1,4 @@
-"""A network of dense layers on the patches of an image."""
+"""Dense layers on the patches of an image."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Mixer(nn.Module):
 
     Attributes:
       shape: height, width and channels of an image.
-      side: of a patch, in pixels.
-      width: channels of a patch.
-      hidden: width inside both kinds of mixing.
+      side: side of a patch, in pixels.
+      width: number of channels of a patch.
+      hidden: hidden width of both kinds of mixing.
       blocks: number of blocks.
       outputs: number of outputs.
     """

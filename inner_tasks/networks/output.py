@@ -1,4 +1,4 @@
-"""The output of a network for its parameters."""
+"""The output of a network with given parameters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 
 
 def output(model: nn.Module, params: Any, inputs: jax.Array) -> jax.Array:
-    """What a network without mutable state makes of its inputs."""
+    """The output of a network without mutable state for its inputs."""
     found = model.apply({"params": params}, inputs)
-    assert isinstance(found, jax.Array)  # Flax's type allows for mutable state beside it
+    assert isinstance(found, jax.Array)  # Flax's type also allows for mutable state
     return found

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 class LanguageGRU(nn.Module):
     """A GRU on characters, int32 ``[batch, length] -> [batch, length, alphabet]`` logits.
 
-    Its candidate is ``tanh(W x + r * (U h))``: so all products with h are one. Cho et al., "Learning phrase
-    representations using RNN encoder-decoder", 2014, in the form of cuDNN.
+    The candidate is ``tanh(W x + r * (U h))``, so all products with h are a single one. Cho et al., "Learning
+    phrase representations using RNN encoder-decoder", 2014, in the form used by cuDNN.
 
     Attributes:
       alphabet: number of characters.
       embedding: width of an embedding.
-      width: of the hidden state.
+      width: width of the hidden state.
     """
 
     alphabet: int
@@ -25,7 +25,7 @@ class LanguageGRU(nn.Module):
 
     @nn.compact
     def __call__(self, text: jax.Array) -> jax.Array:
-        """The logits of the character after each."""
+        """The logits of the next character at each position."""
         x = nn.Embed(self.alphabet, self.embedding)(text)
         inputs = nn.Dense(3 * self.width, name="inputs")(x)
         recurrent = self.param(

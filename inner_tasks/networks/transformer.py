@@ -10,14 +10,14 @@ from inner_tasks.networks.image_patches import image_patches
 
 
 class Block(nn.Module):
-    """Self-attention and two dense layers, each after a layer norm and added to what it was given.
+    """Self-attention and two dense layers, each after a layer norm and with a residual connection.
 
     Xiong et al., "On layer normalization in the transformer architecture", 2020.
 
     Attributes:
       heads: number of attention heads, a divisor of the width.
       hidden: width between the two dense layers.
-      causal: whether a position sees only those before it, and itself.
+      causal: whether a position attends only to itself and earlier positions.
     """
 
     heads: int
@@ -26,7 +26,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """``[batch, length, width]``, as the input."""
+        """``[batch, length, width]``, like the input."""
         batch, length, width = x.shape
         qkv = nn.Dense(3 * width, use_bias=False)(nn.LayerNorm()(x))
         queries, keys, values = jnp.moveaxis(qkv.reshape(batch, length, 3, self.heads, -1), 2, 0)
@@ -43,8 +43,8 @@ class LanguageTransformer(nn.Module):
 
     Attributes:
       alphabet: number of characters.
-      width: of an embedding.
-      heads: attention heads of a block.
+      width: width of an embedding.
+      heads: number of attention heads in a block.
       blocks: number of blocks.
     """
 
@@ -55,7 +55,7 @@ class LanguageTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, text: jax.Array) -> jax.Array:
-        """The logits of the character after each."""
+        """The logits of the next character at each position."""
         places = nn.Embed(text.shape[1], self.width, name="places")(jnp.arange(text.shape[1]))
         x = nn.Embed(self.alphabet, self.width, name="characters")(text) + places
         for _ in range(self.blocks):
@@ -66,13 +66,14 @@ class LanguageTransformer(nn.Module):
 class VisionTransformer(nn.Module):
     """A transformer on the patches of an image.
 
-    Dosovitskiy et al., "An image is worth 16x16 words", 2020; with a mean over patches for the class token.
+    Dosovitskiy et al., "An image is worth 16x16 words", 2020; with a mean over patches instead of the class
+    token.
 
     Attributes:
       shape: height, width and channels of an image.
-      side: of a patch, in pixels.
-      width: of an embedding.
-      heads: attention heads of a block.
+      side: side of a patch, in pixels.
+      width: width of an embedding.
+      heads: number of attention heads in a block.
       blocks: number of blocks.
       outputs: number of outputs.
     """

@@ -1,1 +1,1 @@
-"""Unrolled problems that are not tasks: theta acts on them directly, and no optimizer is between."""
+"""Unrolled problems that are not tasks: theta acts on them directly, without an inner optimizer."""

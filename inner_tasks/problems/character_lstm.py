@@ -1,4 +1,4 @@
-"""A character-level LSTM: theta are its weights, and a text is read once, character by character."""
+"""A character-level LSTM that reads a text once, character by character; theta are its weights."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class CharacterState(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CharacterLSTM:
-    """A recurrent network reads a text; the loss of a step is that of its guess at the next character.
+    """A recurrent network that reads a text; the loss of a step is that of predicting the next character.
 
     ``(c, h)_t = LSTM((c, h)_{t-1}, embedding[x_t])``, ``L_t = -log softmax(W h_t + b)[x_{t+1}]``. The LSTM
-    has 5 hidden units and embeddings of 5 entries; its memory starts as zeros. Theta are all weights of the
-    network, in one vector: so a perturbation is drawn at once, and not for each of 15 small arrays. The same
-    text is read in every episode: nothing is random. The loss is taken after the step.
+    has 5 hidden units and embeddings of width 5; its memory starts at zero. Theta are all weights of the
+    network in one vector, so that a perturbation is one draw instead of one for each of 15 small arrays. All
+    episodes read the same text; nothing is random. The loss is taken after the step.
 
     Attributes:
       text: the characters as numbers below `alphabet`, int32 [T + 1].
@@ -62,7 +62,7 @@ class CharacterLSTM:
 
     @property
     def horizon(self) -> int:
-        """T, the characters that are followed by another."""
+        """T, the number of characters that are followed by another."""
         return self.text.shape[0] - 1
 
     def init_theta(self, key: jax.Array) -> jax.Array:
@@ -81,7 +81,7 @@ class CharacterLSTM:
     def step(
         self, theta: jax.Array, state: CharacterState, key: jax.Array
     ) -> tuple[CharacterState, jax.Array]:
-        """Read a character, and guess the next."""
+        """Read a character, and predict the next."""
         del key
         position = state.position + 1
         memory, logits = Network(self.alphabet).apply(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 ENTRIES = 23
-POSITIVE = 10  # so many entries are pushed up by theta, the others down
+POSITIVE = 10  # entries that theta pushes up; it pushes the others down
 
 
 class InfluenceState(NamedTuple):
@@ -24,11 +24,11 @@ class InfluenceState(NamedTuple):
 class InfluenceBalancing:
     """``s_t = A s_{t-1} + theta v``, ``L_t = (s_t[0] - 1)^2 / 2`` at every `loss_every`-th step, else 0.
 
-    ``s`` has 23 entries and starts as ones. A is 0.5 on the diagonal and on the one above it, so that what
-    theta does to entry i reaches entry 0 only i steps later; v is +1 for the first 10 entries and -1 for the
-    others. In the short run theta raises s[0]; in the long run it lowers it: the gain settles at -6, and
-    theta = -1/6 is the optimum. The loss is taken after the step. It never ends: the horizon is a billion
-    steps.
+    ``s`` has 23 entries and starts as ones. A is 0.5 on the diagonal and on the superdiagonal, so that the
+    effect of theta on entry i reaches entry 0 only i steps later; v is +1 for the first 10 entries and -1 for
+    the others. In the short run theta raises s[0]; in the long run it lowers it: the gain settles at -6, and
+    theta = -1/6 is the optimum. The loss is taken after the step. An episode practically never
+    ends: the horizon is a billion steps.
 
     Source: Tallec, Ollivier, "Unbiased Online Recurrent Optimization", ICLR 2018, section 5; with the sizes
     of Vicol, Metz, Sohl-Dickstein, ICML 2021.
@@ -47,7 +47,7 @@ class InfluenceBalancing:
     def step(
         self, theta: jax.Array, state: InfluenceState, key: jax.Array
     ) -> tuple[InfluenceState, jax.Array]:
-        """The next state, and the loss if it is taken there."""
+        """The next state, and the loss, which is 0 between the steps that have one."""
         del key
         push = jnp.where(jnp.arange(ENTRIES) < POSITIVE, theta, -theta)
         s = 0.5 * state.s + 0.5 * jnp.append(state.s[1:], 0) + push

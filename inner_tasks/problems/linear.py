@@ -1,4 +1,4 @@
-"""A linear recurrence: the smallest unrolled problem, with a gradient known in closed form."""
+"""A linear recurrence: the smallest unrolled problem, with a closed-form gradient."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LinearRecurrence:
         return jnp.zeros(())
 
     def step(self, theta: jax.Array, state: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The next state, which is its own loss."""
+        """The next state, which is also the loss."""
         del key
         state = self.decay * state + theta
         return state, state

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# The largest eigenvalue of X^T X: with a learning rate of 0.001 this direction needs one step, and all is
+# The largest eigenvalue of X^T X: with a learning rate of 0.001 this direction needs one step, and descent is
 # stable up to exp(theta) = 1000.
 LARGEST_EIGENVALUE = 1000.0
 
@@ -23,9 +23,9 @@ class RidgeRegression:
 
         f(w) = (|X w - y|^2 + exp(theta) |w|^2) / 2,
 
-    a *sum* over the training examples. ``L_t = mean((V w_t - u)^2)`` is the *mean* squared error of the
-    held-out examples, taken after the step and without the penalty. Nothing is random. The horizon is so long
-    that 50,000 updates see no restart.
+    a *sum* over the training examples. ``L_t = mean((V w_t - u)^2)`` is the *mean* squared error on the
+    held-out examples, taken after the step and without the penalty. Nothing is random. The horizon is long
+    enough for 50,000 updates without a restart.
 
     Source: Vicol, Metz, Sohl-Dickstein, ICML 2021: an experiment of its published code (there on UCI yacht).
     """
@@ -58,17 +58,17 @@ class RidgeRegression:
 
 
 def diabetes() -> RidgeRegression:
-    """The progress of diabetes in 442 patients, which comes with scikit-learn: no download, no cache.
+    """The progress of diabetes in 442 patients; the data comes with scikit-learn: no download, no cache.
 
     In a fixed random order, half of the patients are for training and half are held out. The 10 measurements
-    are standardised, the products of every two of them appended, and these standardised too: 55 features,
-    enough to fit too well. All are then multiplied by one number that makes the largest eigenvalue of
-    ``X^T X`` 1000. The target is standardised. All moments are those of the training half.
+    are standardised, and the products of every two of them are appended and standardised too: 55 features,
+    enough to overfit. All are then multiplied by one number that makes the largest eigenvalue of ``X^T X``
+    1000. The target is standardised. All moments are those of the training half.
     """
     from sklearn import datasets  # takes a second to import
 
     measurements, progress = datasets.load_diabetes(return_X_y=True)
-    # NumPy promises that the stream of RandomState never changes, which it does not of Generator.
+    # NumPy guarantees that the stream of RandomState never changes; it does not for Generator.
     order = np.random.RandomState(0).permutation(len(progress))
     measurements, progress, half = measurements[order], progress[order], len(progress) // 2
 

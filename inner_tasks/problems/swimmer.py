@@ -20,11 +20,11 @@ OBSERVATIONS, ACTIONS = 8, 2
 
 
 class SwimmerState(NamedTuple):
-    """Inner state: all that the simulator carries from step to step."""
+    """Inner state: the state that the simulator carries from step to step."""
 
     qpos: jax.Array  # float32 [5]: x, y, angle of the first link, angles of the two joints
     qvel: jax.Array  # float32 [5], their derivatives
-    warmstart: jax.Array  # float32 [5], accelerations from which the solver of constraints starts
+    warmstart: jax.Array  # float32 [5], initial accelerations for the constraint solver
 
 
 @jax.tree_util.register_dataclass
@@ -32,19 +32,20 @@ class SwimmerState(NamedTuple):
 class Swimmer:
     """Swimming forward; theta is the policy, float ``[actions, observations]``.
 
-    The observations o are the angles and all velocities, the actions ``a = theta o`` the torques of the two
-    joints, which the simulator cuts at 1. ``L_t`` is minus the reward, the speed less a cost of the actions::
+    The observations o are the angles and all velocities. The actions ``a = theta o`` are the torques of the
+    two joints, which the simulator clips at 1. ``L_t`` is minus the reward; the reward is the speed minus a
+    cost of the actions::
 
         L_t = -(x_t - x_{t-1}) / 0.04 + 1e-4 |a|^2
 
-    An episode starts straight and at rest, up to uniform noise of 0.1 in each coordinate. Losses have no
-    useful derivative: the joints have limits.
+    An episode starts straight and at rest, up to uniform noise of 0.1 in each coordinate. The losses have no
+    useful derivative, because the joints have limits.
 
-    Source: Gymnasium's ``Swimmer``, whose model it loads (version 2 of the environment, and its later ones);
+    Source: Gymnasium's ``Swimmer``, whose model it loads (version 2 of the environment and later ones);
     Coulom, "Reinforcement learning using neural networks, with applications to motor control", 2002.
     """
 
-    model: Any  # of the simulator
+    model: Any  # the simulator's model
     horizon: int = dataclasses.field(default=1000, metadata={"static": True})
     max_loss: ClassVar[None] = None
     differentiable: ClassVar[bool] = False
@@ -68,12 +69,12 @@ class Swimmer:
 
 
 def observed(state: SwimmerState) -> jax.Array:
-    """What the policy sees, ``[8]``: not where the swimmer is."""
+    """The observations, ``[8]``; they do not include the swimmer's position."""
     return jnp.concatenate([state.qpos[2:], state.qvel])
 
 
 def advance(model: Any, state: SwimmerState, action: jax.Array) -> SwimmerState:
-    """Physics of one step of the environment."""
+    """Simulate one step of the environment."""
     mjx = _simulator()
     data = mjx.make_data(model).replace(
         qpos=state.qpos, qvel=state.qvel, qacc_warmstart=state.warmstart, ctrl=action
@@ -83,7 +84,7 @@ def advance(model: Any, state: SwimmerState, action: jax.Array) -> SwimmerState:
 
 
 def swimmer() -> Swimmer:
-    """The swimmer, with Gymnasium's model of it.
+    """The swimmer with Gymnasium's model.
 
     Raises:
       UserError: the simulator is not installed.
@@ -104,7 +105,7 @@ def c_model() -> Any:
 
 def _simulator() -> Any:
     try:
-        # It says that an optional part of it is missing, which nothing here needs.
+        # On import it reports that an optional part is missing, which nothing here needs.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             from mujoco import mjx
     except ImportError as error:

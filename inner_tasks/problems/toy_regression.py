@@ -21,14 +21,14 @@ class ToyState(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ToyRegression:
-    """Gradient descent on two weights; theta are the logarithms of its first and its last learning rate.
+    """Gradient descent on two weights; theta are the logarithms of the first and the last learning rate.
 
     ``x_{t+1} = x_t - lr_t grad f(x_t)`` with ``lr_t = (1 - t/T) exp(theta_0) + (t/T) exp(theta_1)`` and
 
         f(x) = sqrt(x_0^2 + 5) - sqrt(5) + sin(x_1)^2 exp(-5 x_0^2) + |x_1 - 100| / 4
 
     from x = (1, 1). ``L_t = f(x_t)`` is taken after the step. x_1 has a long way to go, from 1 to 100, and
-    the ripples on it catch steps that are too small.
+    the ripples along it trap steps that are too small.
 
     Source: Vicol, Metz, Sohl-Dickstein, ICML 2021, the toy regression of section 5; the numbers are those
     of its published code.

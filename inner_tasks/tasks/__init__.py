@@ -1,6 +1,6 @@
-"""The tasks of this package, a file each; importing this folder registers them."""
+"""The tasks of this package, one per file; importing this folder registers them."""
 
-# Names are listed in the order of registration, and the default comes first.
+# Names are listed in the order of registration, with the default first.
 from inner_tasks.tasks import images
 
 # isort: split

@@ -1,4 +1,4 @@
-"""The same task in other units: of its parameters, and of its loss."""
+"""Task augmentation: a task with other units of its parameters or its loss."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from inner_tasks.task import Params, Task
 
 
 def reparametrised(task: Task, units: Params) -> Task:
-    """The same task in other units: its parameters are so many times smaller, and its gradients larger.
+    """The same task with parameters divided by `units`, which multiplies its gradients by `units`.
 
-    It computes the same function of the data; but an optimizer that takes steps of a fixed size has to cope.
+    It computes the same function of the data, but is harder for an optimizer with steps of a fixed size.
     Metz et al., "VeLO: training versatile learned optimizers by scaling up", 2022 (task augmentation).
 
     Args:
       task: the task in its usual units.
-      units: a positive number for each tensor of the parameters, or one for all of them.
+      units: a positive number for each parameter tensor, or one for all of them.
     """
 
     def original(params: Params) -> Params:
@@ -38,9 +38,9 @@ def reparametrised(task: Task, units: Params) -> Task:
 
 
 def with_scaled_loss(task: Task, scale: float) -> Task:
-    """The same task with a loss, and a loss that it is clipped at, so many times as large.
+    """The same task with its loss and ``max_loss`` multiplied by `scale`.
 
-    What ``metrics`` measures stays in the usual units.
+    The values of ``metrics`` stay in the usual units.
     """
     return dataclasses.replace(
         task,

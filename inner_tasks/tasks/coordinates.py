@@ -11,8 +11,8 @@ from inner_tasks.networks import MLP, output
 from inner_tasks.task import Params, Task, TaskSettings
 from inner_tasks.tasks.patches import PatchData, load_patches
 
-MAX_LOSS = 1.5  # a standardised pixel guessed as zero has a squared error of 1
-EVERY = 8  # rows and columns between the pixels that metrics are measured on
+MAX_LOSS = 1.5  # predicting zero for a standardised pixel has a squared error of 1
+EVERY = 8  # metrics are measured on every 8th row and column
 
 
 class Pixels(NamedTuple):
@@ -23,7 +23,7 @@ class Pixels(NamedTuple):
 
 
 def coordinates_mlp(settings: TaskSettings) -> Task:
-    """The shades of grey of a photograph from their coordinates; mean squared error.
+    """Predicting the grey levels of a photograph from their coordinates; mean squared error.
 
     Sitzmann et al., "Implicit neural representations with periodic activation functions", 2020, for the task;
     the network here is an ordinary one, with tanh.
@@ -60,5 +60,5 @@ def coordinates_mlp(settings: TaskSettings) -> Task:
         load=lambda data_dir: load_patches(),
         horizon=settings.horizon,
         max_loss=MAX_LOSS,
-        sample_validation=sample,  # a photograph has more pixels than are ever drawn
+        sample_validation=sample,  # a photograph has more pixels than a run draws
     )

@@ -1,4 +1,4 @@
-"""Eight tasks to choose by: architectures, settings and checkpoints of learned optimizers."""
+"""Eight tasks for choosing architectures, settings and checkpoints of learned optimizers."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ ALPHABET = 64
 
 @register_task("development", TaskSettings(hidden=(), horizon=2000))
 def development(settings: TaskSettings) -> TaskDistribution:
-    """Eight tasks without a download, of other sizes or kinds than those that are meta-trained on.
+    """Eight tasks without a download that differ in size or kind from the meta-training tasks.
 
-    They have 13,000 to 55,000 parameters, where those of ``general-tasks`` have less than 4,000. What was
-    chosen by them is judged by ``held-out``, which shares no data with them. The setting ``horizon`` shortens
-    tasks that are longer; the others are not used.
+    They have 13,000 to 55,000 parameters; those of ``general-tasks`` have less than 4,000. Choices made on
+    them are evaluated on ``held-out``, which shares no data with them. The setting ``horizon`` shortens
+    longer tasks; the other settings are not used.
     """
 
     def plain(batch_size: int, horizon: int, hidden: tuple[int, ...] = ()) -> TaskSettings:

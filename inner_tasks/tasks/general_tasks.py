@@ -1,4 +1,4 @@
-"""Tasks without end that other people's networks resemble, small enough for a core."""
+"""An unlimited number of tasks that resemble other people's networks, small enough for one core."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FAMILIES = {
 def general_tasks(settings: TaskSettings) -> TaskDistribution:
     """Eight families of networks on digits, text, photographs, a table and synthetic data; no download.
 
-    Every episode draws a member anew. The settings are the largest batch size and the longest horizon; the
-    widths of hidden layers are those of the families.
+    Every episode draws a new member. The settings are the largest batch size and the longest horizon; the
+    families fix the widths of the hidden layers.
     """
     return TaskDistribution({name: family(settings) for name, family in FAMILIES.items()})

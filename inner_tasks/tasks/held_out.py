@@ -1,4 +1,4 @@
-"""Sixteen tasks to judge an optimizer by that was meta-trained on other ones."""
+"""Sixteen tasks for evaluating optimizers that were meta-trained on other tasks."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from inner_tasks.tasks.variational import variational
 
 @register_task("held-out", TaskSettings(horizon=10_000))
 def held_out(settings: TaskSettings) -> TaskDistribution:
-    """Sixteen tasks on MNIST, CIFAR-10 and source code, unlike those that are meta-trained on.
+    """Sixteen tasks on MNIST, CIFAR-10 and source code that differ from the meta-training tasks.
 
-    Their data sets are not among those of ``small-tasks``, ``general-tasks`` and ``development``, and their
-    networks are larger: 8,000 to 800,000 parameters. They are in the units in which their networks are
-    initialised. The first ten are perceptrons and convolutions; the others are a transformer, a GRU, a
-    residual network with batch norm, a variational autoencoder, a vision transformer, and 10,000 steps of a
-    small perceptron. The setting ``horizon`` shortens those that are longer; the others are not used.
+    They share no data sets with ``small-tasks``, ``general-tasks`` and ``development``, and their networks
+    are larger: 8,000 to 800,000 parameters. Their parameters are in the units in which the networks are
+    initialised. The first ten are MLPs and convolutional networks; the others are a transformer, a GRU, a
+    residual network with batch norm, a variational autoencoder, a vision transformer, and a small MLP trained
+    for 10,000 steps. The setting ``horizon`` shortens longer tasks; the other settings are not used.
     """
 
     def plain(hidden: tuple[int, ...], batch: int, horizon: int) -> TaskSettings:

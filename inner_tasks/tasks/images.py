@@ -18,9 +18,9 @@ from inner_tasks.networks import MLP, Activation, ConvNet, output
 from inner_tasks.task import Params, Task, TaskSettings, register_task
 
 NUM_CLASSES = 10
-# Half as much again as the loss of a uniform guess: worse than that is all the same to an outer step.
+# 1.5 times the loss of a uniform guess: an outer step does not distinguish losses above this.
 MAX_LOSS = 1.5 * math.log(NUM_CLASSES)
-# Standardised pixels guessed as zero have a mean squared error of 1.
+# Predicting zero for standardised pixels has a mean squared error of 1.
 MAX_SQUARED_ERROR = 1.5
 METRICS_CHUNK = 1000
 
@@ -29,11 +29,11 @@ class ImageData(NamedTuple):
     """A data set on the device."""
 
     train: Split
-    validation: Split  # for those who choose by it: objectives, and the tuning of a learning rate
-    test: Split  # for reports alone
+    validation: Split  # for choices: objectives, and the tuning of a learning rate
+    test: Split  # for reports only
     mean: jax.Array  # float32 [], of the training pixels
-    # float32 [], 1 / standard deviation of the training pixels. It is computed once, on the host: XLA turns
-    # a division by it into a product in some programs and not in others, which differs in the last bit.
+    # float32 [], 1 / standard deviation of the training pixels. It is computed once, on the host, because XLA
+    # replaces a division by a product in some programs but not in others, which differ in the last bit.
     inverse_std: jax.Array
 
 
@@ -48,7 +48,7 @@ Measure = Callable[[jax.Array, ImageBatch], dict[str, jax.Array]]
 
 
 def classification(logits: jax.Array, batch: ImageBatch) -> dict[str, jax.Array]:
-    """Softmax cross-entropy in nats, and the share of examples that are guessed right."""
+    """Softmax cross-entropy in nats, and the share of correct predictions."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
     correct = (jnp.argmax(logits, -1) == batch.labels).astype(jnp.float32)
     return {"loss": losses.mean(), "accuracy": correct.mean()}
@@ -74,12 +74,12 @@ def image_task(
 
     Args:
       dataset: name of the data set.
-      model: a Flax module, of ``[batch, pixels]``.
+      model: a Flax module with input ``[batch, pixels]``.
       settings: batch size and horizon.
-      measure: ``(outputs, batch) -> {name: scalar}``, means over the batch: the ``"loss"``, and whatever else
-        is to be known of the validation and test data.
-      max_loss: loss at which a step's loss is clipped during meta-training.
-      pool: images are made smaller by this factor, both ways.
+      measure: ``(outputs, batch) -> {name: scalar}``, means over the batch: the ``"loss"``, and any other
+        metrics for the validation and test data.
+      max_loss: the value at which a step's loss is clipped during meta-training.
+      pool: factor by which height and width of the images are reduced.
     """
 
     def init(key: jax.Array) -> Params:
@@ -123,7 +123,7 @@ def image_task(
 
 
 def load_images(dataset: str, data_dir: Path | None, pool: int = 1) -> ImageData:
-    """A data set of images on the device, made smaller by a factor, both ways."""
+    """Load a data set of images onto the device, with height and width divided by `pool`."""
     data = pooled(load_dataset(dataset, data_dir), IMAGE_SHAPES[dataset], pool)
     splits = data.train, data.validation, data.test
     return ImageData(*jax.device_put((*splits, data.mean, np.float32(1) / data.std)))
@@ -136,18 +136,18 @@ def image_batch(data: ImageData, split: Split, indices: jax.Array) -> ImageBatch
 
 
 def mlp_task(dataset: str, settings: TaskSettings, activation: Activation = nn.relu, pool: int = 1) -> Task:
-    """Dense layers of widths ``settings.hidden``."""
+    """Classification by dense layers of widths ``settings.hidden``."""
     return image_task(dataset, MLP(settings.hidden, NUM_CLASSES, activation), settings, pool=pool)
 
 
 def conv_task(dataset: str, settings: TaskSettings, activation: Activation = nn.relu) -> Task:
-    """Convolutions with ``settings.hidden`` channels."""
+    """Classification by convolutions with ``settings.hidden`` channels."""
     model = ConvNet(IMAGE_SHAPES[dataset], settings.hidden, NUM_CLASSES, activation)
     return image_task(dataset, model, settings)
 
 
 def autoencoder_task(dataset: str, settings: TaskSettings, activation: Activation = nn.tanh) -> Task:
-    """Dense layers of widths ``settings.hidden``, and back to the image."""
+    """An autoencoder with dense layers of widths ``settings.hidden``."""
     model = MLP(settings.hidden, IMAGE_SIZES[dataset], activation)
     return image_task(dataset, model, settings, reconstruction, MAX_SQUARED_ERROR)
 
@@ -196,5 +196,5 @@ def cifar10_conv(settings: TaskSettings) -> Task:
 
 @register_task("mnist-autoencoder", TaskSettings(hidden=(128, 32, 128), batch_size=128, horizon=500))
 def mnist_autoencoder(settings: TaskSettings) -> Task:
-    """MNIST through 32 numbers and back; mean squared error."""
+    """An autoencoder of MNIST with a code of 32 numbers; mean squared error."""
     return autoencoder_task("mnist", settings)

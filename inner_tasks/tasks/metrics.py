@@ -1,4 +1,4 @@
-"""What is measured on validation minibatches."""
+"""Metrics on validation minibatches."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ MINIBATCHES = 16
 def minibatch_metrics(
     loss: Callable[[Params, Batch], jax.Array], sample_validation: Callable[[Data, jax.Array], Batch]
 ) -> Callable[[Params, Data], dict[str, jax.Array]]:
-    """The ``metrics`` of a task: the mean loss over 16 validation minibatches, always the same.
+    """The ``metrics`` of a task: the mean loss over 16 fixed validation minibatches.
 
-    For tasks whose loss is not a mean over examples that know nothing of each other, or draws noise.
+    For tasks whose loss draws noise, or is not a mean over independent examples.
 
     Args:
       loss: the loss of the task.
-      sample_validation: what draws its validation minibatches.
+      sample_validation: draws its validation minibatches.
     """
 
     def metrics(params: Params, data: Data) -> dict[str, jax.Array]:

@@ -13,13 +13,13 @@ from inner_tasks.task import Params, Task, TaskSettings, register_task
 
 SIDE = 8
 PIXELS = SIDE * SIDE
-# Standardised pixels guessed as zero have a mean squared error of 1.
+# Predicting zero for standardised pixels has a mean squared error of 1.
 MAX_LOSS = 1.5
 VALIDATION_EXAMPLES = 1_000
 
 
 class PatchData(NamedTuple):
-    """Two photographs in shades of grey, standardised by the moments of the first."""
+    """Two greyscale photographs, standardised by the moments of the first."""
 
     train: jax.Array  # float32 [height, width]
     validation: jax.Array  # float32 [height, width]
@@ -27,10 +27,9 @@ class PatchData(NamedTuple):
 
 @register_task("patches-autoencoder", TaskSettings(hidden=(64, 16, 64), batch_size=64, horizon=500))
 def patches_autoencoder(settings: TaskSettings) -> Task:
-    """Patches of 8x8 pixels of a photograph through an MLP and back; mean squared error.
+    """An MLP autoencoder of patches of 8x8 pixels of a photograph; mean squared error.
 
-    Training patches are from one of scikit-learn's two sample photographs, those for validation from the
-    other.
+    Training patches are from one of scikit-learn's two sample photographs, validation patches from the other.
     """
     model = MLP(settings.hidden, PIXELS, jax.nn.tanh)
 
@@ -57,7 +56,7 @@ def patches_autoencoder(settings: TaskSettings) -> Task:
 
 
 def load_patches() -> PatchData:
-    """Both photographs on the device."""
+    """Load both photographs onto the device."""
     from sklearn.datasets import load_sample_image
 
     train, validation = (load_sample_image(name).mean(axis=2) for name in ("china.jpg", "flower.jpg"))

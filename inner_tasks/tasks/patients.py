@@ -1,4 +1,4 @@
-"""Classifying patients by a table whose columns are as they were measured, in units of their own."""
+"""Classifying patients by a table of raw measurements, in different units."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from inner_tasks.networks import MLP, output
 from inner_tasks.task import Params, Task, TaskSettings
 
 COLUMNS, CLASSES = 30, 2
-TRAIN = 469  # rows; the other hundred are for validation
+TRAIN = 469  # rows; the remaining hundred are for validation
 MAX_LOSS = 1.5 * math.log(CLASSES)
 
 
@@ -33,7 +33,7 @@ class PatientsData(NamedTuple):
 
 
 def patients_mlp(settings: TaskSettings) -> Task:
-    """Scikit-learn's table of breast cancer patients, 30 columns; softmax cross-entropy."""
+    """An MLP on scikit-learn's table of breast cancer patients, 30 columns; softmax cross-entropy."""
     model = MLP(settings.hidden, CLASSES)
 
     def draw(rows: Patients, key: jax.Array) -> Patients:

@@ -1,4 +1,4 @@
-"""Many small tasks at once: an optimizer that is meta-trained on them has to do well on all."""
+"""Sixteen small tasks: an optimizer that is meta-trained on them has to do well on all of them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ MEMBERS = 16
 def small_tasks(settings: TaskSettings) -> TaskDistribution:
     """Sixteen tasks on digits, text, photographs and random teachers; no download.
 
-    The first is digits-mlp; the others are drawn at random, always the same: their kind, depth (1 to 3) and
-    widths (8 to ``settings.hidden[0]``), nonlinearity, batch size (8 to ``settings.batch_size``), the units
-    of their parameters (up to 3 times larger or smaller), and their horizon (100 to ``settings.horizon``).
-    Widths, batch sizes, units and horizons are uniform in the logarithm.
+    The first is digits-mlp; the others are of five kinds, and drawn at random with a fixed seed: depth (1 to
+    3) and widths (8 to ``settings.hidden[0]``), nonlinearity, batch size (8 to ``settings.batch_size``), the
+    units of the parameters (up to 3 times larger or smaller), and the horizon (100 to ``settings.horizon``).
+    Widths, batch sizes, units and horizons are log-uniform.
     """
     rng = np.random.RandomState(0)  # its stream is the same in every version of NumPy
     plain = TaskSettings(hidden=(32,), batch_size=64, horizon=min(200, settings.horizon))

@@ -1,4 +1,4 @@
-"""Learning what another network, with random weights, says of random inputs."""
+"""Learning the output of a random network for random inputs."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ class TeacherBatch(NamedTuple):
 
 
 def teacher_task(inputs: int, decay: float, activation: Activation, settings: TaskSettings) -> Task:
-    """Classifying normal random inputs as a fixed random MLP does, with softmax cross-entropy.
+    """Learning a fixed random MLP's classes of normal random inputs, with softmax cross-entropy.
 
-    Input number i has a standard deviation of ``i^-decay``, scaled so that their mean square is 1: real
-    data, too, has few directions of large variance and many of little. There is always new data.
+    Input number i has a standard deviation proportional to ``i^-decay``, scaled so that the mean square is 1:
+    like real data, the inputs have few directions of large variance and many of small variance. There is
+    always new data.
 
     Args:
       inputs: number of inputs.
@@ -71,5 +72,5 @@ def teacher_task(inputs: int, decay: float, activation: Activation, settings: Ta
 
 @register_task("teacher-mlp", TaskSettings(hidden=(64,), batch_size=64, horizon=500))
 def teacher_mlp(settings: TaskSettings) -> Task:
-    """64 inputs, whose standard deviations fall with the square root of their number."""
+    """64 inputs; the standard deviation of input number i is proportional to ``1 / sqrt(i)``."""
     return teacher_task(64, 0.5, jax.nn.gelu, settings)

@@ -1,4 +1,4 @@
-"""Guessing the next character of a text from those before it."""
+"""Predicting the next character of a text from those before it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TextBatch(NamedTuple):
 
 
 class Guess(nn.Module):
-    """Embeddings of the context, side by side, through an MLP to logits."""
+    """An MLP on the concatenated embeddings of the context."""
 
     hidden: tuple[int, ...]
 
@@ -52,7 +52,7 @@ class Guess(nn.Module):
 
 @register_task("text-mlp", TaskSettings(hidden=(64,), batch_size=128, horizon=1000))
 def text_mlp(settings: TaskSettings) -> Task:
-    """The next character of Python's own help texts from the eight before it; cross-entropy in nats."""
+    """Predicting a character of Python's help texts from the eight before it; cross-entropy in nats."""
     model = Guess(settings.hidden)
 
     def init(key: jax.Array) -> Params:
@@ -88,14 +88,14 @@ def language_task(
     settings: TaskSettings,
     text: Callable[[], str] = python_help,
 ) -> Task:
-    """Every character of a piece of text from those before it; cross-entropy in nats.
+    """Predicting every character of a piece of text from those before it; cross-entropy in nats.
 
     Args:
       model: a Flax module, int32 ``[batch, length] -> [batch, length, alphabet]`` logits.
       alphabet: number of characters.
-      length: characters of a piece.
+      length: characters per piece.
       settings: batch size and horizon.
-      text: gives the text.
+      text: returns the text.
     """
 
     def draw(text: jax.Array, key: jax.Array, count: int) -> jax.Array:
@@ -121,7 +121,7 @@ def language_task(
 
 
 def load_text(alphabet: int, text: Callable[[], str] = python_help) -> TextData:
-    """A text on the device, in characters below `alphabet`."""
+    """Load a text onto the device, with characters as numbers below `alphabet`."""
     codes = encode(text(), alphabet)
     return TextData(*jax.device_put((codes[:-VALIDATION], codes[-VALIDATION:])))
 

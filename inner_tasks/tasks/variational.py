@@ -22,14 +22,14 @@ class NoisyBatch(NamedTuple):
 
 
 def variational(task: Task, model: VariationalAutoencoder, weight: float) -> Task:
-    """A variational autoencoder in the place of another autoencoder, on the same data.
+    """A variational autoencoder instead of another autoencoder, on the same data.
 
     The loss is the mean squared error of a pixel, plus a weight times the divergence of the code per pixel.
 
     Args:
-      task: an autoencoder, whose minibatches are pixels, or images and their labels.
+      task: an autoencoder whose minibatches are pixels, or images with labels.
       model: the network.
-      weight: of the divergence: 1 for pixels with noise of variance 1/2.
+      weight: weight of the divergence; 1 corresponds to pixel noise of variance 1/2.
     """
 
     def noisy(batch: Any, key: jax.Array) -> NoisyBatch:

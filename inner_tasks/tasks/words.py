@@ -1,4 +1,4 @@
-"""Guessing the next word of a text from the word before it: embeddings, most of which are rarely seen."""
+"""Predicting the next word of a text from the word before it: most embeddings are seen rarely."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Bigram(nn.Module):
 
 
 def words_task(vocabulary: int, width: int, settings: TaskSettings) -> Task:
-    """The next word of Python's own help texts; cross-entropy in nats.
+    """Predicting the next word of Python's help texts; cross-entropy in nats.
 
     Args:
-      vocabulary: the most frequent words of the text; all others are one and the same.
-      width: of an embedding.
+      vocabulary: number of different words; all but the most frequent share one number.
+      width: width of an embedding.
       settings: batch size and horizon.
     """
     model = Bigram(vocabulary, width)

@@ -218,7 +218,7 @@ def test_copy_that_names_code_is_refused(key: str, tmp_path: Path, monkeypatch: 
         label["content"] = {}
         features = {"type": features["pythonClassName"], "content": {"label": label}}
     (folder / "features.json").write_text(json.dumps(features))
-    with pytest.raises(UserError, match=f"cannot be read .*'{module}.Label', which is not of TFDS"):
+    with pytest.raises(UserError, match=f"cannot be read .*'{module}.Label', which is not part of TFDS"):
         load_dataset("mnist", tmp_path)
     assert not (tmp_path / "executed").exists()
     with pytest.raises(ValueError):

@@ -1,1 +1,1 @@
-"""Families of tasks: a file for each; the members of one are drawn at random and share a compiled program."""
+"""Task families, one per file; the members of a family are drawn at random and share a compiled program."""

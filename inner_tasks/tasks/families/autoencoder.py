@@ -1,4 +1,4 @@
-"""Autoencoders of digits and of patches of photographs, variational ones among them."""
+"""Autoencoders of digits and of patches of photographs, some of them variational."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from inner_tasks.tasks.images import ImageData, image_batch, load_images
 from inner_tasks.tasks.patches import PIXELS, SIDE, PatchData, load_patches, patches_at
 
 HIDDEN, CODE = (24,), 6
-MAX_LOSS = 1.5  # standardised pixels guessed as zero have a mean squared error of 1
+MAX_LOSS = 1.5  # predicting zero for standardised pixels has a mean squared error of 1
 
 
 class Own(NamedTuple):
-    """What a member has of its own."""
+    """The part of a variation that only this family has."""
 
-    digits: jax.Array  # bool [], whether the data are digits, and not patches
+    digits: jax.Array  # bool [], whether the data are digits rather than patches
     divergence: jax.Array  # float32 [], weight of the divergence; 0 for an autoencoder without noise
 
 
@@ -41,11 +41,11 @@ class AutoencoderBatch(NamedTuple):
 
 
 def autoencoder(settings: TaskSettings) -> TaskFamily:
-    """64 pixels through 24, 6 and 24 numbers; 3,580 parameters.
+    """Autoencoders of 64 pixels with layers of 24, 6 and 24 units; 3,580 parameters.
 
     The loss is the mean squared error of a pixel plus a weight times the divergence of the code, both per
-    pixel. For half of the members the weight is 0, and the code is not drawn but its mean; for the others it
-    is between 0.03 and 1.
+    pixel. For half of the members the weight is 0, and the mean of the code is used instead of a draw; for
+    the others the weight is between 0.03 and 1.
     """
 
     def own(key: jax.Array) -> Own:

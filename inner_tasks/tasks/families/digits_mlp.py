@@ -1,4 +1,4 @@
-"""Perceptrons on digits, some of whose labels are wrong."""
+"""Multilayer perceptrons on digits, with some wrong labels."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ MAX_LOSS = 1.5 * math.log(CLASSES)
 
 
 class Own(NamedTuple):
-    """What a member has of its own."""
+    """The part of a variation that only this family has."""
 
     depth: jax.Array  # int32 [], hidden layers, 1 to 3
-    wrong: jax.Array  # int8 [EXAMPLES], the label that takes the place of the right one, or -1
+    wrong: jax.Array  # int8 [EXAMPLES], the label that replaces the right one, or -1
 
 
 def digits_mlp(settings: TaskSettings) -> TaskFamily:
     """One to three hidden layers of 24 on scikit-learn's 8x8 digits; 3,010 parameters.
 
-    Up to 40% of the training labels are drawn at random, once for an episode: so validation tells who learns
-    them by heart.
+    Up to 40% of the training labels are drawn at random, once per episode, so that the validation loss shows
+    whether a network memorises them.
     """
 
     def own(key: jax.Array) -> Own:

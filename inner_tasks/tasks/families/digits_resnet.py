@@ -16,7 +16,7 @@ from inner_tasks.tasks.images import ImageBatch, ImageData, image_batch, load_im
 
 SHAPE, CLASSES = IMAGE_SHAPES["digits"], 10
 CHANNELS = (8,)
-LARGEST_BATCH = 32  # a convolution takes longer than other layers
+LARGEST_BATCH = 32  # convolutions take longer than other layers
 MAX_LOSS = 1.5 * math.log(CLASSES)
 
 

@@ -1,4 +1,4 @@
-"""What the members of every family differ in, and a family from what is its own."""
+"""The variation that the members of every family share, and a function that makes a family."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from inner_tasks.task import Batch, Data, Params, Task, TaskFamily, TaskSettings
 from inner_tasks.tasks.augmentation import reparametrised, with_scaled_loss
 from inner_tasks.tasks.metrics import minibatch_metrics
 
-SHORTEST, LONGEST_USUAL = 100, 2_000  # steps of most episodes
-SHARE_OF_LONG = 0.1  # of the episodes: those are longer than the usual ones
+SHORTEST, LONGEST_USUAL = 100, 2_000  # range of steps of most episodes
+SHARE_OF_LONG = 0.1  # share of the episodes that are longer
 UNIT_DECADES = 3.0  # units of a tensor lie between 1e-3 and 1e3
-LOSS_DECADES = 2.0  # the scale of the loss, between 1e-2 and 1e2
+LOSS_DECADES = 2.0  # the scale of the loss lies between 1e-2 and 1e2
 GAIN = 2.0  # initial weights are up to this factor larger or smaller than those of Flax's layers
 SMALLEST_BATCH = 16
-SHARE_OF_UNITS = 0.25  # of the members: they are in other units than those of Flax's layers
-SHARE_UNTOLD = 0.25  # of the members: an optimizer is not told how many steps they are trained for
+SHARE_OF_UNITS = 0.25  # share of the members with other units than those of Flax's layers
+SHARE_UNTOLD = 0.25  # share of the members whose number of steps the optimizer does not know
 
 
 class Variation(NamedTuple):
-    """What a member of a family has of its own."""
+    """The numbers that define a member of a family."""
 
-    units: Params  # by how much the parameters of each tensor are smaller than usual, each []
-    loss_scale: jax.Array  # float32 [], by how much the loss is larger
+    units: Params  # factor by which the parameters of each tensor are smaller than usual, each []
+    loss_scale: jax.Array  # float32 [], factor by which the loss is larger
     horizon: jax.Array  # int32 [], T
-    num_steps: jax.Array  # float32 [], what an optimizer is told of it: T, or infinity for nothing
-    gain: jax.Array  # float32 [], by how much the initial weights are larger
-    examples: jax.Array  # int32 [], different examples in a minibatch
-    activation: jax.Array  # int32 [], number of the nonlinearity in ``ACTIVATIONS``
-    own: Any  # what only this family has
+    num_steps: jax.Array  # float32 [], number of steps as the optimizer knows it: T, or infinity if unknown
+    gain: jax.Array  # float32 [], factor by which the initial weights are larger
+    examples: jax.Array  # int32 [], number of different examples in a minibatch
+    activation: jax.Array  # int32 [], index of the nonlinearity in ``ACTIVATIONS``
+    own: Any  # the part that only this family has
 
 
 def family(
@@ -54,33 +54,33 @@ def family(
 
     Drawn for each member:
 
-    - the units of its parameters: for three of four members those in which the network is initialised; for
-      the others a factor of each tensor, log-uniform in 1e-3 to 1e3;
+    - the units of its parameters: for three quarters of the members those in which the network is
+      initialised; for the others a factor for each tensor, log-uniform in 1e-3 to 1e3;
     - the scale of its loss, log-uniform in 1e-2 to 1e2;
     - its horizon: log-uniform in 100 to 2,000 steps, and for a tenth of the members in 2,000 to
-      ``settings.horizon``; an optimizer that asks for it is told for three of four members;
+      ``settings.horizon``; for three quarters of the members, optimizers that take it know the horizon;
     - the gain of its initial weights, log-uniform in 1/2 to 2;
     - the number of different examples in a minibatch, log-uniform in 16 to ``settings.batch_size``;
-    - its nonlinearity, where the network leaves it open.
+    - its nonlinearity, if the network does not fix it.
 
     The augmentations are those of Metz et al., "VeLO", 2022, and of Celo2, 2026.
 
     Args:
-      shapes: shapes of the parameters, by the names of Flax's layers.
+      shapes: shapes of the parameters, with the names of Flax's layers.
       load: ``data_dir -> data``.
       sample: ``(data, key, variation) -> batch``, a training minibatch of ``settings.batch_size`` examples,
-        of which ``repeated`` makes as many different ones as the variation says.
+        repeated with ``repeated`` so that ``variation.examples`` of them are different.
       loss: ``(params, batch, variation) -> scalar``, in the usual units.
-      max_loss: the loss that it is clipped at.
+      max_loss: the value at which the loss is clipped.
       settings: the largest batch size and the longest horizon.
-      sample_validation: as `sample`, of held-out examples; None where there is no difference.
-      own: ``key -> pytree of arrays``, what only this family draws.
+      sample_validation: like `sample`, for held-out examples; None if they are the same.
+      own: ``key -> pytree of arrays``, the draws that only this family has.
     """
 
     def draw(key: jax.Array) -> Variation:
         own_key, key = jax.random.split(key)
         leaves, tree = jax.tree.flatten(shapes)
-        # Numbers are drawn together, here and in the families: each draw takes its time to compile.
+        # Here and in the families, numbers are drawn together, because each draw adds compile time.
         uniform = jax.random.uniform(key, (8 + len(leaves),))
         exponents = UNIT_DECADES * (2 * uniform[8:] - 1)
         units = 10.0 ** jnp.where(uniform[0] < SHARE_OF_UNITS, exponents, 0.0)
@@ -126,26 +126,26 @@ def family(
 
 
 def shapes_of(model: Any, *inputs: Any) -> Params:
-    """Shapes of the parameters of a Flax module that is called with these inputs, or shapes of inputs."""
+    """Shapes of the parameters of a Flax module called with these inputs, or inputs of these shapes."""
     return jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
 
 
 def random_indices(key: jax.Array, count: int, batch_size: int, examples: jax.Array) -> jax.Array:
-    """Indices below `count`, int32 ``[batch_size]``: so many different ones, drawn with replacement."""
+    """Indices below `count`, int32 ``[batch_size]``: `examples` draws with replacement, repeated."""
     uniform = jax.random.uniform(key, (batch_size,))
     return repeated((uniform * count).astype(jnp.int32), examples)
 
 
 def repeated(rows: jax.Array, examples: jax.Array) -> jax.Array:
-    """The first so many rows, again and again: a small minibatch in the shape of a large one."""
+    """Repeat the first `examples` rows: a small minibatch in the shape of a large one."""
     return rows[jnp.arange(rows.shape[0]) % examples]
 
 
 def drawn_activation(number: jax.Array) -> Callable[[jax.Array], jax.Array]:
-    """The nonlinearity of a number, which may be a traced one."""
+    """The nonlinearity with this index, which may be traced."""
     return lambda x: jax.lax.switch(number, list(ACTIVATIONS.values()), x)
 
 
 def _log_uniform(uniform: jax.Array, low: float, high: float) -> jax.Array:
-    """A number between, uniform in the logarithm, from one that is uniform in [0, 1)."""
+    """Map a number that is uniform in [0, 1) to one that is log-uniform between `low` and `high`."""
     return jnp.exp(math.log(low) + uniform * (math.log(high) - math.log(low)))

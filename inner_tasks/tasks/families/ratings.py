@@ -1,4 +1,4 @@
-"""Matrix factorisation: embeddings of users and items, most of which are rarely seen."""
+"""Matrix factorisation: embeddings of users and items, most of which are seen rarely."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from inner_tasks.tasks.families.family import Variation, family, repeated
 
 USERS, ITEMS, RANK = 128, 96, 8
 TRUE_RANK = 4
-MAX_LOSS = 1.5  # a standardised rating guessed as its mean has a squared error of 1
+MAX_LOSS = 1.5  # predicting the mean of a standardised rating has a squared error of 1
 
 
 class Own(NamedTuple):
-    """What a member has of its own."""
+    """The part of a variation that only this family has."""
 
-    users: jax.Array  # float32 [USERS, TRUE_RANK], what makes the ratings
+    users: jax.Array  # float32 [USERS, TRUE_RANK], true factors of the ratings
     items: jax.Array  # float32 [ITEMS, TRUE_RANK]
-    noise: jax.Array  # float32 [], share of a rating's variance that is noise
+    noise: jax.Array  # float32 [], share of noise in the variance of a rating
     rarity: jax.Array  # float32 [], user or item number i is seen in proportion to i^-rarity
 
 
@@ -35,8 +35,8 @@ class RatingsBatch(NamedTuple):
 def ratings(settings: TaskSettings) -> TaskFamily:
     """Ratings of 96 items by 128 users as products of embeddings of width 8; 2,016 parameters.
 
-    The ratings have rank 4 and variance 1, up to half of it noise. In a step most rows have no gradient: user
-    or item number i is seen in proportion to ``i^-rarity``, with a rarity between 0 and 1.2.
+    The ratings have rank 4 and variance 1, of which up to half is noise. In a step most rows have no
+    gradient: user or item number i is seen in proportion to ``i^-rarity``, with a rarity between 0 and 1.2.
     """
     shapes = {
         name: {
@@ -82,6 +82,6 @@ def ratings(settings: TaskSettings) -> TaskFamily:
 
 
 def _rare(uniform: jax.Array, rarity: jax.Array, count: int) -> jax.Array:
-    """Numbers below `count`, number i in proportion to ``(i + 1)^-rarity``, from uniform ones."""
+    """Map uniform numbers to integers below `count`, with i in proportion to ``(i + 1)^-rarity``."""
     shares = jnp.cumsum(jnp.arange(1, count + 1) ** -rarity)
     return jnp.minimum(jnp.searchsorted(shares, uniform * shares[-1]), count - 1).astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""Regression on a table whose columns are badly scaled."""
+"""Regression on a table with badly scaled columns."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from inner_tasks.tasks.families.family import Variation, drawn_activation, famil
 
 COLUMNS = 10
 HIDDEN = (16, 16, 16)
-MAX_LOSS = 1.5  # a standardised target guessed as its mean has a squared error of 1
+MAX_LOSS = 1.5  # predicting the mean of a standardised target has a squared error of 1
 
 
 class Own(NamedTuple):
-    """What a member has of its own."""
+    """The part of a variation that only this family has."""
 
     depth: jax.Array  # int32 [], hidden layers, 1 to 3
-    scales: jax.Array  # float32 [COLUMNS], by how much each column is larger than standardised
+    scales: jax.Array  # float32 [COLUMNS], standard deviations of the columns
     shifts: jax.Array  # float32 [COLUMNS], means of the columns in units of their standard deviations
     target_scale: jax.Array  # float32 [], standard deviation of the target
-    target_shift: jax.Array  # float32 [], its mean, in units of that
+    target_shift: jax.Array  # float32 [], mean of the target in units of its standard deviation
 
 
 class TableBatch(NamedTuple):
@@ -37,9 +37,9 @@ class TableBatch(NamedTuple):
 def table(settings: TaskSettings) -> TaskFamily:
     """One to three hidden layers of 16 on scikit-learn's diabetes table, 10 columns; 737 parameters.
 
-    Columns have standard deviations between 1/10 and 10, means of up to two of them, and the network has to
-    give a target with a standard deviation between 1/30 and 30. The loss is the mean squared error in units
-    of the target's variance.
+    Columns have standard deviations between 1/10 and 10 and means of up to two standard deviations. The
+    network has to predict a target with a standard deviation between 1/30 and 30. The loss is the mean
+    squared error in units of the target's variance.
     """
 
     def own(key: jax.Array) -> Own:

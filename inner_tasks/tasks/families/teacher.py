@@ -1,4 +1,4 @@
-"""A residual network that learns what another network, with random weights, says of random inputs."""
+"""A residual network that learns the output of a random network for random inputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_LOSS = 1.5 * math.log(CLASSES)
 
 
 class Own(NamedTuple):
-    """What a member has of its own."""
+    """The part of a variation that only this family has."""
 
     first: jax.Array  # float32 [INPUTS, TEACHER_HIDDEN], weights of the teacher
     second: jax.Array  # float32 [TEACHER_HIDDEN, CLASSES]
@@ -28,10 +28,10 @@ class Own(NamedTuple):
 
 
 def teacher(settings: TaskSettings) -> TaskFamily:
-    """Two residual blocks of width 16 with layer norm, classifying as a random MLP does; 2,938 parameters.
+    """Two residual blocks of width 16 with layer norm, which imitate a random MLP; 2,938 parameters.
 
-    There is always new data. Input number i has a standard deviation of ``i^-decay``, with a decay between 0
-    and 1: real data, too, has few directions of large variance and many of little.
+    There is always new data. Input number i has a standard deviation proportional to ``i^-decay``, with a
+    decay between 0 and 1: like real data, it has few directions of large variance and many of small variance.
     """
 
     def own(key: jax.Array) -> Own:

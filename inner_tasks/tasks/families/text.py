@@ -15,9 +15,9 @@ from inner_tasks.tasks.families.family import Variation, family, random_indices,
 from inner_tasks.tasks.text import load_text, windows
 
 ALPHABET = 32
-LENGTH = 16  # characters of an example, and one more that the last is to guess
+LENGTH = 16  # input characters of an example; one more is the last target
 MAX_LOSS = 1.5 * math.log(ALPHABET)
-SHARED = 4  # by how much a minibatch is smaller than elsewhere
+SHARED = 4  # factor by which minibatches are smaller than in the other families
 
 
 def text_transformer(settings: TaskSettings) -> TaskFamily:
@@ -31,9 +31,9 @@ def text_gru(settings: TaskSettings) -> TaskFamily:
 
 
 def _language(model: nn.Module, settings: TaskSettings) -> TaskFamily:
-    """Every character of an example from those before it; cross-entropy in nats.
+    """Predict every character of an example from those before it; cross-entropy in nats.
 
-    A minibatch has a quarter as many examples as ``settings.batch_size`` says: each stands for 16 guesses.
+    A minibatch has a quarter of ``settings.batch_size`` examples, because each has 16 predictions.
     """
     batch_size = -(-settings.batch_size // SHARED)
 
