@@ -1,4 +1,4 @@
-"""The whole state of a run, saved in the background with Orbax and restored bit by bit."""
+"""The whole state of a run, saved in the background with Orbax and restored bit for bit."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Any pytree as a flat dictionary of host arrays, and back.
 
 A path such as `['theta']['w']` names a leaf. Sharded arrays become one array of the global shape,
-typed PRNG keys become their key data, and scalars become arrays of shape (), so what is stored
-depends neither on the number of devices nor on JAX.
+typed PRNG keys become their key data, and scalars become arrays of shape (), so the stored arrays
+depend neither on the number of devices nor on JAX.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ def _flatten(tree: PyTree) -> dict[str, Any]:
 
 
 def copy_to_host(state: PyTree) -> dict[str, np.ndarray]:
-    """Copies every leaf of `state` into memory of its own.
+    """Copies every leaf of `state` into new host memory.
 
     Args:
       state: a pytree of JAX or NumPy arrays, typed keys and scalars.
 
     Returns:
-      {path: array}, of the global shapes; nothing is shared with `state`, whose buffers may be
+      {path: array}, of the global shapes; no memory is shared with `state`, whose buffers may be
       donated from now on.
 
     Raises:
-      UserError: a leaf is not numeric (a string, an object), which could not be restored.
+      UserError: a leaf is not numeric (a string, an object) and so could not be restored.
     """
     leaves = {
         path: jax.random.key_data(leaf) if _is_typed_key(leaf) else leaf
         for path, leaf in _flatten(state).items()
     }
-    # device_get starts all transfers before it waits for the first; on a CPU it gives views.
+    # device_get starts all transfers before it waits for the first; on a CPU it returns views.
     arrays = {path: np.array(leaf, order="C") for path, leaf in jax.device_get(leaves).items()}
     for path, array in arrays.items():
         if array.dtype.kind in "OSUMm":
@@ -56,7 +56,7 @@ def copy_to_host(state: PyTree) -> dict[str, np.ndarray]:
 
 
 def describe_leaf(leaf: Any) -> dict[str, Any]:
-    """The dtype and shape, as JSON, that `leaf` (or a `jax.ShapeDtypeStruct`) has on the host."""
+    """The dtype and shape of `leaf` (or of a `jax.ShapeDtypeStruct`) on the host, as JSON."""
     if _is_typed_key(leaf):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
     if not hasattr(leaf, "dtype"):
@@ -77,11 +77,11 @@ def digest(array: np.ndarray) -> str:
 
 
 def first_difference(expected: dict[str, dict[str, Any]], saved: dict[str, dict[str, Any]]) -> str | None:
-    """The first array that is expected and not saved as expected, in words; None if there is none."""
+    """Describes the first array that was not saved as expected; None if there is none."""
     for path in sorted(expected):
         name = path or "the root"
         if path not in saved:
-            return f"{name} is missing in the checkpoint"
+            return f"{name} is missing from the checkpoint"
         here, there = (f"{x['dtype']}{x['shape']}" for x in (expected[path], saved[path]))
         if here != there:
             return f"{name} is {there} in the checkpoint but {here} is expected"
@@ -91,7 +91,7 @@ def first_difference(expected: dict[str, dict[str, Any]], saved: dict[str, dict[
 def unflatten(like: PyTree, arrays: dict[str, np.ndarray]) -> PyTree:
     """The inverse of `copy_to_host`: `arrays` in the structure of `like`.
 
-    Leaves are NumPy arrays; where `like` has a typed key, the key data are wrapped as that type.
+    Leaves are NumPy arrays; where `like` has a typed key, the key data is wrapped as that type.
     """
 
     def leaf(path: str, like_leaf: Any) -> Any:

@@ -1,6 +1,6 @@
 """One folder with arrays and a JSON index, written and read by Orbax.
 
-Imported only when a store is made: importing Orbax takes a noticeable part of a second.
+Imported only when a store is created, because importing Orbax takes a noticeable part of a second.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-# Orbax writes a checkpoint under a name with this ending and renames it when it is complete.
+# Orbax writes a checkpoint under a name with this suffix and renames it when it is complete.
 UNFINISHED = ".orbax-checkpoint-tmp"
 
 
@@ -38,19 +38,19 @@ def write(folder: Path, arrays: dict[str, np.ndarray], index: dict[str, Any]) ->
 
 @functools.cache
 def _writer() -> Connection:
-    """A process apart from the many of a run: of these, Orbax lets only the first write host arrays."""
+    """A separate writer process, because Orbax lets only the first process of a run write host arrays."""
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
     spawn.Process(target=_write_for, args=(there,)).start()
     there.close()
-    atexit.register(here.close)  # which ends it
+    atexit.register(here.close)  # this ends the writer
     return here
 
 
 def _write_for(parent: Connection) -> None:
-    """Writes what the other end sends, until that is closed."""
+    """Writes what the other end of the pipe sends, until it is closed."""
     jax.config.update("jax_platforms", "cpu")
-    # A signal to all processes of a job leaves the last checkpoint to be written.
+    # Ignore a signal to all processes of a job, so that the last checkpoint is still written.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(EOFError):
@@ -58,7 +58,7 @@ def _write_for(parent: Connection) -> None:
             folder, arrays, index = parent.recv()
             try:
                 _write(folder, arrays, index)
-            except Exception as error:  # it is raised at the other end
+            except Exception as error:  # raised again at the other end
                 parent.send(error)
             else:
                 parent.send(None)
@@ -66,7 +66,7 @@ def _write_for(parent: Connection) -> None:
 
 def _write(folder: Path, arrays: dict[str, np.ndarray], index: dict[str, Any]) -> None:
     items = {"index": ocp.args.JsonSave(index)}
-    stored = {path: array for path, array in arrays.items() if array.size}  # Orbax refuses empty
+    stored = {path: array for path, array in arrays.items() if array.size}  # Orbax rejects empty arrays
     if stored:
         items["arrays"] = ocp.args.StandardSave(stored)
     with _checkpointer() as checkpointer:
@@ -74,14 +74,14 @@ def _write(folder: Path, arrays: dict[str, np.ndarray], index: dict[str, Any]) -
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """The index that was given to `write`; raises whatever Orbax raises on a damaged folder."""
+    """The index that was passed to `write`; raises whatever Orbax raises on a damaged folder."""
     with _checkpointer() as checkpointer:
         args = ocp.args.Composite(index=ocp.args.JsonRestore())
         return checkpointer.restore(folder.absolute(), args).index
 
 
 def read_arrays(folder: Path, like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays that were given to `write`; `like` has their paths, dtypes and shapes."""
+    """The arrays that were passed to `write`; `like` has their paths, dtypes and shapes."""
     stored = {path: array for path, array in like.items() if array.size}
     if not stored:
         return like
@@ -91,7 +91,7 @@ def read_arrays(folder: Path, like: dict[str, np.ndarray]) -> dict[str, np.ndarr
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    """One that waits for no other process: each writes and reads folders of its own."""
+    """A checkpointer that waits for no other process, since each reads and writes its own folders."""
     index = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process-{index}"
@@ -105,10 +105,10 @@ def _checkpointer() -> ocp.Checkpointer:
 
 
 def _keep_off_the_terminal() -> None:
-    """Silences Orbax's own reports, and those of its threads, of what is raised anyway.
+    """Silences what Orbax and its threads print about errors that are raised anyway.
 
-    When one of many concurrent writes fails (a full disk), Orbax leaves the others to report to an
-    event loop that it has closed, and each prints a traceback.
+    When one of many concurrent writes fails (on a full disk), the others report to an event loop that
+    Orbax has closed, and each prints a traceback.
     """
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     logging.getLogger("asyncio").addFilter(lambda record: "OCDBT" not in record.getMessage())

@@ -1,7 +1,8 @@
-"""The checkpoint of a run of many processes: a part from each, which any other number of them can read.
+"""The checkpoint of a run of many processes: one part from each, which any number of processes can read.
 
-A part holds the rows of its process of whatever is split over processes, and a copy of all else. The parts
-lie in ``part-1-of-4``, ``part-2-of-4``, ... of the folder; of a single process the folder is the part.
+A part holds its process's rows of everything that is split over processes, and a copy of everything else.
+The parts are in the subfolders ``part-1-of-4``, ``part-2-of-4``, ...; for a single process, the folder itself
+is the part.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ _NAME = re.compile(r"part-(\d+)-of-(\d+)")
 
 
 def part_folder(folder: Path, index: int, count: int) -> Path:
-    """Where process `index` (from 0) of `count` keeps its checkpoints."""
+    """The folder in which process `index` (from 0) of `count` keeps its checkpoints."""
     return folder if count == 1 else folder / f"part-{index + 1}-of-{count}"
 
 
 def saved_parts(folder: Path) -> int:
-    """The number of parts that the newest checkpoints of a run are in; 1 if there are none."""
+    """The number of parts of a run's newest checkpoint; 1 if there is none."""
     found = (_NAME.fullmatch(path.name) for path in folder.glob("part-*"))
     counts = {1, *(int(name[2]) for name in found if name)}
 

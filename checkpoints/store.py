@@ -1,4 +1,4 @@
-"""The checkpoints of one run: saved in the background, restored from the newest whole one."""
+"""The checkpoints of one run: saved in the background, restored from the newest intact one."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from learned_opt._src.errors import LearnedOptError, UserError
 
 
 class Restored(NamedTuple):
-    """What `CheckpointStore.restore` found."""
+    """The result of `CheckpointStore.restore`."""
 
     update: int  # the update number of the checkpoint that was read
-    state: PyTree  # in the structure of `like`; NumPy arrays, equal to the bit to what was saved
+    state: PyTree  # in the structure of `like`; NumPy arrays, bit for bit as saved
     metadata: dict[str, Any]  # the JSON metadata that was saved with it
-    damaged: list[str]  # one plain sentence per newer checkpoint that had to be passed over
+    damaged: list[str]  # one plain sentence per newer checkpoint that was skipped as damaged
 
 
 class CheckpointStore:
     """The checkpoints in one folder, each in a subfolder named by its update number.
 
-    A checkpoint appears whole or not at all, whenever the process is killed. With it goes a SHA-256
-    digest of every array, because Orbax does not notice a flipped bit. One process at a time may
+    A checkpoint appears whole or not at all, even if the process is killed. It includes a SHA-256
+    digest of every array, because Orbax does not detect a flipped bit. Only one process at a time may
     use a folder.
 
     Args:
-      folder: made at the first save; what an earlier process left unfinished there is removed.
-      keep: how many checkpoints, at least 1, stay on disk.
+      folder: created at the first save; unfinished checkpoints of an earlier process are removed.
+      keep: number of checkpoints to keep on disk, at least 1.
 
     Raises:
       UserError: `keep` is below 1.
@@ -60,31 +60,31 @@ class CheckpointStore:
     def __init__(self, folder: Path, keep: int = 3) -> None:
         if keep < 1:
             raise UserError(f"keep is {keep}; at least 1 checkpoint must be kept.")
-        from checkpoints import orbax_files  # not before a store is made: it imports Orbax
+        from checkpoints import orbax_files  # only when a store is created: it imports Orbax
 
         self._files = orbax_files
         self._folder = Path(folder)
         self._keep = keep
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        # The update and the index digest of the checkpoint that is known to be whole.
+        # The update number and index digest of a checkpoint that is known to be intact.
         self._known: tuple[int, str] | None = None
         self._remove_unfinished()
 
     def save(self, update: int, state: PyTree, metadata: dict[str, Any]) -> None:
         """Saves `state` in the background; returns as soon as its arrays are copied.
 
-        Waits for the save before, if that is still on its way. Checkpoints of `update` or later
-        that are in the folder (damaged ones that `restore` passed over) are replaced.
+        Waits for the previous save if it is still running. Checkpoints of `update` or later that are in
+        the folder (damaged ones that `restore` skipped) are replaced.
 
         Args:
-          update: how many updates led to `state`; at least 0.
+          update: number of updates that led to `state`; at least 0.
           state: a pytree of JAX or NumPy arrays of any numeric dtype, typed keys and scalars.
-          metadata: whatever JSON can hold (anything else is a TypeError).
+          metadata: JSON values (anything else is a TypeError).
 
         Raises:
-          LearnedOptError: the save before failed (disk full, folder read-only). This one is then
-            not begun; the checkpoints on disk are as they were.
+          LearnedOptError: the previous save failed (disk full, folder read-only). This one is then
+            not started; the checkpoints on disk are unchanged.
           UserError: a leaf of `state` is not numeric.
         """
         self.wait()
@@ -93,22 +93,22 @@ class CheckpointStore:
         self._pending = self._writer.submit(self._write, update, arrays, frozen_metadata)
 
     def restore(self, like: PyTree, newest: int | None = None) -> Restored:
-        """Reads the newest checkpoint that is whole.
+        """Reads the newest intact checkpoint.
 
         Args:
           like: a pytree of arrays, scalars or `jax.ShapeDtypeStruct` with the structure, shapes
-            and dtypes of the state that was saved. Values and shardings do not matter. Saved arrays
-            that are not in it are left out: an older version may have saved more than is needed.
-          newest: checkpoints of later updates are passed over without a word.
+            and dtypes of the saved state. Values and shardings do not matter. Saved arrays that are
+            not in it are left out: an older version may have saved more than is needed.
+          newest: checkpoints of later updates are skipped silently.
 
         Returns:
-          The state as NumPy arrays (typed keys as such, scalars as arrays of shape ()), and what
-          was damaged.
+          The state as NumPy arrays (typed keys as such, scalars as arrays of shape ()), and a list of
+          damaged checkpoints.
 
         Raises:
-          UserError: there is no checkpoint, none is whole, or the newest whole one lacks an array of
-            `like`, or has it with another dtype or shape.
-          LearnedOptError: a save in the background has failed.
+          UserError: there is no checkpoint, none is intact, or the newest intact one lacks an array
+            of `like` or has it with another dtype or shape.
+          LearnedOptError: a background save has failed.
         """
         self.wait()
         expected = describe(like)
@@ -120,14 +120,14 @@ class CheckpointStore:
                 index = self._read_index(update)
                 difference = first_difference(expected, index["arrays"])
                 arrays = {} if difference else self._read_arrays(update, index)
-            except Exception as error:  # damage can surface as any exception of Orbax
+            except Exception as error:  # damage can appear as any exception of Orbax
                 reason = str(error) if isinstance(error, _DamagedError) else "it cannot be read"
                 damaged.append(f"The checkpoint of update {update} is damaged: {reason}.")
                 continue
             if difference:
                 raise UserError(
                     f"The checkpoint of update {update} in {self._folder} does not fit this run: "
-                    f"{difference}. Resume with the settings that it was saved with."
+                    f"{difference}. Resume it with the settings that it was saved with."
                 )
             self._known = (update, index["digest"])
             return Restored(update, unflatten(like, arrays), index["metadata"], damaged)
@@ -136,11 +136,11 @@ class CheckpointStore:
         raise UserError(f"There is no checkpoint in {self._folder}: check the folder, or start a new run.")
 
     def updates(self) -> list[int]:
-        """The update numbers of the checkpoints on disk, ascending; damaged ones are included."""
+        """The update numbers of the checkpoints on disk, ascending, including damaged ones."""
         return sorted(updates_in(self._folder))
 
     def clear(self) -> None:
-        """Removes all checkpoints, the newest last, and the folder if nothing else is in it."""
+        """Removes all checkpoints, the newest last, and the folder if it is then empty."""
         self.wait()
         for update in self.updates():
             self._remove(update)
@@ -148,10 +148,10 @@ class CheckpointStore:
             self._folder.rmdir()
 
     def wait(self) -> None:
-        """Returns when the background save, if any, is on disk.
+        """Waits until the background save, if any, is on disk.
 
         Raises:
-          LearnedOptError: it failed; raised once, and later saves may be tried.
+          LearnedOptError: the save failed. It is raised once; later saves can still be tried.
         """
         if self._pending is not None:
             error = self._pending.exception()
@@ -160,7 +160,7 @@ class CheckpointStore:
                 raise error
 
     def close(self) -> None:
-        """Waits as `wait` does, and ends the background thread."""
+        """Waits like `wait`, and ends the background thread."""
         self._writer.shutdown()
         self.wait()
 
@@ -171,7 +171,7 @@ class CheckpointStore:
         try:
             self.close()
         except LearnedOptError:
-            if error_type is None:  # otherwise the error that is on its way says more
+            if error_type is None:  # otherwise the error being raised says more
                 raise
 
     def _write(self, update: int, arrays: dict[str, np.ndarray], metadata: str) -> None:
@@ -184,11 +184,11 @@ class CheckpointStore:
         }
         index["digest"] = _index_digest(index)
         if self._known == (update, index["digest"]):
-            return  # to replace a whole checkpoint by its equal would only put it at risk
+            return  # replacing an intact checkpoint with an identical one would only put it at risk
         self._known = None
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._remove_unfinished()  # what Orbax's threads wrote on after a save had failed
+            self._remove_unfinished()  # files that Orbax's threads wrote after a save had failed
             self._remove(update)
             self._files.write(self._folder / str(update), arrays, index)
             self._known = (update, index["digest"])
@@ -199,14 +199,14 @@ class CheckpointStore:
             self._remove_unfinished()
             raise LearnedOptError(
                 f"The checkpoint of update {update} could not be saved in {self._folder}: "
-                f"{_reason(error)}. Make sure that the folder can be written to and that its disk "
-                "has space; the earlier checkpoints can still be restored."
+                f"{_reason(error)}. Make sure that the folder is writable and that its disk has space; "
+                "the earlier checkpoints can still be restored."
             ) from error
 
     def _read_index(self, update: int) -> dict[str, Any]:
         index = self._files.read_index(self._folder / str(update))
         if index.get("digest") != _index_digest(index):
-            raise _DamagedError("its index is not as it was saved")
+            raise _DamagedError("its index differs from what was saved")
         return index
 
     def _read_arrays(self, update: int, index: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -218,11 +218,11 @@ class CheckpointStore:
         arrays = {path: np.asarray(array, order="C") for path, array in arrays.items()}
         for path, saved in index["arrays"].items():
             if digest(arrays[path]) != saved["sha256"]:
-                raise _DamagedError(f"the array {path} is not as it was saved")
+                raise _DamagedError(f"the array {path} differs from what was saved")
         return arrays
 
     def _remove(self, update: int) -> None:
-        """Renamed first, so that a checkpoint is never half deleted under its own name."""
+        """Removes a checkpoint, renaming it first so that it is never half deleted under its own name."""
         path = self._folder / str(update)
         if path.exists():
             shutil.rmtree(path.rename(path.with_name(path.name + self._files.UNFINISHED)))
@@ -233,7 +233,7 @@ class CheckpointStore:
 
 
 class _DamagedError(Exception):
-    """What is wrong with a checkpoint, in words."""
+    """A checkpoint is damaged; the message says how."""
 
 
 def _index_digest(index: dict[str, Any]) -> str:
@@ -242,7 +242,7 @@ def _index_digest(index: dict[str, Any]) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What the operating system said, without the paragraphs that TensorStore puts around it."""
+    """The operating system's message, without the paragraphs that TensorStore adds."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     number = getattr(error, "errno", None) or (int(code[1]) if code else None)
     return os.strerror(number).lower() if number else str(error).split("\n")[0]

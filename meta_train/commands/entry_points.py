@@ -1,6 +1,6 @@
-"""The commands as they are installed, and how each of them ends.
+"""Entry points of the installed commands, and their exit codes.
 
-Nothing here needs a package of the extra `train`; so its lack is said in a sentence like any other failure.
+Nothing here imports a package of the extra `train`, so a missing one is reported like any other failure.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from meta_train.commands import watcher
 
 
 def exit_code_of(program: str, command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
-    """Run a command; a failure becomes one plain message and an exit code, with --debug a traceback.
+    """Run a command; a failure becomes one plain message and an exit code, and with --debug a traceback.
 
     Returns:
-      0; 2 for what the user can correct; 1 for a failure on the way; 128 + n for a signal n.
+      0 for success; 2 for an error that the user can correct; 1 for any other failure; 128 + n for signal n.
     """
     try:
         command(argv)
@@ -40,13 +40,13 @@ def exit_code_of(program: str, command: Callable[[Sequence[str]], None], argv: S
         elif isinstance(error, OSError):
             code, message = (
                 1,
-                f"the disk or a file failed: {error}; when that is mended, a run that has saved a checkpoint "
-                "goes on with --resume",
+                f"a file could not be read or written: {error}; fix that, then continue with --resume if the "
+                "run has saved a checkpoint",
             )
         elif "RESOURCE_EXHAUSTED" in str(error):
             code, message = (
                 1,
-                "the device has too little memory; try a smaller --chunk or fewer particles",
+                "the device ran out of memory; try a smaller --chunk or fewer particles",
             )
         else:
             code = 1
@@ -57,7 +57,7 @@ def exit_code_of(program: str, command: Callable[[Sequence[str]], None], argv: S
 
 
 def _command_of(module: str) -> Callable[[Sequence[str]], None]:
-    """The command in a module, which is imported when it is run."""
+    """The command in a module, which is imported only when the command runs."""
     return lambda argv: importlib.import_module(module).command(argv)
 
 

@@ -1,4 +1,4 @@
-"""The command `learned-opt`: look into optimizer files, and compare optimizers on tasks."""
+"""The command `learned-opt`: inspect optimizer files, and compare optimizers on tasks."""
 
 from __future__ import annotations
 
@@ -24,48 +24,48 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inspect:
-    """Print what an optimizer is, and how it compares with tuned baselines."""
+    """Describe an optimizer, and show how it compares with tuned baselines."""
 
     optimizer: tyro.conf.Positional[str]
-    """Optimizer file, folder of the run that made it, or name of a pretrained one."""
+    """An optimizer file, the folder of the run that made it, or the name of a pretrained optimizer."""
     architectures: tuple[str, ...] = ()
-    """Architectures of your own, module:name, that the file may be of; their modules are imported."""
+    """Your own architectures, as module:name, that the file may use; their modules are imported."""
     debug: bool = False
     """Show the traceback of a failure."""
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Compare optimizers on tasks, beside hand-designed ones at their best learning rates."""
+    """Compare optimizers on tasks, alongside hand-designed ones at their best learning rates."""
 
     optimizers: tyro.conf.Positional[tuple[str, ...]]
-    """Optimizer files, folders of runs, names of pretrained ones, or names of hand-designed ones, which are
-    tuned: adam, adamw, nadam, sgdm, rmsprop, muon, or another of optax, such as lion; with the ending -cosine
-    or -linear for a schedule, as in lion-cosine."""
+    """Optimizer files, run folders, names of pretrained optimizers, or names of hand-designed ones, which are
+    tuned: adam, adamw, nadam, sgdm, rmsprop, muon, or another optax optimizer such as lion; append -cosine or
+    -linear for a schedule, as in lion-cosine."""
     architectures: tuple[str, ...] = ()
-    """Architectures of your own, module:name, that the files may be of; their modules are imported."""
+    """Your own architectures, as module:name, that the files may use; their modules are imported."""
     tasks: tuple[str, ...] = ("digits-mlp",)
-    """Tasks to train, with their default settings; held-out is a suite of ten."""
+    """Tasks to train, with their default settings; held-out is a suite of sixteen."""
     horizons: tuple[int, ...] = ()
-    """Training steps of each run, one after another; without any, those of the task."""
+    """Training steps per run; several lengths run one after another. The default is the task's horizon."""
     seeds: int = 4
-    """Seeds that each optimizer is reported on; learning rates are tuned on as many others."""
+    """Number of seeds that each optimizer is reported on; learning rates are tuned on as many others."""
     learning_rates: int = 15
-    """Learning rates tried where there is one to tune, evenly spaced in the logarithm from 1e-4 to 1."""
+    """Number of learning rates to try for each tuned optimizer, logarithmically spaced from 1e-4 to 1."""
     devices: Literal["auto"] | int = "auto"
-    """Devices to spread the runs over."""
+    """Number of devices to spread the runs over."""
     data_dir: Path | None = None
     """Folder of TFDS data sets; by default TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
     out: Path | None = None
     """Folder for evaluation.json, table.md and the pictures; without it only tables are printed."""
     record: bool = False
-    """Write what was found into the optimizer files, as their model cards."""
+    """Write the results into the optimizer files as their model cards."""
     debug: bool = False
     """Show the traceback of a failure."""
 
 
 def inspect(arguments: Inspect) -> None:
-    """Carry out `learned-opt inspect`."""
+    """Run `learned-opt inspect`."""
     console = Console()
     file = find_optimizer(arguments.optimizer) or Path(arguments.optimizer)
     for name, value in learned_opt.describe(learned_opt.read(file)).items():
@@ -73,7 +73,7 @@ def inspect(arguments: Inspect) -> None:
 
 
 def evaluate(arguments: Evaluate) -> None:
-    """Carry out `learned-opt evaluate`."""
+    """Run `learned-opt evaluate`."""
     for flag, numbers in {
         "horizons": arguments.horizons,
         "seeds": (arguments.seeds,),
@@ -83,8 +83,8 @@ def evaluate(arguments: Evaluate) -> None:
             raise UserError(f"--{flag} is {min(numbers)}; it must be at least 1")
     learned, tuned, files = _contestants(arguments.optimizers)
     if arguments.record and not files:
-        raise UserError("--record writes into optimizer files, and none is among the optimizers")
-    # Imported late: reading a file and its errors need none of this.
+        raise UserError("--record writes into optimizer files, but none of the optimizers is a file")
+    # Imported late: the checks above and reading a file need none of this.
 
     from inner_tasks import Training
     from meta_train.devices.choice import start_devices, units_at_once
@@ -105,14 +105,14 @@ def evaluate(arguments: Evaluate) -> None:
     def training(task: Task, horizon: int) -> Training:
         return Training(task.load(arguments.data_dir), task, baseline("adam", horizon).optimizer, horizon)
 
-    # All data is loaded once, so that what is missing is missed now, not after an hour.
+    # Load all data once now, so that missing data is reported at the start and not after an hour.
     metrics = [metrics_of(training(task, horizon)) for _, task, horizon in tasks]
     criterion = find_criterion(objectives, metrics)
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
     suite: list[Comparison] = []
     with StopRequest() as stop:
-        check = partial(stop.check, "stopped; what was compared before is printed, and in --out")
+        check = partial(stop.check, "stopped; finished comparisons are printed above, and saved in --out")
         for number, (name, task, horizon) in enumerate(tasks, 1):
             console.print(f"[bold]{number} of {len(tasks)}: {name}, {horizon} steps[/]", highlight=False)
             comparison = compare(
@@ -146,10 +146,10 @@ def evaluate(arguments: Evaluate) -> None:
 def _contestants(
     names: Sequence[str],
 ) -> tuple[dict[str, Contestant], list[str], dict[str, Path]]:
-    """The learned optimizers by name, the names of those to be tuned, and the files of the learned ones.
+    """The learned optimizers by name, the names of the optimizers to tune, and the files of the learned ones.
 
     Raises:
-      UserError: a name is neither.
+      UserError: a name is neither a learned nor a hand-designed optimizer.
     """
     from meta_train.report.baselines import BASELINES, DEFAULT_BASELINES, find_baseline
     from meta_train.report.evaluation import Contestant
@@ -165,7 +165,7 @@ def _contestants(
             tuned.append(name)
         else:
             artifact = learned_opt.read(file)
-            # The name of the file says little where it is the usual one: then it is that of its folder.
+            # A file with the usual name is labelled by its folder, which says more.
             short = file.parent.name if file.name == FILE_NAME else file.stem
             label = name if short in (*names, *learned) else short
             learned[label] = Contestant(learned_opt.get_architecture(artifact.architecture), artifact.theta)
@@ -174,13 +174,13 @@ def _contestants(
 
 
 def _objective(file: Path) -> str:
-    """What an optimizer was meta-trained for; the training loss where its file does not say."""
+    """The objective that an optimizer was meta-trained on; the training loss if its file does not say."""
     task = learned_opt.read(file).metadata["meta_training"].get("task")
     return task.get("objective", "training-loss") if isinstance(task, dict) else "training-loss"
 
 
 def _tasks(names: Sequence[str], horizons: Sequence[int]) -> Iterator[tuple[str, Task, int]]:
-    """Name, task and steps of everything that is to be trained."""
+    """Name, task and number of steps of every training run to compare."""
     from inner_tasks import TaskDistribution, TaskFamily, find_task
 
     for name in names:
@@ -194,7 +194,7 @@ def _tasks(names: Sequence[str], horizons: Sequence[int]) -> Iterator[tuple[str,
 
 
 def command(argv: Sequence[str]) -> None:
-    """Carry out `learned-opt` with these arguments."""
+    """Run `learned-opt` with these arguments."""
     arguments = tyro.cli(
         Annotated[Inspect, tyro.conf.subcommand("inspect")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
@@ -202,5 +202,5 @@ def command(argv: Sequence[str]) -> None:
         args=argv,
     )
     for name in arguments.architectures:
-        learned_opt.get_architecture(name)  # known from now on, also where a file names it
+        learned_opt.get_architecture(name)  # from now on, a file may name it too
     inspect(arguments) if isinstance(arguments, Inspect) else evaluate(arguments)

@@ -26,53 +26,53 @@ from meta_train.run.folder import RunFolder
 class Arguments:
     """Meta-train a learned optimizer, and compare it with tuned hand-designed ones.
 
-    Defaults are those of the task.
+    The defaults depend on the task.
     """
 
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     run_dir: Path | None = None
     """Folder of the run; by default the next free number under runs/."""
     resume: Path | None = None
-    """Folder of a run to go on with, from its newest checkpoint."""
+    """Folder of a run to continue from its newest checkpoint."""
     config: Path | None = None
     """YAML file with settings, such as the config.yaml of a run; flags override it."""
     estimate: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print the memory and the time that the run would need, and do not start it."""
+    """Print the memory and time that the run would need, without starting it."""
     coordinator: str | None = None
-    """For a run of many processes: HOST:PORT of process 0, or auto where JAX knows the cluster."""
+    """For a run of many processes: HOST:PORT of process 0, or auto if JAX can detect the cluster."""
     processes: int | None = None
-    """Number of processes of the run."""
+    """Number of processes in the run."""
     process_id: int | None = None
-    """Number of this process, from 0."""
+    """Index of this process, from 0."""
     debug: bool = False
     """Show the traceback of a failure."""
 
 
 def parse(argv: Sequence[str]) -> Arguments:
-    """Arguments from flags, over the settings of a file or of a resumed run, over the task's defaults.
+    """Parse the flags; they override a file or a resumed run, which overrides the task's defaults.
 
     Raises:
-      UserError: the settings cannot work, or may not change on a resume; or a file cannot be read, or names
-        code that the command line does not.
-      SystemExit: (2) a flag is unknown or malformed; (0) help was asked for.
+      UserError: a setting is invalid, or may not change on a resume; or a file cannot be read, or names code
+        that the command line does not.
+      SystemExit: (2) a flag is unknown or malformed; (0) help was requested.
     """
     named = _looked_up(argv, "--config", "--resume", *code_names(Config()))
     config, resume = named["--config"], named["--resume"]
     if config and resume:
-        raise UserError("--config and --resume exclude each other: a run is resumed with its own settings")
+        raise UserError("give --config or --resume, not both: a run is resumed with its own settings")
     file = RunFolder.open(Path(resume)).config if resume else Path(config) if config else None
     from_file = config_flags(file) if file else []
     arguments = _arguments([*from_file, *argv], named)
     validate(arguments.settings)
     if resume:
         if arguments.run_dir:
-            raise UserError("--run-dir and --resume exclude each other: a resumed run stays in its folder")
+            raise UserError("give --run-dir or --resume, not both: a resumed run stays in its folder")
         check_resume(_arguments(from_file, named).settings, arguments.settings)
     return arguments
 
 
 def _looked_up(argv: Sequence[str], *flags: str) -> dict[str, str | None]:
-    """Values of single flags, None where one is not given; it is for tyro to say what is malformed."""
+    """Values of single flags, None where one is not given; malformed flags are left for tyro to report."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in flags:
         parser.add_argument(flag, nargs="?", dest=flag)
@@ -80,24 +80,24 @@ def _looked_up(argv: Sequence[str], *flags: str) -> dict[str, str | None]:
 
 
 def _arguments(flags: Sequence[str], named: Mapping[str, str | None]) -> Arguments:
-    """Arguments from flags, over the defaults of their task.
+    """Parse flags, with the defaults of their task.
 
     Args:
-      flags: of the command line, and before them those of a file.
-      named: what the command line itself names, by flag.
+      flags: those of a file, followed by those of the command line.
+      named: the values that the command line itself gives, by flag.
 
     Raises:
-      UserError: the flags of the file name a ``module:name`` that the command line does not.
+      UserError: the file names a ``module:name`` that the command line does not.
     """
     task = _looked_up(flags, "--task")["--task"] or Config().task.name
-    _check_named({"--task": task}, named)  # its defaults come with its import
+    _check_named({"--task": task}, named)  # to find its defaults, it is imported
     arguments = tyro.cli(Arguments, prog="meta-train", args=flags, default=Arguments(default_config(task)))
     _check_named(code_names(arguments.settings), named)
     return arguments
 
 
 def _check_named(chosen: Mapping[str, str], named: Mapping[str, str | None]) -> None:
-    """Check that the command line names all code that is to be imported: a file may come from anybody."""
+    """Check that the command line names all code to be imported: a file may come from anyone."""
     for flag, name in chosen.items():
         if ":" in name and named[flag] != name:
             raise UserError(
@@ -107,7 +107,7 @@ def _check_named(chosen: Mapping[str, str], named: Mapping[str, str | None]) -> 
 
 
 def command(argv: Sequence[str]) -> None:
-    """Carry out `meta-train` with these arguments."""
+    """Run `meta-train` with these arguments."""
     arguments = parse(argv)
     config = arguments.settings
     many = _processes(arguments)
@@ -117,12 +117,12 @@ def command(argv: Sequence[str]) -> None:
         folder = RunFolder.open(arguments.resume)
         if folder.finished(config.updates):
             console.print(
-                f"{folder.path} is finished: all {config.updates} updates are made and the report is "
-                f"written ({folder.report}); a larger --updates goes on",
+                f"{folder.path} is finished: all {config.updates} updates are done and the report is "
+                f"written ({folder.report}); to continue, give a larger --updates",
                 highlight=False,
             )
             return
-    # Imported late: parsing and its errors need no JAX program.
+    # Imported late: parsing and its errors need none of this.
     from meta_train.run.estimate import estimate, memory, print_estimate
     from meta_train.run.run import meta_train
     from meta_train.run.setup import origin, prepare
@@ -157,7 +157,7 @@ def command(argv: Sequence[str]) -> None:
 
 
 def _new_folder(arguments: Arguments, start_from: Path | None) -> str:
-    """Make the folder of a new run; of many processes, the first does."""
+    """Create the folder of a new run; of many processes, only the first does so."""
     if not processes.is_primary():
         return ""
     folder = RunFolder.create(arguments.run_dir, arguments.settings.task.name)
@@ -167,10 +167,10 @@ def _new_folder(arguments: Arguments, start_from: Path | None) -> str:
 
 
 def _processes(arguments: Arguments) -> processes.Processes | None:
-    """Where the processes of the run meet, if there are many."""
+    """How the processes of the run connect; None for a single process."""
     if arguments.coordinator is None:
         if (arguments.processes, arguments.process_id) != (None, None):
-            raise UserError("--processes and --process-id need --coordinator HOST:PORT, that of process 0")
+            raise UserError("--processes and --process-id need --coordinator HOST:PORT of process 0")
         return None
     many = processes.Processes(arguments.coordinator, arguments.processes, arguments.process_id)
     processes.check(many)

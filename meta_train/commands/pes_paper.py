@@ -34,20 +34,20 @@ Options = TypeVar("Options")
 
 @dataclass(frozen=True)
 class Arguments(Generic[Options]):
-    """Run an experiment of the paper on Persistent Evolution Strategies, and say whether its claim holds."""
+    """Run an experiment of the Persistent Evolution Strategies paper, and report whether its claim holds."""
 
     name: tyro.conf.Positional[str]
-    """Name of the experiment; all: every one, and a page of them; or list: print those that there are."""
+    """Name of an experiment; all runs every one and writes a page of results; list prints the experiments."""
     options: tyro.conf.OmitArgPrefixes[Options]
-    """Of this experiment alone."""
+    """Options of this experiment only."""
     scale: Literal["small", "paper"] = "small"
-    """Small is a quick version; paper is the protocol of the paper."""
+    """small is a quick version; paper follows the protocol of the paper."""
     seeds: tuple[int, ...] | None = None
-    """Seeds; all results are given for each. By default as many as the experiment asks for: three or more."""
+    """Seeds; results are reported for each. By default the experiment's own, three or more."""
     out: Path | None = None
     """Folder for result.json and the pictures; by default the next free number under results/."""
     resume: Path | None = None
-    """Folder of an experiment that was stopped, to go on with; all else as it was."""
+    """Folder of a stopped experiment to continue; all other settings must be the same as before."""
     data_dir: Path | None = None
     """Folder of TFDS data sets; by default TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
     debug: bool = False
@@ -55,65 +55,66 @@ class Arguments(Generic[Options]):
 
 
 def parse(argv: Sequence[str]) -> Arguments[Any]:
-    """Arguments from flags; which there are depends on the experiment.
+    """Parse the flags, some of which depend on the experiment.
 
     Raises:
-      SystemExit: (2) a flag is unknown or malformed; (0) help was asked for.
+      SystemExit: (2) a flag is unknown or malformed; (0) help was requested.
     """
     name = next((word for word in argv if word in EXPERIMENTS), None)
     options = EXPERIMENTS[name].options if name else NoOptions
-    # The options of an experiment are known only here, and a type checker takes types that are written.
+    # The type of the options is known only at run time, which a type checker does not accept.
     arguments: Any = Arguments[options]  # type: ignore[valid-type]
     return tyro.cli(arguments, prog="pes-paper", args=argv)
 
 
 def check(arguments: Arguments[Any]) -> None:
-    """Check what can be known before anything is run.
+    """Check the arguments before anything is run.
 
     Raises:
-      UserError: naming the first argument that cannot work.
+      UserError: names the first invalid argument.
     """
     if arguments.name not in ("list", ALL, *EXPERIMENTS):
         raise UserError(f"unknown experiment '{arguments.name}'; {choices(arguments.name, EXPERIMENTS)}")
     if arguments.seeds is not None:
         for seed in arguments.seeds:
             if not 0 <= seed < 2**32:
-                raise UserError(f"--seeds has {seed}; a seed must lie between 0 and {2**32 - 1}")
+                raise UserError(f"--seeds contains {seed}; a seed must lie between 0 and {2**32 - 1}")
         if not arguments.seeds or len(set(arguments.seeds)) < len(arguments.seeds):
-            raise UserError(f"--seeds is {arguments.seeds}; give one seed or more, each once")
+            raise UserError(f"--seeds is {arguments.seeds}; give at least one seed, and no seed twice")
     if arguments.out and arguments.resume:
-        raise UserError("--out names a new folder, and --resume an old one; give one of them")
+        raise UserError("--out names a new folder and --resume an existing one; give only one of them")
 
 
 def chosen_settings(arguments: Arguments[Any]) -> Settings:
-    """What was chosen; of `all`, no seeds stand for each experiment's own."""
+    """The settings from the arguments; with `all`, empty seeds stand for each experiment's own."""
     own = () if arguments.name == ALL else EXPERIMENTS[arguments.name].seeds
     return Settings(arguments.scale, arguments.seeds or own, arguments.options, data_dir=arguments.data_dir)
 
 
 def prepare(arguments: Arguments[Any]) -> Path:
-    """The folder of an experiment: a new one, or that of the experiment to go on with.
+    """The folder of an experiment: a new one, or that of the experiment to continue.
 
     Raises:
-      UserError: the folder to go on with is not that of such an experiment, or has its result.
+      UserError: the folder to continue holds no experiment with these settings, or already has its result.
     """
     settings = described(arguments.name, chosen_settings(arguments))
     if arguments.resume is None:
         folder = new_folder(
-            arguments.out, RESULTS / arguments.name, what="result folder", advice="name another with --out"
+            arguments.out, RESULTS / arguments.name, what="result folder", advice="choose another with --out"
         )
         write_whole(folder / SETTINGS, json.dumps(settings) + "\n")
         return folder
     try:
         saved = json.loads((arguments.resume / SETTINGS).read_text())
     except (OSError, ValueError):
-        raise UserError(f"--resume is {arguments.resume}, which is no folder of an experiment") from None
+        raise UserError(f"--resume is {arguments.resume}, which is not the folder of an experiment") from None
     if saved != settings:
         raise UserError(
-            f"--resume is {arguments.resume}, and there it was {_said(saved)}; now it is {_said(settings)}"
+            f"the experiment in {arguments.resume} was started with {_said(saved)}, but this command has "
+            f"{_said(settings)}; give the same settings, or start a new experiment without --resume"
         )
     if (arguments.resume / "result.json").exists():
-        raise UserError(f"the experiment in {arguments.resume} is complete: its result.json is there")
+        raise UserError(f"the experiment in {arguments.resume} is complete: it already has a result.json")
     return arguments.resume
 
 
@@ -122,7 +123,7 @@ def _said(settings: dict[str, Any]) -> str:
 
 
 def command(argv: Sequence[str]) -> None:
-    """Carry out `pes-paper` with these arguments."""
+    """Run `pes-paper` with these arguments."""
     arguments = parse(argv)
     check(arguments)
     console = Console(soft_wrap=True)
@@ -140,11 +141,11 @@ def command(argv: Sequence[str]) -> None:
     else:
         failed = [] if _run(EXPERIMENTS[arguments.name], settings, console) else [arguments.name]
     if failed:
-        raise LearnedOptError(f"what {', '.join(failed)} is to show does not hold in this run")
+        raise LearnedOptError(f"the claim does not hold in this run for: {', '.join(failed)}")
 
 
 def _run(experiment: Experiment, settings: Settings, console: Console) -> bool:
-    """Run an experiment, write and print what it found; whether it holds."""
+    """Run an experiment, write and print its result, and return whether its claim holds."""
     progress = Console(stderr=True, soft_wrap=True)
     progress.print(f"{experiment.name}, {settings.scale} scale: {experiment.source}", highlight=False)
     result = experiment.run(settings, progress)
@@ -155,7 +156,7 @@ def _run(experiment: Experiment, settings: Settings, console: Console) -> bool:
 
 
 def _run_all(settings: Settings, console: Console) -> list[str]:
-    """Run every experiment that has no result yet, each in a folder of its own; those that do not hold."""
+    """Run every experiment that has no result yet, each in its own folder; return those that do not hold."""
     results = {}
     for experiment in EXPERIMENTS.values():
         for options in experiment.variants or (experiment.options(),):
@@ -175,7 +176,7 @@ def _run_all(settings: Settings, console: Console) -> list[str]:
 
 
 def print_result(result: Result, console: Console) -> None:
-    """A line for each method, single numbers beside what was expected of them, and the verdict."""
+    """Print a line for each method, single numbers with their expected values, and the verdict."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("method", no_wrap=True)
     for column in ("final loss: median", "least", "greatest"):

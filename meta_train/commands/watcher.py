@@ -1,7 +1,7 @@
-"""A watcher for each process of a run of many.
+"""A watcher for each process of a run of many processes.
 
-When one process is gone, JAX aborts the others without a word from Python. So each process is the child of
-one that does nothing but watch it, and can say what happened.
+When one process dies, JAX aborts the others before Python can print anything. So each process is the child
+of a watcher, which does nothing else and can report what happened.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import jax
 
 from learned_opt import LearnedOptError
 
-# Environment variable of a watched process.
+# Environment variable that marks a watched process.
 WATCHED = "LEARNED_OPT_WATCHED"
 # Exit code of a watched process that lost another.
 LOST = 75
 LOST_MESSAGE = (
-    "another process of this run has ended or cannot be reached any more, and this one cannot go on without "
-    "it. What was saved last is whole: start all processes again, as many as you like, with --resume and the "
+    "another process of this run has ended or can no longer be reached, and this one cannot continue without "
+    "it. The last checkpoint is intact: start all processes again, in any number, with --resume and the "
     "folder of the run"
 )
 
@@ -37,10 +37,10 @@ class LostError(LearnedOptError):
 
 @contextlib.contextmanager
 def lost_process_detected() -> Iterator[None]:
-    """Raise a failure of the communication between processes as ``LostError``.
+    """Turn a failure of the communication between processes into ``LostError``.
 
     Raises:
-      LostError: JAX failed, and there are many processes.
+      LostError: JAX failed in a run of many processes.
     """
     try:
         yield
@@ -51,28 +51,28 @@ def lost_process_detected() -> Iterator[None]:
 
 
 def watched(command: Callable[[], int]) -> int:
-    """Run the command of a watched process: it ends when its watcher does, and says when it lost another.
+    """Run the command of a watched process, which ends when its watcher does.
 
     Returns:
-      The exit code.
+      The exit code; ``LOST`` if another process was lost.
     """
     del os.environ[WATCHED]
     threading.Thread(target=_end_with_watcher, daemon=True).start()
     code = command()
     if code == LOST:
-        # An orderly end would wait for the process that is gone.
+        # A normal exit would wait for the lost process.
         sys.stderr.flush()
         os._exit(code)
     return code
 
 
 def _end_with_watcher() -> None:
-    os.read(sys.stdin.fileno(), 1)  # nothing is ever written to it
+    os.read(sys.stdin.fileno(), 1)  # nothing is ever written to it, so this returns when it is closed
     os._exit(1)
 
 
 def watch(program: str, argv: Sequence[str]) -> int:
-    """Run the command again as a process that is watched, and say so if another of the run was lost.
+    """Run the command again as a watched child process, and report if another process of the run was lost.
 
     Args:
       program: name of the command, for the message.
@@ -82,16 +82,16 @@ def watch(program: str, argv: Sequence[str]) -> int:
       The exit code.
     """
     child = subprocess.Popen(
-        # -P: what lies in the current folder is not to be taken for a package.
+        # -P: files in the current folder must not be imported as packages.
         [sys.executable, "-P", "-m", "meta_train", *argv],
         env=os.environ | {WATCHED: "1"},
         stdin=subprocess.PIPE,
-        start_new_session=True,  # a terminal's Ctrl-C comes once, from here
+        start_new_session=True,  # so that Ctrl-C in a terminal reaches the child only once, from here
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: child.send_signal(number))
     code = child.wait()
-    # Aborted by JAX, or by itself: what is killed on purpose gets no message of its own.
+    # The child was aborted by JAX, or found another process lost. A deliberate kill needs no message.
     if code in (LOST, -signal.SIGABRT):
         print(f"{program}: {LOST_MESSAGE}", file=sys.stderr)
         return 1

@@ -1,1 +1,1 @@
-"""Which devices and processes do the work."""
+"""The devices and processes that do the work."""

@@ -1,7 +1,7 @@
 """A function on many devices, each with its share of the rows of the arguments.
 
-How that is done is a ``Strategy``. There are two: ``jax.pmap``, which is in use, and ``jax.shard_map``, for
-the day when JAX drops ``pmap``. Then ``STRATEGY`` changes and nothing else. On a CPU both give the same bits.
+A ``Strategy`` is a way to do that. There are two: ``jax.pmap``, which is in use, and ``jax.shard_map``, for
+when JAX drops ``pmap``; then only ``STRATEGY`` has to change. On a CPU both give the same bits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Mapped(NamedTuple):
 
     Attributes:
       call: ``(shared, *rows) -> (agreed, rows)``.
-      plan: of the shapes of these arguments: what the compiler says of the memory that is needed.
+      plan: from the same arguments or their shapes, the compiler's analysis of the memory needed.
     """
 
     call: Callable[..., tuple[Any, Any]]
@@ -36,11 +36,11 @@ class Strategy(NamedTuple):
     """A way to run a function on many devices.
 
     Attributes:
-      map: ``(f, devices, arguments, donate) -> Mapped``. ``f(shared, *rows) -> (agreed, rows)`` gets `shared`
-        whole on every device, and the device's own rows of each further argument; there are `arguments` of
-        these. It returns what is the same on all devices, of which one copy is kept, and rows. `donate`
-        lists the arguments, counted from 1, whose arrays are given up.
-      replicate: ``(tree, devices) -> tree`` that lies on each device of this process.
+      map: ``(f, devices, arguments, donate) -> Mapped``. ``f(shared, *rows) -> (agreed, rows)`` gets all of
+        `shared` on every device, and the device's rows of each of the other arguments, whose number is
+        `arguments`. It returns values that are the same on all devices, of which one copy is kept, and rows.
+        `donate` lists the arguments, counted from 1, whose arrays are donated.
+      replicate: ``(tree, devices) -> tree``, with a copy on each device of this process.
       split: ``(rows, devices) -> rows`` on the devices, from arrays ``[n, ...]`` of this process's rows.
       join: the inverse of split: NumPy arrays ``[n, ...]``.
     """
@@ -52,8 +52,8 @@ class Strategy(NamedTuple):
 
 
 def _one_copy(tree: Any) -> Any:
-    # The copy of an array on a single device would still have the mesh in its type, and all that is made of
-    # it: the second update would be compiled anew.
+    # Without device_put, the copy on a single device, and everything computed from it, would keep the mesh in
+    # its type, and the second update would be recompiled.
     here = SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda x: jax.device_put(x.addressable_shards[0].data, here), tree)
 
@@ -65,8 +65,8 @@ def _pmap(f: Callable[..., Any], devices: int, arguments: int, donate: tuple[int
     mapped = jax.pmap(
         lambda shared, *rows: f(*shared, *rows),
         axis_name=AXIS,
-        # Not a plain None: where there are as many arrays as arguments, pmap (JAX 0.10) pairs them off one to
-        # one, and a problem without arrays shifts the rest.
+        # Not a plain None: if there are as many arrays as arguments, pmap (JAX 0.10) matches them one to one,
+        # and a problem without arrays shifts the rest.
         in_axes=((None,), *(0 for _ in range(arguments))),
         out_axes=(None, 0),
         devices=first_devices(devices),
@@ -85,7 +85,7 @@ def _pmap(f: Callable[..., Any], devices: int, arguments: int, donate: tuple[int
 
 @cache
 def _lay_out(devices: int) -> Callable[[Any], Any]:
-    """An identity, which lays arrays out as the outputs of pmap are: so nothing is compiled twice."""
+    """An identity that gives arrays the layout of pmap's outputs, so that nothing is compiled twice."""
     return jax.pmap(lambda x: x, axis_name=AXIS, devices=first_devices(devices))
 
 
@@ -149,7 +149,7 @@ STRATEGY = PMAP
 def chunked_map(f: Callable[..., Any], xs: Any, chunk: int) -> Any:
     """Map f over the leading axis of xs on one device, `chunk` elements at once.
 
-    One at a time is a loop (``lax.map``), best on a CPU; more are vmapped, best on a GPU.
+    A chunk of 1 is a loop (``lax.map``), best on a CPU; larger ones are vmapped, best on a GPU.
     """
     size = jax.tree.leaves(xs)[0].shape[0]
     if chunk == 1:
@@ -172,10 +172,10 @@ def map_over_devices(
 
     Args:
       f: a pure function.
-      shared: pytree that every call gets whole.
+      shared: pytree that is passed to every call.
       devices: number of devices.
       chunk: elements that one device works on at once.
-      advance: called whenever each device has finished a chunk, with the number of elements in them.
+      advance: called whenever every device has finished a chunk, with the number of elements done.
       strategy: how the devices are used.
 
     Returns:
@@ -188,8 +188,8 @@ def map_over_devices(
     def call(xs: Any) -> Any:
         n, group, parts = jax.tree.leaves(xs)[0].shape[0], devices * chunk, []
         for first in range(0, n, group):
-            # The last element fills up the last group, so that all groups are one program; the results of
-            # its copies are cut off.
+            # The last group is padded with copies of the last element, so that one program serves all groups;
+            # the results of the copies are dropped.
             order = rows_of_process(np.minimum(np.arange(first, first + group), n - 1))
             rows = strategy.split(jax.tree.map(partial(_take, order), xs), devices)
             parts.append(all_gather(strategy.join(mapped.call(shared, rows)[1])))
@@ -200,7 +200,7 @@ def map_over_devices(
 
 
 def rows_of_process(rows: np.ndarray) -> np.ndarray:
-    """Of an array with equally many rows for each device, those of this process's devices."""
+    """The rows of this process's devices, from an array with equally many rows for each device."""
     return np.split(rows, jax.process_count())[jax.process_index()]
 
 

@@ -1,6 +1,6 @@
-"""Many processes, on many hosts, as one run: how they meet and agree.
+"""Many processes, on many hosts, as one run: how they connect and communicate.
 
-Every process runs the same program on its share of the population; process 0 alone logs and reports.
+Every process runs the same program on its share of the population; only process 0 logs and reports.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from jax.experimental import multihost_utils
 
 from learned_opt import UserError
 
-# Seconds. A process that says nothing for so long is taken for dead.
+# In seconds. A process that is silent for this long is considered lost.
 HEARTBEAT_TIMEOUT = 20
-# How long a process waits for the others at the start, and at the end.
+# How long a process waits for the others at the start and at the end, in seconds.
 START_TIMEOUT = 300
 SHUTDOWN_TIMEOUT = 10
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Where the processes of a run meet.
+    """How the processes of a run connect.
 
     Attributes:
-      coordinator: ``host:port`` of process 0, or ``auto``: where the cluster's environment says.
+      coordinator: ``host:port`` of process 0, or ``auto`` to take it from the cluster's environment.
       count: number of processes; None with ``auto``.
-      index: number of this process, from 0; None with ``auto``.
+      index: index of this process, from 0; None with ``auto``.
     """
 
     coordinator: str
@@ -37,10 +37,10 @@ class Processes:
 
 
 def check(processes: Processes) -> None:
-    """Check what can be known before the processes meet.
+    """Check the flags before the processes connect.
 
     Raises:
-      UserError: the flags do not belong together.
+      UserError: the flags contradict each other.
     """
     coordinator, count, index = processes.coordinator, processes.count, processes.index
     if coordinator == "auto":
@@ -57,14 +57,17 @@ def check(processes: Processes) -> None:
     if count is None or index is None:
         raise UserError("--coordinator needs --processes and --process-id, or auto in place of HOST:PORT")
     if count < 1 or not 0 <= index < count:
-        raise UserError(f"--process-id is {index} of --processes {count}; it counts from 0")
+        raise UserError(
+            f"--process-id is {index} and --processes is {count}; process ids start at 0 and must be smaller "
+            "than --processes"
+        )
 
 
 def join(processes: Processes) -> None:
-    """Meet the other processes; before JAX starts its backends.
+    """Connect to the other processes; call it before JAX starts its backends.
 
     Raises:
-      UserError: the cluster's environment says nothing, or the others did not come.
+      UserError: JAX does not detect a cluster, or the other processes did not connect.
     """
     coordinator, count, index = processes.coordinator, processes.count, processes.index
     given: dict[str, Any] = (
@@ -85,9 +88,9 @@ def join(processes: Processes) -> None:
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"the processes of the run could not meet ({str(error).splitlines()[0]}); with --coordinator "
-            "auto JAX has to know the cluster (Slurm, Open MPI, MPI, Kubernetes); else check HOST:PORT, and "
-            "that all processes were started"
+            f"the processes of the run could not connect ({str(error).splitlines()[0]}); with --coordinator "
+            "auto, JAX must detect the cluster (Slurm, Open MPI, MPI, Kubernetes); otherwise check HOST:PORT "
+            "and that all processes were started"
         ) from error
 
 
@@ -96,26 +99,26 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
-# All processes have to call the following functions, in the same order.
+# All processes must call the following functions in the same order.
 
 
 def barrier(name: str) -> None:
-    """Wait until all processes are here."""
+    """Wait until all processes have reached this point."""
     multihost_utils.sync_global_devices(name)
 
 
 def global_max(value: int) -> int:
-    """The greatest value that any process has."""
+    """The maximum over all processes."""
     return int(np.max(all_gather(np.array([value], np.int32))))
 
 
 def global_min(value: int) -> int:
-    """The least value that any process has."""
+    """The minimum over all processes."""
     return -global_max(-value)
 
 
 def broadcast(text: str) -> str:
-    """The text that process 0 has."""
+    """The text of process 0, in every process."""
     content = text.encode()
     size = global_max(len(content))
     padded = np.frombuffer(content.ljust(size, b"\0"), np.uint8)
@@ -123,7 +126,7 @@ def broadcast(text: str) -> str:
 
 
 def all_gather(tree: Any) -> Any:
-    """NumPy arrays of all processes, one after another along the first axis."""
+    """The NumPy arrays of all processes, concatenated along the first axis."""
     if jax.process_count() == 1:
         return tree
     return jax.tree.map(lambda x: np.asarray(multihost_utils.process_allgather(x, tiled=True)), tree)

@@ -1,1 +1,1 @@
-"""A run from start to finish: its configuration, its folder, and what it saves, logs and shows."""
+"""A run from start to finish: its configuration, folder, checkpoints, log and progress."""

@@ -1,4 +1,4 @@
-"""What a run will need, before it is started: memory as the compiler plans it, time from a few updates."""
+"""What a run will need: memory from the compiler's plan, and time from a few updates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from meta_train.outer.population import Memory, Population
 from meta_train.run.config import Config
 from meta_train.run.setup import Setup
 
-# Rounds (as many particles as all devices work on at once) of the two small populations that are timed.
+# Rounds of the two small populations that are timed; in a round, all devices work on one chunk each.
 FEW, MORE = 1, 3
 WARM_UP, TIMED = 2, 5
 
@@ -24,38 +24,38 @@ WARM_UP, TIMED = 2, 5
 class Estimate(NamedTuple):
     """What a run will need."""
 
-    memory: Memory  # of each device
-    seconds: float  # an update
+    memory: Memory  # per device
+    seconds: float  # per update
 
 
 def memory(setup: Setup) -> Memory:
-    """What each device will need during meta-training.
+    """The memory that each device will need during meta-training.
 
     Raises:
-      UserError: it is more than there is.
+      UserError: a device does not have that much.
     """
     needed = setup.population.memory(jax.eval_shape(setup.training.init_theta, jax.random.key(0)))
     total = sum(needed)
     there_is = _memory_of_device()
     if there_is is not None and total > there_is:
         raise UserError(
-            f"the run would need {decimal(total)} on each device, and there are {decimal(there_is)}; try a "
-            f"smaller --chunk (it is {setup.chunk}), fewer --estimator.particles, or more devices"
+            f"the run would need {decimal(total)} on each device, but a device has {decimal(there_is)}; try "
+            f"a smaller --chunk (it is {setup.chunk}), fewer --estimator.particles, or more devices"
         )
     return needed
 
 
 def estimate(config: Config, setup: Setup) -> Estimate:
-    """Memory and time of a run; a few updates of small populations are made, and nothing is kept.
+    """Memory and time of a run, measured on a few updates of small populations, whose results are discarded.
 
-    The particles of a device are unrolled in rounds, so the time of an update is a line in their number.
+    A device unrolls its particles in rounds, so the time of an update is linear in the number of rounds.
 
     Args:
       config: the settings.
-      setup: what they stand for.
+      setup: the objects built from them.
 
     Raises:
-      UserError: there is too little memory.
+      UserError: a device has too little memory.
     """
     needed = memory(setup)
     per_round = setup.devices * setup.units_at_once
@@ -67,7 +67,7 @@ def estimate(config: Config, setup: Setup) -> Estimate:
 
 
 def print_estimate(estimate: Estimate, config: Config, devices: int, console: Console) -> None:
-    """Memory, time of an update, and of all."""
+    """Print the memory, the time of an update and the time of all updates."""
     held, working = estimate.memory
     seconds = estimate.seconds * config.updates
     hours, minutes = divmod(round(seconds / 60), 60)
@@ -75,14 +75,14 @@ def print_estimate(estimate: Estimate, config: Config, devices: int, console: Co
     console.print(
         f"memory: {decimal(held + working)} on each of {devices} devices ({decimal(held)} held, "
         f"{decimal(working)} during an update)\n"
-        f"time: {estimate.seconds:.3g} s an update, {total} for {config.updates} updates, without compiling "
-        "and the comparison at the end",
+        f"time: {estimate.seconds:.3g} s per update, {total} for {config.updates} updates, without "
+        "compilation and the comparison at the end",
         highlight=False,
     )
 
 
 def _seconds(config: Config, setup: Setup, population: Population) -> float:
-    """Of an update, the median of a few."""
+    """Time of an update, the median of a few."""
     key = jax.random.key(config.seed)
     tx = setup.outer_optimizer
     state = initial_state(population, tx, setup.training.init_theta(key), key)
@@ -91,7 +91,7 @@ def _seconds(config: Config, setup: Setup, population: Population) -> float:
 
 
 def _memory_of_device() -> int | None:
-    """Bytes that a device has, None where nobody says; the devices of a CPU share its memory."""
+    """Memory of a device in bytes, None if unknown; the devices of a CPU share its memory."""
     device = jax.local_devices()[0]
     if stats := device.memory_stats():
         return stats.get("bytes_limit")

@@ -1,4 +1,4 @@
-"""A run is a folder: where everything in it lies, and the metrics file."""
+"""The run folder: the paths of its files, and the metrics file."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """A line of JSON for each update."""
+        """The metrics: one line of JSON per update."""
         return self.path / "metrics.jsonl"
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of the newest states of the run."""
+        """The folder of the newest checkpoints."""
         return self.path / "checkpoints"
 
     @property
@@ -55,7 +55,7 @@ class RunFolder:
         return self.path / "report"
 
     def finished(self, updates: int) -> bool:
-        """Whether the report, which is written last, is there, and is one of so many updates."""
+        """Whether the report, which is written last, exists and covers this number of updates."""
         try:
             return json.loads((self.report / "summary.json").read_text())["updates"] == updates
         except (OSError, ValueError, KeyError):
@@ -63,52 +63,51 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path | None, task: str) -> RunFolder:
-        """Make the folder of a new run.
+        """Create the folder of a new run.
 
         Args:
-          path: where, or None for the next free number under ``runs/``.
+          path: its path, or None for the next free number under ``runs/``.
           task: name of the task, for the name of the folder.
 
         Raises:
-          UserError: the folder exists and is not empty, or cannot be made.
+          UserError: the folder exists and is not empty, or cannot be created.
         """
         return cls(
             new_folder(
                 path,
                 RUNS / task.rpartition(":")[2],
                 what="run folder",
-                advice=f"name another --run-dir, or go on with that run: --resume {path}",
+                advice=f"choose another --run-dir, or continue that run with --resume {path}",
             )
         )
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """The folder of a run that was begun before.
+        """The folder of an existing run.
 
         Raises:
-          UserError: there is no run in it.
+          UserError: the folder holds no run.
         """
         folder = cls(path)
         if not folder.config.is_file():
             raise UserError(
                 f"there is no run to resume in {path}: {folder.config} is missing; give the folder that "
-                "meta-train named when it started"
+                "meta-train printed when it started"
             )
         return folder
 
 
 def new_folder(path: Path | None, numbered: Path, *, what: str, advice: str) -> Path:
-    """Make a folder that nothing is in.
+    """Create an empty folder.
 
     Args:
-      path: where, or None for the lowest N for which ``numbered-N`` is free; safe against another process
-        doing the same.
-      numbered: the beginning of a numbered name.
-      what: what it is called in messages.
-      advice: what to do if it has something in it.
+      path: its path, or None for ``numbered-N`` with the lowest free N, even if other processes do the same.
+      numbered: the path without its number.
+      what: its name in messages.
+      advice: what to do if it is not empty.
 
     Raises:
-      UserError: the folder exists and is not empty, or cannot be made.
+      UserError: the folder exists and is not empty, or cannot be created.
     """
     try:
         if path is not None:
@@ -126,18 +125,18 @@ def new_folder(path: Path | None, numbered: Path, *, what: str, advice: str) -> 
             except FileExistsError:
                 number += 1
     except OSError as error:
-        raise UserError(f"the {what} cannot be made ({error}); {advice.partition(',')[0]}") from None
+        raise UserError(f"the {what} cannot be created ({error}); {advice.partition(',')[0]}") from None
 
 
 class MetricsFile:
     """JSON lines, one per update; a context manager.
 
     Args:
-      path: the file; None for a process that writes none.
-      position: bytes of it to keep: what a run that is resumed had written at its checkpoint.
+      path: the file; None for a process that does not write one.
+      position: number of bytes to keep: the length that the file had at the checkpoint of a resumed run.
 
     Raises:
-      UserError: the file has lost some of these bytes.
+      UserError: the file is shorter than that.
     """
 
     def __init__(self, path: Path | None, position: int = 0) -> None:
@@ -147,8 +146,8 @@ class MetricsFile:
         size = path.stat().st_size if path.exists() else 0
         if size < position:
             raise UserError(
-                f"{path} has {size} bytes, and had {position} when the checkpoint was saved; put the lost "
-                "lines back, or start a new run"
+                f"{path} has {size} bytes, but had {position} when the checkpoint was saved; restore the "
+                "lost lines, or start a new run"
             )
         self._file = path.open("ab")
         self._file.truncate(position)
@@ -160,7 +159,7 @@ class MetricsFile:
         return self._file.tell()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Add a line, and hand it to the operating system."""
+        """Append a line, and flush it to the operating system."""
         self._file.write(json.dumps(record).encode() + b"\n")
         self._file.flush()
 

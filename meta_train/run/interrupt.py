@@ -1,4 +1,4 @@
-"""Stopping in good order: the first Ctrl-C or SIGTERM is a request, the second Ctrl-C an order."""
+"""Stopping cleanly: the first Ctrl-C or SIGTERM is a request; a second Ctrl-C kills at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from meta_train.devices.processes import global_max
 
 
 class Interrupted(LearnedOptError):
-    """The run was asked to stop, and did; the exit code is 128 + the signal's number."""
+    """The run stopped because a signal asked it to; the exit code is 128 + the signal's number."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
@@ -19,9 +19,9 @@ class Interrupted(LearnedOptError):
 
 
 class StopRequest:
-    """Notes SIGINT and SIGTERM while it is entered, for the run to stop where it can save.
+    """Records SIGINT and SIGTERM while it is entered, so that the run can stop where it can save.
 
-    Only the main thread can: in another one nothing is noted.
+    Only the main thread can do this; in any other thread no signal is recorded.
 
     Attributes:
       signal: number of the signal that this process received, or None.
@@ -31,7 +31,7 @@ class StopRequest:
         self.signal: int | None = None
 
     def requested(self) -> int:
-        """The signal that any process of the run received, or 0: all of them stop together."""
+        """The signal that any process of the run received, or 0; all processes stop together."""
         return global_max(self.signal or 0)
 
     def check(self, message: str) -> None:
@@ -42,7 +42,7 @@ class StopRequest:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.signal = number
-        # From now on Ctrl-C kills at once, wherever the program is.
+        # From now on Ctrl-C kills at once.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def __enter__(self) -> StopRequest:

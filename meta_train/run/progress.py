@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live line, or now and then a plain one in a log file."""
+"""Progress of a run: a live line in a terminal, or a plain line from time to time in a log file."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from rich.progress import (
 )
 
 LOG_EVERY_SECONDS = 15.0
-# The rate and the time left follow the last updates, not the whole run.
+# The rate and the time left are averages over recent updates, not over the whole run.
 SMOOTHING_SECONDS = 5.0
 
 
 class ProgressLine:
-    """Update, meta-loss, particle-steps per second, time left; a context manager.
+    """Shows update, meta-loss, particle-steps per second and time left; a context manager.
 
     Args:
-      console: where to; a live line if it is a terminal, and else a line every 15 seconds.
-      total: updates of the run.
-      done: updates made before.
-      label: what goes on, if it is not meta-training.
+      console: where to print: a live line if it is a terminal, otherwise a line every 15 seconds.
+      total: number of updates of the run.
+      done: number of updates already done.
+      label: what is running, if it is not meta-training.
     """
 
     def __init__(self, console: Console, total: int, done: int, label: str = "") -> None:
@@ -41,16 +41,16 @@ class ProgressLine:
         self._updates_per_second = 0.0
 
     def advance(self, update: int, loss: float, steps: float, seconds: float) -> None:
-        """Show one more update, or several.
+        """Show one or more new updates.
 
         Args:
-          update: updates made so far.
-          loss: the meta-loss of the last.
-          steps: particle-steps of those since the last call.
-          seconds: what they took.
+          update: number of updates so far.
+          loss: meta-loss of the last one.
+          steps: particle-steps since the last call.
+          seconds: time since the last call.
         """
         self._advances += 1
-        # The first update compiles, so its rate says nothing about those to come.
+        # The first update includes compilation, so its rate does not predict that of later ones.
         keep = 0.0 if self._advances <= 2 else 1 - min(1.0, seconds / SMOOTHING_SECONDS)
         self._rate = keep * self._rate + (1 - keep) * steps / seconds
         rate = (update - self._done) / seconds
@@ -73,14 +73,14 @@ class ProgressLine:
 
 
 class RunsLine:
-    """Training runs done with an optimizer, their rate, and the time left; a context manager.
+    """Shows the training runs done with an optimizer, their rate and the time left; a context manager.
 
-    Entered, it gives a function of the number of runs done and of all that are planned.
+    It yields a callback ``(runs done, runs planned)``.
 
     Args:
-      console: where to, as for ``ProgressLine``.
+      console: where to print, as for ``ProgressLine``.
       check: called at each advance; it may raise.
-      name: of the optimizer.
+      name: name of the optimizer.
     """
 
     def __init__(self, console: Console, check: Callable[[], None], name: str) -> None:
@@ -92,7 +92,7 @@ class RunsLine:
     def _advance(self, done: int, planned: int) -> None:
         self._check()
         now = time.monotonic()
-        # Before the first runs are done the program is compiled: the rate is that of those after them.
+        # The time until the first runs are done includes compilation, so the rate counts only later runs.
         runs, began = self._first = self._first or (done, now)
         rate = (done - runs) / (now - began) if done > runs else 0.0
         text = f"{rate:.3g} runs/s" if rate else ""
@@ -107,7 +107,7 @@ class RunsLine:
 
 
 class _Line:
-    """A bar in a terminal; elsewhere now and then a line, and one at the end."""
+    """A progress bar in a terminal; elsewhere a line from time to time, and one at the end."""
 
     def __init__(self, console: Console, label: str, total: int | None, done: int) -> None:
         self._console = console
@@ -127,9 +127,9 @@ class _Line:
         self._task = self.bar.add_task("", total=total, completed=done, text="compiling")
 
     def show(self, what: str, done: int, text: str, rate: float, total: int | None = None) -> None:
-        """Show how far it is, with `rate` units per second; a new total takes the place of the old."""
+        """Show the progress at `rate` units per second; a new total replaces the old one."""
         self._total = total or self._total
-        assert self._total is not None  # where it is not known at first, every call gives it
+        assert self._total is not None  # if it is not known at first, every call gives it
         self.bar.update(self._task, completed=done, total=self._total, text=text)
         now = time.monotonic()
         if self._console.is_terminal or (done < self._total and now - self._logged < LOG_EVERY_SECONDS):

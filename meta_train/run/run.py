@@ -31,12 +31,12 @@ from meta_train.run.progress import ProgressLine, RunsLine
 from meta_train.run.setup import Setup, start
 from meta_train.run.tracking import Tracker, tracked
 
-# After so many updates in a row without a finite meta-gradient the run gives up.
+# The run stops after this many consecutive updates without a finite meta-gradient.
 MAX_SKIPPED = 20
 
 
 class Outputs(NamedTuple):
-    """What a run writes to, and the request to stop that it heeds."""
+    """A run's outputs, and the stop request that it checks."""
 
     folder: RunFolder
     store: CheckpointStore
@@ -50,13 +50,13 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
 
     Args:
       config: the settings, validated.
-      setup: what they stand for.
-      folder: the run's folder: new, or that of the run to go on with.
+      setup: the objects built from them.
+      folder: the run's folder: new, or that of the run to resume.
       console: where progress and results are shown.
-      resume: go on from the newest checkpoint of the folder.
+      resume: continue from the newest checkpoint in the folder.
 
     Raises:
-      Interrupted: a signal asked for it; the state is saved.
+      Interrupted: a signal asked the run to stop; the state is saved.
       LearnedOptError: the meta-gradient stayed non-finite, or the disk failed.
     """
     with saving.open_store(folder.checkpoints) as store:
@@ -70,14 +70,14 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
             export(config, folder, theta)
             console.print(f"optimizer: {folder.optimizer}", highlight=False)
             report(config, setup, theta, outputs)
-    # A process that left before the report is written would be taken for dead.
+    # A process that exits before the report is written would be considered lost.
     barrier("the report is written")
 
 
 def start_or_resume(
     config: Config, setup: Setup, folder: RunFolder, store: CheckpointStore, console: Console, resume: bool
 ) -> Restored:
-    """The state that a run goes on from; a new run saves it, and so can be resumed from its first moment."""
+    """The state that a run continues from; a new run saves it, so that it can be resumed from the start."""
     if resume:
         begun = saving.restore(folder.checkpoints, store, setup.population, start(config, setup))
         for sentence in begun.damaged:
@@ -94,7 +94,7 @@ def start_or_resume(
 
 
 def learn(config: Config, setup: Setup, begun: Restored, outputs: Outputs) -> Theta:
-    """Make the updates; record, show and save what they give, and stop if a signal asks for it."""
+    """Run the updates; record, show and save their results, and stop if a signal asks for it."""
     folder, store, console, tracker, stop = outputs
     theta, advice = begun.state.theta, _how_to_go_on(config, folder)
     with (
@@ -116,7 +116,7 @@ def learn(config: Config, setup: Setup, begun: Restored, outputs: Outputs) -> Th
                 saving.save(store, setup.population, state, number, metrics.position)
             if stopping:
                 store.wait()
-                stop.check(f"stopped at update {number} of {config.updates}, and saved; {advice}")
+                stop.check(f"stopped at update {number} of {config.updates} and saved; {advice}")
             if state.skipped >= MAX_SKIPPED:
                 raise LearnedOptError(
                     f"the meta-gradient was not finite {MAX_SKIPPED} updates in a row, up to update "
@@ -130,7 +130,7 @@ def learn(config: Config, setup: Setup, begun: Restored, outputs: Outputs) -> Th
 def export(
     config: Config, folder: RunFolder, theta: Theta, comparisons: Sequence[Mapping[str, Any]] = ()
 ) -> None:
-    """Write the optimizer file, with a summary of how it came about that equal runs have in common."""
+    """Write the optimizer file, with a summary of its meta-training that is the same for equal runs."""
     if not is_primary():
         return
     settings, lines = to_dict(config), list(read_metrics(folder.metrics))
@@ -145,11 +145,11 @@ def export(
 
 
 def report(config: Config, setup: Setup, theta: Theta, outputs: Outputs) -> None:
-    """Compare the optimizer with tuned baselines, and write and show what was found."""
+    """Compare the optimizer with tuned baselines; write and show the results."""
     folder, _, console, tracker, stop = outputs
     learned, steps = Contestant(setup.training.optimizer, theta), config.evaluation.steps
     check = partial(stop.check, f"stopped during the comparison; {_how_to_go_on(config, folder)}")
-    # Runs show the training loss, whatever was meta-trained for; the criterion follows that.
+    # Runs show the training loss, whatever the objective was; the criterion follows the objective.
     training = Training(setup.training.data, setup.training.task, learned.optimizer, steps)
     comparison = compare(
         setup.tasks[0],
@@ -163,7 +163,7 @@ def report(config: Config, setup: Setup, theta: Theta, outputs: Outputs) -> None
         watch=partial(RunsLine, console, check),
     )
     if is_primary():
-        # The file is whole already; now it gets its card.
+        # The optimizer file already exists; now its card is added.
         export(config, folder, theta, [card(comparison, "learned")])
         tracker.artifact(folder.optimizer, {"config": to_dict(config)})
         _write_report(config, folder, comparison, tracker)
@@ -172,7 +172,7 @@ def report(config: Config, setup: Setup, theta: Theta, outputs: Outputs) -> None
 
 
 def _write_report(config: Config, folder: RunFolder, comparison: Comparison, tracker: Tracker) -> None:
-    """Draw and write the report, and hand it to the tracker."""
+    """Draw and write the report, and pass it to the tracker."""
     from meta_train.report.figures import draw_meta_training
 
     folder.report.mkdir(exist_ok=True)
@@ -188,7 +188,7 @@ def _write_report(config: Config, folder: RunFolder, comparison: Comparison, tra
 
 
 def _record(update: Update) -> dict[str, Any]:
-    """A line of the metrics file; a value that is not finite is null."""
+    """A line of the metrics file; non-finite values are null."""
     values = {name: float(value) for name, value in update.metrics.items()}
     return {
         "update": update.number,
@@ -201,4 +201,4 @@ def _record(update: Update) -> dict[str, Any]:
 def _how_to_go_on(config: Config, folder: RunFolder) -> str:
     code = {flag: name for flag, name in code_names(config).items() if ":" in name}
     flags = " ".join(f"{flag} {name}" for flag, name in {"--resume": folder.path, **code}.items())
-    return f"go on with: meta-train {flags}"
+    return f"continue with: meta-train {flags}"

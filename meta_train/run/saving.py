@@ -1,4 +1,4 @@
-"""The checkpoints of a run: each process saves a part, and any number of them goes on from these."""
+"""The checkpoints of a run: each process saves a part, and any number of processes can resume from them."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from meta_train.outer.population import Population
 
 
 def open_store(folder: Path) -> CheckpointStore:
-    """The checkpoints of this process's part.
+    """The checkpoint store of this process's part.
 
     Args:
-      folder: where those of the run are.
+      folder: the checkpoint folder of the run.
     """
     return CheckpointStore(part_folder(folder, jax.process_index(), jax.process_count()))
 
 
 def save(store: CheckpointStore, population: Population, state: RunState, update: int, position: int) -> None:
-    """Save the state in the background, with the length of the metrics file that belongs to it."""
+    """Save the state in the background, together with the matching length of the metrics file."""
     store.save(update, gathered(population, state), {"metrics_position": position})
 
 
 def restore(folder: Path, store: CheckpointStore, population: Population, like: RunState) -> Restored:
     """The state after the newest update that every part has, on the devices of the population.
 
-    Where another number of processes saved it, each takes its share of all parts, and saves that.
+    If a different number of processes saved it, each process takes its share of all parts and saves that.
 
     Args:
-      folder: where the checkpoints of the run are.
-      store: those of this process's part.
-      population: whose particles they are.
+      folder: the checkpoint folder of the run.
+      store: the checkpoint store of this process's part.
+      population: the population that the particles belong to.
       like: a state of this run; its values do not matter.
 
     Raises:
-      UserError: there is no whole checkpoint of such a state.
+      UserError: there is no intact checkpoint of such a state.
     """
     like = gathered(population, like)
     index, count, saved = jax.process_index(), jax.process_count(), saved_parts(folder)
@@ -58,7 +58,7 @@ def restore(folder: Path, store: CheckpointStore, population: Population, like: 
         oldest = processes.global_min(min(part.update for part in parts))
         if processes.global_min(all(part.update == oldest for part in parts)):
             break
-        # A process that was killed has saved less than the others.
+        # A process that was killed may have saved fewer checkpoints than the others.
         newest = oldest
     state = parts[0].state
     if saved != count:

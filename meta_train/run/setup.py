@@ -1,4 +1,4 @@
-"""What a configuration stands for: data, problems, population and outer optimizer."""
+"""Builds what a run needs from its configuration: data, problems, population and outer optimizer."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from meta_train.run.config import Config
 
 
 class Setup(NamedTuple):
-    """What a configuration stands for."""
+    """The objects built from a configuration."""
 
-    tasks: tuple[str, ...]  # names of the tasks that are learned from
-    training: Training | FamilyTraining  # the first of them, which the report is about
-    populate: Callable[[int], Population]  # of so many units (antithetic pairs, or single particles)
-    population: Population  # of as many as configured
+    tasks: tuple[str, ...]  # names of the tasks that meta-training uses
+    training: Training | FamilyTraining  # the first of them, which the report shows
+    populate: Callable[[int], Population]  # from a number of units (antithetic pairs, or single particles)
+    population: Population  # with the configured number of units
     outer_optimizer: optax.GradientTransformation
     devices: int
     chunk: int  # particles that a device works on at once
-    units_at_once: int  # units, likewise
+    units_at_once: int  # units that a device works on at once
 
 
 def prepare(config: Config) -> Setup:
-    """Load the data, and build the problem and the population that learns from it.
+    """Load the data, and build the problem and its population.
 
     Raises:
       UserError: the data is missing, the particles cannot be spread over the devices, or the estimator
-        cannot do the task.
+        does not support the task.
     """
     devices = start_devices(config.devices, config.estimator.units)
     task = find_task(config.task.name).build(config.task.settings)
@@ -78,7 +78,7 @@ def prepare(config: Config) -> Setup:
 
 
 def _check_estimator(make: Callable[..., Estimator], training: Training | FamilyTraining) -> None:
-    """Let the estimator refuse a problem that it cannot do, before data is loaded or anything is run."""
+    """Let the estimator reject an unsupported problem before data is loaded or anything is run."""
 
     def start(key: jax.Array) -> Any:
         return make(training).init(key, training.init_theta(key), 0.0)
@@ -87,42 +87,44 @@ def _check_estimator(make: Callable[..., Estimator], training: Training | Family
 
 
 def origin(config: Config) -> Path | None:
-    """The optimizer file that a run is to start from, if there is one.
+    """The optimizer file that a run starts from, if any.
 
     Raises:
-      UserError: it is not there, or no whole optimizer file, or of another architecture.
+      UserError: it does not exist, is not an intact optimizer file, or has another architecture.
     """
     if config.start_from is None:
         return None
     path = find_optimizer(config.start_from)
     if path is None:
         raise UserError(
-            f"--start-from is {config.start_from}, which is no optimizer file, no folder of a run, and no "
+            f"--start-from is {config.start_from}, which is not an optimizer file, a run folder or a "
             f"pretrained optimizer ({', '.join(learned_opt.pretrained_names())})"
         )
     architecture = learned_opt.read(path).architecture
     if architecture != config.optimizer:
         raise UserError(
-            f"--start-from {config.start_from} holds a '{architecture}', and --optimizer is "
+            f"--start-from {config.start_from} holds a '{architecture}', but --optimizer is "
             f"'{config.optimizer}'; give --optimizer {architecture}"
         )
     return path
 
 
 def start(config: Config, setup: Setup, theta: Theta | None = None) -> RunState:
-    """The state before the first update, a function of the seed and the weights to start from.
+    """The state before the first update, from the seed and the initial weights.
 
     Args:
       config: the settings.
-      setup: what they stand for.
-      theta: the weights; fresh ones, if there are none.
+      setup: the objects built from them.
+      theta: the initial weights; None for fresh ones.
 
     Raises:
-      UserError: the weights are of another number of parameter tensors than the task has.
+      UserError: the weights are for a different number of parameter tensors than the task has.
     """
     key = jax.random.key(config.seed)
     fresh = jax.jit(setup.training.init_theta)(jax.random.fold_in(key, 0))
     theta = fresh if theta is None else jax.tree.map(jnp.asarray, theta)
     if jax.tree.map(jnp.shape, theta) != jax.tree.map(jnp.shape, fresh):
-        raise UserError("--start-from holds hyperparameters for another number of tensors than the task has")
+        raise UserError(
+            "--start-from holds hyperparameters for a different number of tensors than the task has"
+        )
     return initial_state(setup.population, setup.outer_optimizer, theta, key)

@@ -22,20 +22,20 @@ logger = logging.getLogger(__name__)
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 
-# Seconds. Together they keep a start below 30 s: the local service, then the server's answer.
+# In seconds. Together these keep a start below 30 s: first the local service, then the server's answer.
 SERVICE_TIMEOUT = 10.0
 ONLINE_TIMEOUT = 10.0
-# Seconds that the upload may take at the end; what is left stays in the folder for `wandb sync`.
+# Seconds that the upload may take at the end; anything left stays in the folder for `wandb sync`.
 FINISH_TIMEOUT = 15.0
 
 
 class Tracker:
-    """Mirrors a run to W&B; without a W&B run every method does nothing.
+    """Mirrors a run to W&B; without a W&B run, every method does nothing.
 
-    No method raises. The first failure is reported as one warning line, and the run goes on.
+    No method raises. The first failure is reported as one warning line, and the run continues.
 
     Attributes:
-        status: one line for the terminal that says where W&B stands.
+        status: one line for the terminal with the state of W&B.
     """
 
     def __init__(self, status: str, run: wandb.Run | None = None) -> None:
@@ -44,7 +44,7 @@ class Tracker:
         self._warned = False
 
     def log(self, update: int, metrics: Mapping[str, float]) -> None:
-        """Logs the metrics of one update; `update` is W&B's step and must grow."""
+        """Logs the metrics of one update; `update` is W&B's step and must increase."""
         self._attempt(lambda run: run.log(dict(metrics), step=update, commit=True))
 
     def summary(self, values: Mapping[str, float]) -> None:
@@ -55,9 +55,9 @@ class Tracker:
         """Logs the final comparison.
 
         Args:
-            rows: the lines of the table `comparison`, as column name to value; a column that a
-                row lacks is left empty.
-            figures: name to PNG file.
+            rows: the rows of the table `comparison`, as column name to value; missing columns are left
+                empty.
+            figures: PNG files by name.
         """
 
         def send(run: wandb.Run) -> None:
@@ -78,7 +78,7 @@ class Tracker:
             import wandb
 
             artifact = wandb.Artifact(f"optimizer-{run.id}", "optimizer", metadata=dict(metadata))
-            # Immutable: W&B uploads the file where it lies and keeps no copy of it elsewhere.
+            # Immutable: W&B uploads the file from where it is and keeps no copy of it elsewhere.
             artifact.add_file(str(path.resolve()), name=path.name, policy="immutable")
             run.log_artifact(artifact)
 
@@ -95,10 +95,10 @@ class Tracker:
             return
         try:
             call(self._run)
-        except Exception as error:  # whatever it is, the run matters more than its mirror
+        except Exception as error:  # no failure of W&B may stop the run
             if not self._warned:
                 logger.warning(
-                    "W&B: failed (%s); the run goes on. What was recorded can be sent later with "
+                    "W&B: failed (%s); the run continues. Upload what was recorded later with "
                     "`wandb sync %s`.",
                     _reason(error),
                     _folder(self._run),
@@ -109,21 +109,21 @@ class Tracker:
 def start_tracking(
     mode: WandbMode, run_dir: Path, config: Mapping[str, Any], project: str = "learned-opt"
 ) -> Tracker:
-    """Starts or continues the W&B run of `run_dir`; it never asks anything and never raises.
+    """Starts or continues the W&B run of `run_dir`; never prompts and never raises.
 
     Args:
-        mode: `online`, `offline` and `disabled` mean what they say, whatever `WANDB_MODE` says
-            (W&B's own rule for an explicit mode). `auto` follows `WANDB_MODE` where it is set;
-            otherwise it is online when logged in (an API key in the environment or in netrc) or
-            started by a sweep agent, and disabled when not. `disabled` does not import wandb.
+        mode: `online`, `offline` and `disabled` take precedence over `WANDB_MODE` (W&B's own rule
+            for an explicit mode). `auto` follows `WANDB_MODE` if it is set; otherwise it is online
+            when logged in (an API key in the environment or in netrc) or started by a sweep agent,
+            and disabled when not. `disabled` does not import wandb.
         run_dir: the run folder. W&B's files go to `wandb/` in it, and `wandb.json` keeps the id
-            by which a resumed run continues the same W&B run.
+            with which a resumed run continues the same W&B run.
         config: the resolved configuration, as nested plain values.
-        project: the W&B project where `WANDB_PROJECT` names no other.
+        project: the W&B project, unless `WANDB_PROJECT` names another.
 
     Returns:
-        The tracker. When the server does not answer (within 10 s) or nobody is logged in, it
-        records offline; when not even that works, it does nothing. Its `status` says which.
+        The tracker. If the server does not answer within 10 s or nobody is logged in, it records
+        offline; if that fails too, it does nothing. Its `status` says which.
     """
     run_dir = run_dir.resolve()
     try:
@@ -131,13 +131,13 @@ def start_tracking(
         if mode == "disabled":
             return Tracker("W&B: disabled")
         return _start(mode, run_dir, config, project)
-    except Exception as error:  # whatever it is, the run matters more than its mirror
-        return Tracker(f"W&B: could not start ({_reason(error)}), going on without it")
+    except Exception as error:  # no failure of W&B may stop the run
+        return Tracker(f"W&B: could not start ({_reason(error)}), continuing without it")
 
 
 @contextlib.contextmanager
 def tracked(mode: WandbMode, run_dir: Path, config: Mapping[str, Any]) -> Iterator[Tracker]:
-    """The tracker of a run, from `start_tracking`; it ends with the exit code that the run has."""
+    """The tracker of a run, from `start_tracking`; it finishes with the exit code of the run."""
     tracker = start_tracking(mode, run_dir, config)
     exit_code = 1
     try:
@@ -151,7 +151,7 @@ def tracked(mode: WandbMode, run_dir: Path, config: Mapping[str, Any]) -> Iterat
 
 
 def _resolve(mode: WandbMode, run_dir: Path) -> WandbMode:
-    """Replaces `auto` by what the environment asks for."""
+    """Replaces `auto` by the mode that the environment asks for."""
     if mode != "auto":
         return mode
     if wish := os.environ.get("WANDB_MODE"):
@@ -164,7 +164,7 @@ def _resolve(mode: WandbMode, run_dir: Path) -> WandbMode:
 
 
 def _logged_in(run_dir: Path) -> bool:
-    # Asking W&B means importing it (a second), so look first whether there can be a key at all.
+    # Importing W&B takes a second, so first check whether there can be a key at all.
     keys = [os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")]
     files = [Path(os.environ.get("NETRC") or "~/.netrc"), Path("~/_netrc")]
     if not (any(keys) or any(file.expanduser().exists() for file in files)):
@@ -175,11 +175,11 @@ def _logged_in(run_dir: Path) -> bool:
 
 
 def _import_wandb(run_dir: Path) -> ModuleType:
-    """Imports wandb such that it stays in the run folder and quiet; what the user set wins."""
-    # W&B uploads from its data folder, so an offline run is complete only with that inside.
+    """Imports wandb so that it is quiet and writes to the run folder only; the user's settings win."""
+    # W&B uploads from its data folder, so an offline run is complete only if it contains that folder.
     os.environ.setdefault("WANDB_DATA_DIR", str(run_dir / "wandb"))
     os.environ.setdefault("WANDB_CACHE_DIR", str(run_dir / "wandb" / "cache"))
-    # W&B's telemetry about itself prints and waits where there is no network.
+    # Without a network, W&B's own error reporting prints messages and waits.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     return importlib.import_module("wandb")
 
@@ -204,7 +204,7 @@ def _start(mode: WandbMode, run_dir: Path, config: Mapping[str, Any], project: s
                 finish_timeout_raises=True,
             )
         )
-        # Without this, wandb.init would ask for a key wherever there is a terminal.
+        # Without this, wandb.init would ask for a key in a terminal.
         if mode == "online" and not wandb.login(prompt=False, verify=False):
             raise LearnedOptError("not logged in: run `wandb login` or set WANDB_API_KEY")
         run = wandb.init(
@@ -215,7 +215,7 @@ def _start(mode: WandbMode, run_dir: Path, config: Mapping[str, Any], project: s
             dir=str(run_dir),
             config=dict(config),
         )
-        # The run's own id: inside a sweep W&B takes the agent's, whatever it is given.
+        # The id that W&B used: in a sweep it is the agent's, whatever id was given.
         (run_dir / "wandb.json").write_text(json.dumps({"id": run.id}) + "\n")
         return run
 
@@ -227,35 +227,35 @@ def _start(mode: WandbMode, run_dir: Path, config: Mapping[str, Any], project: s
         return Tracker(f"W&B: {run.url}", run)
     except Exception as error:
         with contextlib.suppress(Exception):
-            _end_service()  # it still holds the id of the run that failed to start
+            _end_service()  # the service still holds the id of the run that failed to start
         run = init("offline")
-        status = f"W&B: not reachable ({_reason(error)}), going on offline, {_folder(run)}"
+        status = f"W&B: not reachable ({_reason(error)}), continuing offline, {_folder(run)}"
         return Tracker(status, run)
 
 
 def _end_service() -> None:
-    """Ends W&B's background process here, where its failures are caught, not at exit."""
+    """Ends W&B's background process here, where its failures are caught, rather than at exit."""
     import wandb
 
     try:
         wandb.teardown()
-    except SystemExit as error:  # what W&B raises when that process ended badly
+    except SystemExit as error:  # W&B raises this when that process failed
         raise LearnedOptError(f"W&B's service ended with exit code {error.code}") from error
 
 
 def _stored_id(run_dir: Path) -> str | None:
     try:
         return str(json.loads((run_dir / "wandb.json").read_text())["id"])
-    except (OSError, ValueError, KeyError, TypeError):  # none yet, or damaged: a new W&B run
+    except (OSError, ValueError, KeyError, TypeError):  # missing or damaged: start a new W&B run
         return None
 
 
 def _folder(run: wandb.Run) -> str:
-    """The folder that `wandb sync` takes, as one would type it here."""
+    """The folder to give to `wandb sync`, relative to the current folder if possible."""
     folder = Path(run.dir).parent
     return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in one line."""
+    """The error in one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__

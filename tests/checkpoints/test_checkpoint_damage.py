@@ -121,7 +121,7 @@ def test_what_orbax_reads_without_complaint_is_checked(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "20" / "arrays")
     shutil.copytree(tmp_path / "other" / "20" / "arrays", tmp_path / "20" / "arrays")
     (sentence,) = assert_restores(tmp_path, update=10, damaged=[20])
-    assert "['theta'] is not as it was saved" in sentence
+    assert "['theta'] differs from what was saved" in sentence
 
 
 def test_several_damaged_newest_first(tmp_path: Path) -> None:
@@ -182,9 +182,9 @@ def other_structures() -> dict[str, tuple[Any, str]]:
     return {
         "shape": ({"theta": theta[1:], "key": key}, r"\['theta'\] is float64\[1000, 7\] in the"),
         "dtype": ({"theta": theta.astype(np.float32), "key": key}, r"but float32\[1000, 7\] is"),
-        "missing": (LIKE | {"xi": theta}, r"\['xi'\] is missing in the checkpoint"),
-        "renamed": ({"theta": theta, "keys": key}, r"\['keys'\] is missing in the checkpoint"),
-        "container": ([theta, key], r"\[0\] is missing in the checkpoint"),
+        "missing": (LIKE | {"xi": theta}, r"\['xi'\] is missing from the checkpoint"),
+        "renamed": ({"theta": theta, "keys": key}, r"\['keys'\] is missing from the checkpoint"),
+        "container": ([theta, key], r"\[0\] is missing from the checkpoint"),
         "typed key": (LIKE | {"key": jax.random.key(0)}, r"but uint32\[2\] is expected"),
     }
 

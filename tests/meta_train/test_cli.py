@@ -133,7 +133,7 @@ def test_to_dict_is_plain_json() -> None:
         (
             RuntimeError("RESOURCE_EXHAUSTED: 9 GiB"),
             1,
-            "the device has too little memory; try a smaller --chunk",
+            "the device ran out of memory; try a smaller --chunk",
         ),
         (
             ZeroDivisionError("division"),

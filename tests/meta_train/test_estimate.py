@@ -43,7 +43,7 @@ def test_the_estimate_is_printed_and_nothing_is_made(tmp_path: Path) -> None:
     )
     assert outcome.code == 0, outcome.err
     assert re.search(r"memory: [\d.]+ kB on each of 1 devices \([\d.]+ kB held, [\d.]+ kB", outcome.err)
-    found = re.search(r"time: ([\d.e-]+) s an update, ([\d.]+) (s|min) for 1000 updates", outcome.err)
+    found = re.search(r"time: ([\d.e-]+) s per update, ([\d.]+) (s|min) for 1000 updates", outcome.err)
     assert found and float(found[1]) * 1000 == pytest.approx(
         float(found[2]) * {"s": 1, "min": 60}[found[3]], rel=0.3
     )
@@ -54,5 +54,5 @@ def test_a_run_that_needs_too_much_is_refused_before_its_folder_is_made(tmp_path
     with mock.patch("meta_train.run.estimate._memory_of_device", lambda: 10_000):
         outcome = meta_train(TINY, "--run-dir", tmp_path / "run")
     assert outcome.code == 2
-    assert "on each device, and there are 10.0 kB; try a smaller --chunk (it is 1), fewer" in outcome.err
+    assert "on each device, but a device has 10.0 kB; try a smaller --chunk (it is 1), fewer" in outcome.err
     assert not (tmp_path / "run").exists()

@@ -202,7 +202,7 @@ def test_all_experiments_make_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(pes_paper_command, "EXPERIMENTS", made_up)
     out = tmp_path / "out"
     ended = pes_paper("all --seeds 5 --out", out)
-    assert ended.code == 1 and "what it-False is to show does not hold" in ended.err
+    assert ended.code == 1 and "the claim does not hold in this run for: it-False" in ended.err
     assert ran == [(False, "NoOptions()"), (True, "Targets(target='a')"), (True, "Targets(target='b')")]
     page = (out / "paper.md").read_text()
     assert "| [it-False](#it-False) | it shows nothing. | Does not hold |" in page
@@ -226,11 +226,11 @@ def test_experiments_are_listed():
     [
         ("toy-regresion", "unknown experiment 'toy-regresion'; available: influence-balancing"),
         ("toy-regresion", "did you mean 'toy-regression'?"),
-        ("toy-regression --seeds 1 1", "--seeds is (1, 1); give one seed or more, each once"),
-        ("toy-regression --seeds", "give one seed or more"),
+        ("toy-regression --seeds 1 1", "--seeds is (1, 1); give at least one seed, and no seed twice"),
+        ("toy-regression --seeds", "give at least one seed"),
         ("toy-regression --seeds -1", "a seed must lie between 0 and 4294967295"),
         ("toy-regression --text book.txt", "--text"),
-        ("toy-regression --out a --resume b", "--out names a new folder, and --resume an old one"),
+        ("toy-regression --out a --resume b", "--out names a new folder and --resume an existing one"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_run(
@@ -247,5 +247,5 @@ def test_results_are_never_written_over(tmp_path: Path):
     (tmp_path / "result.json").write_text("mine")
     ended = pes_paper("toy-regression --out", tmp_path)
     assert ended.code == 2
-    assert f"the result folder {tmp_path} exists and is not empty; name another with --out" in ended.err
+    assert f"the result folder {tmp_path} exists and is not empty; choose another with --out" in ended.err
     assert (tmp_path / "result.json").read_text() == "mine"

@@ -88,7 +88,7 @@ def test_a_signal_to_one_stops_both_and_two_go_on_from_one(fifty_updates: Run, t
     processes[1].send_signal(signal.SIGTERM)
     ended = end(processes)
     assert [code for code, _ in ended] == [143, 143], ended
-    assert "and saved; go on with: meta-train --resume" in ended[0][1]
+    assert "and saved; continue with: meta-train --resume" in ended[0][1]
     saved = len(lines(tmp_path / "run"))
     for part in (1, 2):
         assert (tmp_path / "run" / "checkpoints" / f"part-{part}-of-2" / str(saved)).exists()
@@ -122,7 +122,10 @@ def test_when_one_is_killed_the_other_ends_and_says_why(
         ("--coordinator 10.0.0.1", "give HOST:PORT of process 0, such as 10.0.0.1:1234, or auto"),
         ("--coordinator localhost:0 --processes 2 --process-id 0", "--coordinator is localhost:0"),
         ("--coordinator localhost:1234", "needs --processes and --process-id"),
-        ("--coordinator localhost:1234 --processes 2 --process-id 2", "--process-id is 2 of --processes 2"),
+        (
+            "--coordinator localhost:1234 --processes 2 --process-id 2",
+            "--process-id is 2 and --processes is 2",
+        ),
         ("--coordinator auto --processes 2", "leave them out"),
     ],
 )

@@ -55,7 +55,7 @@ def test_a_signal_saves_and_the_resumed_run_ends_in_the_same_bits(
         outcome = run_fifty(tmp_path)
     assert outcome.code == CODES[number]
     assert outcome.err.splitlines()[-1] == (
-        f"meta-train: stopped at update 23 of 50, and saved; go on with: meta-train --resume {tmp_path}"
+        f"meta-train: stopped at update 23 of 50 and saved; continue with: meta-train --resume {tmp_path}"
     )
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert len(lines(tmp_path)) == 23
@@ -101,7 +101,7 @@ def test_a_signal_during_the_comparison(number: signal.Signals, tiny_run: Run, t
         outcome = meta_train("--resume", folder)
     assert outcome.code == CODES[number]
     assert outcome.err.splitlines()[-1] == (
-        f"meta-train: stopped during the comparison; go on with: meta-train --resume {folder}"
+        f"meta-train: stopped during the comparison; continue with: meta-train --resume {folder}"
     )
     # The file is written before the comparison begins, and gets its card after it.
     before, whole = (learned_opt.read(path).metadata for path in (folder, tiny_run.path))
@@ -144,8 +144,8 @@ def test_a_finished_run_says_so(tiny_run: Run) -> None:
     outcome = meta_train("--resume", tiny_run.path)
     assert outcome.code == 0
     assert outcome.err == (
-        f"{tiny_run.path} is finished: all 3 updates are made and the report is written "
-        f"({tiny_run.path}/report); a larger --updates goes on\n"
+        f"{tiny_run.path} is finished: all 3 updates are done and the report is written "
+        f"({tiny_run.path}/report); to continue, give a larger --updates\n"
     )
 
 
@@ -158,7 +158,7 @@ def test_more_updates_for_a_finished_run(tiny_run: Run, tmp_path: Path, no_compa
     assert (folder / "optimizer.safetensors").read_bytes() != tiny_run.optimizer
     assert json.loads((folder / "report" / "summary.json").read_text())["updates"] == 5
     # From now on that is what the run is.
-    assert "all 5 updates are made" in meta_train("--resume", folder).err
+    assert "all 5 updates are done" in meta_train("--resume", folder).err
     assert meta_train("--resume", folder, "--updates", 3).code == 2
 
 
@@ -200,7 +200,7 @@ def test_sigkill_then_sigterm_then_the_end(long_run: Run, tmp_path: Path, no_com
         child.terminate()
         _, said = child.communicate(timeout=300)
     assert child.returncode == 143, said
-    assert said.splitlines()[-1].endswith(f"go on with: meta-train --resume {folder}")
+    assert said.splitlines()[-1].endswith(f"continue with: meta-train --resume {folder}")
     assert meta_train("--resume", folder, "--devices 4").code == 0
     assert_same(folder, long_run)
 

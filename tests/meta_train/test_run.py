@@ -314,8 +314,8 @@ def test_start_from_an_optimizer(tiny_run: Run, tmp_path: Path, no_comparing: No
 
 def test_start_from_refuses(tiny_run: Run, tmp_path: Path) -> None:
     for flags, said in (
-        (f"--start-from {tiny_run.path} --optimizer sgdm", "holds a 'mlp', and --optimizer is 'sgdm'"),
-        ("--start-from nowhere", "--start-from is nowhere, which is no optimizer file"),
+        (f"--start-from {tiny_run.path} --optimizer sgdm", "holds a 'mlp', but --optimizer is 'sgdm'"),
+        ("--start-from nowhere", "--start-from is nowhere, which is not an optimizer file"),
         (f"--start-from {tmp_path}", "there is no optimizer file at"),
     ):
         outcome = meta_train(TINY, flags, "--run-dir", tmp_path / "run")

@@ -236,7 +236,7 @@ def test_unreachable_server_means_offline(tmp_path, monkeypatch, closed_port):
     monkeypatch.setattr(tracking, "ONLINE_TIMEOUT", 1.0)
     tracker = start_tracking("auto", tmp_path, CONFIG)
     assert tracker.status.startswith("W&B: not reachable (")
-    assert ", going on offline, wandb/offline-run-" in tracker.status
+    assert ", continuing offline, wandb/offline-run-" in tracker.status
     tracker.log(1, {"loss": 1.0})
     tracker.finish(0)
     run = parse(offline_files(tmp_path)[0])
@@ -246,7 +246,7 @@ def test_unreachable_server_means_offline(tmp_path, monkeypatch, closed_port):
 def test_online_without_a_key_never_asks(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked for a key"))
     tracker = start_tracking("online", tmp_path, CONFIG)
-    assert "not logged in" in tracker.status and "going on offline" in tracker.status
+    assert "not logged in" in tracker.status and "continuing offline" in tracker.status
     tracker.finish(0)
 
 
@@ -254,7 +254,7 @@ def test_a_start_that_fails_altogether_stops_nothing(tmp_path, monkeypatch, capl
     monkeypatch.setenv("WANDB_MODE", "sideways")
     tracker = start_tracking("auto", tmp_path, CONFIG)
     assert tracker.status.startswith("W&B: could not start (")
-    assert tracker.status.endswith("going on without it")
+    assert tracker.status.endswith("continuing without it")
     use_everything(tracker)
     assert caplog.records == []
 

@@ -180,11 +180,11 @@ def test_a_stopped_experiment_goes_on(
     pes_paper(*flags, "--resume", parts)
     assert (parts / "result.json").read_bytes() == (whole / "result.json").read_bytes()
     complete = pes_paper(*flags, "--resume", parts)
-    assert complete.code == 2 and "is complete: its result.json is there" in complete.err
+    assert complete.code == 2 and "is complete: it already has a result.json" in complete.err
     other = pes_paper("learned-optimizer --seeds 3 --data-dir", data_dir, "--resume", parts)
     assert other.code == 2 and "seeds [3, 4]" in other.err and "seeds [3]," in other.err
     nowhere = pes_paper(*flags, "--resume", tmp_path)
-    assert nowhere.code == 2 and "is no folder of an experiment" in nowhere.err
+    assert nowhere.code == 2 and "is not the folder of an experiment" in nowhere.err
 
 
 def test_losses_of_thetas_are_those_of_whole_episodes(tmp_path: Path) -> None:

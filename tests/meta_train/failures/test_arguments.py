@@ -155,9 +155,9 @@ def test_a_configuration_file_that_is_not_there() -> None:
 
 def test_config_excludes_resume(tiny_run: Run) -> None:
     outcome = meta_train("--config", tiny_run.path / "config.yaml", "--resume", tiny_run.path)
-    check(outcome, 2, "--config and --resume exclude each other")
+    check(outcome, 2, "give --config or --resume, not both")
 
 
 def test_run_dir_excludes_resume(tiny_run: Run) -> None:
     outcome = meta_train("--run-dir", "elsewhere", "--resume", tiny_run.path)
-    check(outcome, 2, "--run-dir and --resume exclude each other")
+    check(outcome, 2, "give --run-dir or --resume, not both")

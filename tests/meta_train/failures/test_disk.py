@@ -46,7 +46,7 @@ def test_a_full_disk_at_the_metrics(fifty_updates: Run, no_comparing: None) -> N
 
     with at_update(30, full):
         outcome = meta_train(FIFTY)
-    check(outcome, 1, "the disk or a file failed", "No space left on device", "--resume")
+    check(outcome, 1, "a file could not be read or written", "No space left on device", "--resume")
     resumed_to_the_same_bits(fifty_updates)
 
 
@@ -73,7 +73,7 @@ def test_a_full_disk_at_a_file(file: str, tiny_run: Run, no_comparing: None) -> 
     partial = Path("run") / f"{file}.partial"
     partial.symlink_to("/dev/full")
     outcome = meta_train("--resume", "run")
-    check(outcome, 1, "the disk or a file failed", "No space left on device")
+    check(outcome, 1, "a file could not be read or written", "No space left on device")
     partial.unlink()
     after = digests(Path("run"))
     assert {name: after[name] for name in before if not name.endswith(".png")} == {

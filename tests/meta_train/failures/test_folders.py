@@ -26,31 +26,34 @@ def test_a_run_folder_that_exists(tiny_run: Run) -> None:
 
 def test_a_run_folder_that_is_a_file() -> None:
     Path("file").write_text("")
-    check(meta_train(TINY, "--run-dir", "file"), 2, "the run folder cannot be made", "file")
+    check(meta_train(TINY, "--run-dir", "file"), 2, "the run folder cannot be created", "file")
 
 
 def test_a_run_folder_inside_a_file() -> None:
     Path("file").write_text("")
-    check(meta_train(TINY, "--run-dir", "file/run"), 2, "the run folder cannot be made", "file/run")
+    check(meta_train(TINY, "--run-dir", "file/run"), 2, "the run folder cannot be created", "file/run")
 
 
 def test_a_runs_folder_on_a_disk_that_is_gone() -> None:
     Path("runs").symlink_to("unmounted/runs")
-    check(meta_train(TINY), 2, "the run folder cannot be made", "runs")
+    check(meta_train(TINY), 2, "the run folder cannot be created", "runs")
 
 
 @pytest.mark.skipif(
     not Path("/proc/self").exists(), reason="/proc is a folder where root cannot write either"
 )
 def test_a_folder_where_nobody_may_write() -> None:
-    check(meta_train(TINY, "--run-dir", "/proc/run"), 2, "the run folder cannot be made", "/proc/run")
+    check(meta_train(TINY, "--run-dir", "/proc/run"), 2, "the run folder cannot be created", "/proc/run")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_folder() -> None:
     Path("locked").mkdir(mode=0o500)
     check(
-        meta_train(TINY, "--run-dir", "locked/run"), 2, "the run folder cannot be made", "Permission denied"
+        meta_train(TINY, "--run-dir", "locked/run"),
+        2,
+        "the run folder cannot be created",
+        "Permission denied",
     )
 
 
@@ -138,5 +141,5 @@ def test_no_whole_checkpoint(tiny_run: Run) -> None:
 def test_metrics_that_were_lost(tiny_run: Run) -> None:
     folder = unfinished(tiny_run)
     (folder / "metrics.jsonl").write_text("")
-    check(meta_train("--resume", folder), 2, "put the lost lines back", "metrics.jsonl has 0 bytes")
+    check(meta_train("--resume", folder), 2, "restore the lost lines", "metrics.jsonl has 0 bytes")
     assert (folder / "metrics.jsonl").read_text() == ""

@@ -29,7 +29,7 @@ def test_wandb_not_reachable(
     flags = "--updates 3 --checkpoint-every 2 --devices 2 --run-dir run --wandb online"
     outcome = meta_train(TINY, flags)
     assert outcome.code == 0, outcome.err
-    assert "W&B: not reachable (" in outcome.err and ", going on offline" in outcome.err
+    assert "W&B: not reachable (" in outcome.err and ", continuing offline" in outcome.err
     assert "W&B: not reachable" in PAGE
     assert (Path("run") / "optimizer.safetensors").read_bytes() == tiny_run.optimizer
     assert "wandb" in sys.modules
