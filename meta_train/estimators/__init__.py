@@ -1,6 +1,6 @@
-"""Estimators of meta-gradients, one algorithm a file.
+"""Estimators of meta-gradients, one algorithm per file.
 
-To add one: write it in a file here, and name it in ``ESTIMATORS``.
+To add one, write it in a file here and add it to ``ESTIMATORS``.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from meta_train.estimators.uoro import uoro
 
 
 class Method(NamedTuple):
-    """A named estimator, and what a user may set of it."""
+    """A named estimator, and the settings that a user may choose for it."""
 
     make: Callable[..., Estimator]  # (problem, **settings) -> estimator
-    settings: tuple[str, ...] = ("sigma", "truncation")  # those of ``EstimatorConfig`` that `make` takes
-    particles: int = 2  # in one unit: an antithetic pair (whose `make` also takes `chunk`), or 1
+    settings: tuple[str, ...] = ("sigma", "truncation")  # the fields of ``EstimatorConfig`` that `make` takes
+    particles: int = 2  # in one unit: 2 for an antithetic pair (whose `make` also takes `chunk`), or 1
 
 
 def _pes(problem: UnrolledProblem, *, analytic: bool, **settings: Any) -> Estimator:
-    """PES, with or without the control variate: one name on the command line."""
+    """PES with or without the control variate, under one name on the command line."""
     return (analytic_pes if analytic else pes)(problem, **settings)
 
 
@@ -53,10 +53,10 @@ def find_estimator(name: str) -> Method:
     """The estimator called `name`.
 
     Args:
-      name: one of ``ESTIMATORS``; or ``module:name`` for a `Method` of your own, whose module is imported.
+      name: one of ``ESTIMATORS``; or ``module:name`` for your own `Method`, whose module is imported.
 
     Raises:
-      UserError: there is none of that name, or the module cannot be imported.
+      UserError: there is no estimator of that name, or the module cannot be imported.
     """
     if ":" in name:
         method = find_in_module(name, "estimator")

@@ -18,26 +18,26 @@ class Trio(NamedTuple):
     """An antithetic pair, and a third particle that is not perturbed."""
 
     inner: State  # inner states of the pair, [2, ...]: positive, negative
-    xi: Theta  # sum of the perturbations that the positive particle has had in this episode
+    xi: Theta  # sum of the positive particle's perturbations in this episode
     mean: State  # inner state of the third particle
 
 
 def analytic_pes(problem: UnrolledProblem, *, sigma: float, truncation: int, chunk: int = 1) -> Estimator:
-    """PES, where the newest perturbation is replaced by what it estimates.
+    """PES in which an exact gradient replaces the estimate from the newest perturbation.
 
-    The third particle gives ``p``, the gradient of the window's loss with its first state held constant. PES
-    estimates it too, with noise, as the part of ``xi`` that is ``epsilon``. Here p takes the place of that
-    part, and only the older perturbations weight the rest of the difference of the losses::
+    The third particle gives ``p``, the gradient of the window's loss with its first state held constant. The
+    newest perturbation ``epsilon`` in ``xi`` gives PES a noisy estimate of the same gradient. Here p replaces
+    that estimate, and only the older perturbations weight the rest of the difference of the losses::
 
         g = [p + xi_old (L(+) - L(-) - 2 epsilon . p) / (2 sigma^2)] / K
 
-    - Bias: of order sigma^2 where the losses are not quadratic, since p is not smoothed.
+    - Bias: of order sigma^2 if the losses are not quadratic, since p is not smoothed.
     - Variance: less than that of PES.
-    - Memory: as PES, a third inner state, and the K inner states of the reverse pass.
+    - Memory: that of PES, a third inner state, and the K inner states of the reverse pass.
     - Cost per update: about 6 K inner steps.
 
     Args:
-      As ``pes``; the problem must be differentiable.
+      As for ``pes``; the problem must be differentiable.
 
     Returns:
       An estimator that carries a ``Trio``.

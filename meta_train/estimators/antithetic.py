@@ -1,4 +1,4 @@
-"""What the evolution-strategies estimators share: antithetic pairs with common random numbers."""
+"""Shared by the evolution-strategies estimators: antithetic pairs with common random numbers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from meta_train.estimators.window import Window, unroll
 
 def perturbation(key: jax.Array, theta: Theta, sigma: float) -> Theta:
     """``epsilon ~ N(0, sigma^2 I)``, with theta's structure. The key is consumed."""
-    # Behind the barrier epsilon is rounded once, for all who use it. Without, XLA merges the product into the
-    # sum theta + epsilon in some programs and not in others, by how many units a device has.
+    # The barrier makes epsilon round once for all of its uses. Without it, XLA fuses the product into the sum
+    # theta + epsilon in some programs and not in others, depending on the number of units on a device.
     return jax.lax.optimization_barrier(optax.tree.scale(sigma, optax.tree.random_like(key, theta)))
 
 
 def pair_of(state: State) -> State:
-    """The inner states of a pair that starts here, ``[2, ...]``: both the same."""
+    """The inner states of a pair that starts from one state, ``[2, ...]``: both the same."""
     return jax.tree.map(lambda x: jnp.stack([x, x]), state)
 
 
@@ -40,9 +40,9 @@ def unroll_pair(
       problem: what is unrolled.
       theta: the centre of the pair.
       epsilon: the perturbation of the positive particle.
-      states: their inner states, ``[2, ...]``: positive, negative.
-      position: int32 [], where both stand in the episode.
-      key: randomness of the data, common to both: it drops out of the difference of their losses.
+      states: inner states of the particles, ``[2, ...]``: positive, negative.
+      position: int32 [], the position of both in the episode.
+      key: randomness of the data, common to both, so that it cancels in the difference of their losses.
       truncation: K.
       chunk: particles unrolled at once.
 
@@ -59,17 +59,17 @@ def unroll_pair(
 
 
 def slope(pair: Window, sigma: float) -> jax.Array:
-    """``(L(+) - L(-)) / (2 sigma^2)``: what multiplies a perturbation to make it a gradient.
+    """``(L(+) - L(-)) / (2 sigma^2)``, the factor that turns a perturbation into a gradient.
 
-    It is 0 where exactly one of the particles had a loss that was not finite. The other's loss says nothing
-    about the size of such a loss, and a single pair of this kind would outweigh all others: its difference
-    is as large as ``max_loss`` allows, in every window until the episode ends.
+    It is 0 if exactly one of the particles had a non-finite loss. Otherwise a single such pair would outweigh
+    all others: its difference would be as large as ``max_loss`` allows, in every window until the episode
+    ends, although the true size of a non-finite loss is unknown.
     """
     positive, negative = pair.loss
     return jnp.where(one_broke(pair), 0, (positive - negative) / (2 * sigma**2))
 
 
 def one_broke(pair: Window) -> jax.Array:
-    """Whether exactly one of the particles of a pair had a loss that was not finite, bool []."""
+    """Whether exactly one of the particles of a pair had a non-finite loss, bool []."""
     positive, negative = pair.nonfinite > 0
     return positive != negative

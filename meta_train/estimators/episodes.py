@@ -1,4 +1,4 @@
-"""What all estimators do alike: walk through episodes window by window, and sum what is measured."""
+"""Shared by all estimators: walking through episodes window by window, and summing the metrics."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from meta_train.estimators.window import Window
 
 
 class Episode(NamedTuple):
-    """State of an estimator: where it stands in an episode, and what it carries from window to window."""
+    """State of an estimator: its position in an episode, and what it carries from window to window."""
 
-    carried: State  # the estimator's own: inner states, perturbations
+    carried: State  # the estimator's own state: inner states, perturbations
     position: jax.Array  # int32 [], steps of the episode already taken
-    length: jax.Array | None = None  # int32 [], all its steps; None where every episode has the horizon
+    length: jax.Array | None = None  # int32 [], steps of the episode; None if that is always the horizon
 
 
 class Estimate(NamedTuple):
-    """What an estimator makes of one window."""
+    """An estimator's result for one window."""
 
     gradient: Theta  # of the sum of the window's losses
     carried: State  # for the next window
-    windows: tuple[Window, ...]  # all that was unrolled
+    windows: tuple[Window, ...]  # all windows that were unrolled
     xi: Theta | None = None  # the perturbation that weighted the losses
 
 
@@ -39,15 +39,14 @@ def episodic(
     start: Callable[[jax.Array, Theta], State],
     window: Callable[[Theta, State, jax.Array, jax.Array, jax.Array], Estimate],
 ) -> Estimator:
-    """An estimator from what it does with a single window.
+    """An estimator from its function for a single window.
 
-    Each call unrolls the next window of K steps. When an episode is over, the next call starts a new one:
-    so the last losses of an episode still meet what was carried through that episode, and the first
-    losses of the next meet its own.
+    Each call unrolls the next window of K steps. When an episode is over, the next call starts a new one, so
+    the losses of an episode always go with the state carried through that same episode.
 
     Args:
       problem: what is unrolled.
-      truncation: K; it need not divide T, and the last window of an episode is then shorter.
+      truncation: K; it need not divide T: the last window of an episode is then shorter.
       start: ``(key, theta) -> carried``, at the start of an episode; the key is for ``problem.init``.
       window: ``(theta, carried, position, noise_key, data_key) -> Estimate``.
     """

@@ -15,12 +15,12 @@ def full_es(problem: UnrolledProblem, *, sigma: float, chunk: int = 1) -> Estima
     - Bias: none. It is the gradient of the Gaussian-smoothed loss of an episode.
     - Variance: proportional to the number of entries of theta.
     - Memory: two inner states and two copies of theta, whatever T.
-    - Cost per update: 2 T inner steps. That is its price: theta moves only once an episode.
+    - Cost per update: 2 T inner steps, so theta moves only once per episode.
 
     Args:
       problem: what is unrolled.
       sigma: standard deviation of the perturbations.
-      chunk: particles unrolled at once: 1, or 2 and more for both particles together.
+      chunk: particles unrolled at once: 1, or at least 2 for both particles together.
 
     Source: Salimans, Ho, Chen, Sidor, Sutskever, "Evolution Strategies as a Scalable Alternative to
     Reinforcement Learning", 2017; with antithetic pairs and common random numbers.

@@ -9,14 +9,14 @@ from meta_train.estimators.base import Estimator, Info, State, Theta
 
 
 def mean_of(estimator: Estimator, units: int) -> Estimator:
-    """Many copies of an estimator in step with each other, averaged: an estimator again.
+    """The average of many copies of an estimator in step with each other, as one estimator.
 
-    It can be used inside ``scan`` and ``vmap``, which makes it quick where the inner steps are tiny. A
-    meta-training run uses ``meta_train.outer.population``, which spreads its units over devices.
+    It can be used inside ``scan`` and ``vmap``, which makes it fast for tiny inner steps. A meta-training run
+    uses ``meta_train.outer.population`` instead, which spreads its units over devices.
 
     Args:
       estimator: one unit: an antithetic pair, or a particle.
-      units: number of copies, each with a state and randomness of its own.
+      units: number of copies, each with its own state and randomness.
     """
 
     def init(key: jax.Array, theta: Theta, phase: jax.Array | float = 0.0) -> State:

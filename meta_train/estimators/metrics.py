@@ -1,6 +1,6 @@
-"""What is measured of an update: each estimator sums, and a population reduces.
+"""The metrics of an update: each estimator sums, and a population reduces the sums.
 
-To add a metric: an entry in ``METRICS``, and one in ``SUMS`` if it needs a sum that is not there yet.
+To add a metric, add an entry to ``METRICS``, and one to ``SUMS`` if it needs a new sum.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from meta_train.estimators.window import Window
 
 
 class Unrolled(NamedTuple):
-    """What one estimate unrolled: a window of each of its particles."""
+    """The windows that one estimate unrolled, of each of its particles."""
 
-    windows: tuple[Window, ...]  # those with a leading axis are of several particles
-    xi: Theta | None  # the perturbation that weighted the losses; None where nothing is perturbed
+    windows: tuple[Window, ...]  # a window with a leading axis is of several particles
+    xi: Theta | None  # the perturbation that weighted the losses; None if nothing is perturbed
     steps: jax.Array  # real inner steps of each particle
     ended: jax.Array  # whether the episode is over
 
@@ -31,19 +31,19 @@ class Unrolled(NamedTuple):
         return sum(jnp.size(each.loss) for each in self.windows)
 
 
-# What an estimate sums, float32 scalars: those of many estimates add up.
+# The sums of an estimate, float32 scalars; the sums of many estimates add up.
 SUMS: Mapping[str, Callable[[Unrolled], Any]] = {
-    # losses of the real steps, clipped where the problem clips
+    # losses of the real steps, clipped if the problem clips them
     "loss": lambda unrolled: _total(each.loss for each in unrolled.windows),
-    # the square of that of each particle
+    # the squares of each particle's summed loss
     "square_loss": lambda unrolled: _total(jnp.square(each.loss) for each in unrolled.windows),
     # steps whose loss was finite and clipped
     "clipped": lambda unrolled: _total(each.clipped for each in unrolled.windows),
     # steps whose loss was not finite
     "nonfinite": lambda unrolled: _total(each.nonfinite for each in unrolled.windows),
-    # antithetic pairs that count for nothing, because the loss of exactly one particle was not finite
+    # antithetic pairs that are ignored, because the loss of exactly one particle was not finite
     "dropped": lambda unrolled: _total(one_broke(each) for each in unrolled.windows if jnp.ndim(each.loss)),
-    # norm of the accumulated perturbation, 0 where nothing is perturbed
+    # norm of the accumulated perturbation, 0 if nothing is perturbed
     "xi_norm": lambda unrolled: 0 if unrolled.xi is None else optax.tree.norm(unrolled.xi),
     # episodes completed, by all particles
     "episodes": lambda unrolled: jnp.float32(unrolled.particles) * unrolled.ended,
@@ -56,13 +56,13 @@ SUMS: Mapping[str, Callable[[Unrolled], Any]] = {
 
 
 class Metric(NamedTuple):
-    """A number that is logged of every update.
+    """A number that is logged for every update.
 
     Attributes:
       name: its key in the metrics file.
       meaning: one phrase, which the documentation repeats.
-      sum: the sum that it is made of; None for what the population or the outer loop says of the
-        meta-gradient as a whole.
+      sum: the sum that it is computed from; None if the population or the outer loop computes it from the
+        whole meta-gradient.
       per: the sum that it is divided by; None for a total.
     """
 
@@ -97,7 +97,7 @@ METRICS = (
 
 
 def summed(unrolled: Unrolled) -> Info:
-    """What one estimate sums."""
+    """The sums of one estimate."""
     return {name: jnp.asarray(measure(unrolled), jnp.float32) for name, measure in SUMS.items()}
 
 
@@ -107,7 +107,7 @@ def reduced(totals: Info, gradient_norm: jax.Array, snr: jax.Array) -> dict[str,
     Args:
       totals: the sums of all its units.
       gradient_norm: norm of its meta-gradient.
-      snr: that over the standard error.
+      snr: the norm over its standard error.
     """
     values = {"gradient_norm": gradient_norm, "snr": snr}
     for metric in METRICS:
@@ -121,12 +121,12 @@ def reduced(totals: Info, gradient_norm: jax.Array, snr: jax.Array) -> dict[str,
 def over_tasks(
     each: Sequence[Mapping[str, jax.Array]], gradient_norm: jax.Array, snr: jax.Array
 ) -> dict[str, jax.Array]:
-    """The metrics of several tasks together: the mean of what is relative, the sum of what is a total.
+    """The metrics of several tasks together: the mean of relative metrics, the sum of totals.
 
     Args:
       each: the metrics of each task.
       gradient_norm: norm of their common meta-gradient.
-      snr: that over the standard error.
+      snr: the norm over its standard error.
     """
     values = {"gradient_norm": gradient_norm, "snr": snr}
     for metric in METRICS:

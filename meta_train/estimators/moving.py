@@ -1,4 +1,4 @@
-"""A window as a differentiable map: from theta and the part of the state that can move."""
+"""A window as a differentiable map of theta and the differentiable part of the state."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def window_map(
 ) -> Callable[[Theta, Moving], tuple[tuple[jax.Array, Moving], Window]]:
     """The window as a function ``(theta, moving) -> ((loss, moving after the window), window)``.
 
-    The window in its result is auxiliary output, which is not to be differentiated.
+    The window in the result is auxiliary output and is not differentiated.
     """
 
     def run(theta: Theta, moving: Moving) -> Any:

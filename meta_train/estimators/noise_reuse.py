@@ -1,4 +1,4 @@
-"""Noise reuse: PES that keeps a perturbation for several windows (GPES), or a whole episode (NRES)."""
+"""Noise reuse: PES that keeps a perturbation for several windows (GPES) or a whole episode (NRES)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from meta_train.estimators.episodes import Estimate, episodic
 
 
 class ReusingPair(NamedTuple):
-    """One antithetic pair of particles, and a perturbation that lasts."""
+    """One antithetic pair of particles, and the perturbation that it keeps."""
 
     inner: State  # inner states of both particles, [2, ...]: positive, negative
     xi: Theta  # sum of the perturbations drawn for the positive particle in this episode
@@ -32,8 +32,9 @@ def gpes(
     ``g = xi (L(+) - L(-)) / (2 sigma^2 K)``, where xi is the sum of the perturbations *drawn* since the
     episode began. A period of K steps is PES, one of T steps is NRES.
 
-    - Bias: none, as for PES: the gradient of the loss smoothed by perturbations that last a period.
-    - Variance: falls with the period (Li et al., Theorem 6), least for T.
+    - Bias: none, as for PES: it estimates the gradient of the loss smoothed by perturbations that last a
+      period.
+    - Variance: decreases with the period (Li et al., Theorem 6), least for T.
     - Memory: two inner states and two copies of theta, whatever T and K.
     - Cost per update: 2 K inner steps.
 
@@ -41,15 +42,15 @@ def gpes(
       problem: what is unrolled.
       sigma: standard deviation of the perturbations.
       truncation: K, steps per window; it need not divide T.
-      perturbation_period: steps for which a perturbation is kept, a multiple of K (T and more: to the end
-        of the episode). It is counted from where a particle starts.
-      chunk: particles unrolled at once: 1, or 2 and more for both particles together.
+      perturbation_period: steps for which a perturbation is kept, a multiple of K (at least T: until the end
+        of the episode), counted from where a particle starts.
+      chunk: particles unrolled at once: 1, or at least 2 for both particles together.
 
     Returns:
       An estimator that carries a ``ReusingPair``.
 
     Raises:
-      UserError: the period is no multiple of K.
+      UserError: the period is not a multiple of K.
 
     Source: Li, Harrison, Sohl-Dickstein, Smith, Metz, "Variance-Reduced Gradient Estimation via
     Noise-Reuse in Online Evolution Strategies", NeurIPS 2023.
@@ -85,13 +86,13 @@ def nres(problem: UnrolledProblem, *, sigma: float, truncation: int, chunk: int 
     all particles in step it is ES-Single (Vicol, "Low-Variance Gradient Estimation in Unrolled
     Computation Graphs with ES-Single", ICML 2023).
 
-    - Bias: none: the gradient of the loss smoothed by a perturbation that lasts the episode.
+    - Bias: none: it estimates the gradient of the loss smoothed by a perturbation that lasts the episode.
     - Variance: that of full ES, whatever the number of windows.
     - Memory: two inner states and two copies of theta, whatever T and K.
     - Cost per update: 2 K inner steps.
 
     Args:
-      As ``gpes``.
+      As for ``gpes``.
 
     Source: Li, Harrison, Sohl-Dickstein, Smith, Metz, NeurIPS 2023.
     """

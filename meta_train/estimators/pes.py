@@ -17,7 +17,7 @@ class Pair(NamedTuple):
     """One antithetic pair of particles."""
 
     inner: State  # inner states of both particles, [2, ...]: positive, negative
-    xi: Theta  # sum of the perturbations that the positive particle has had in this episode
+    xi: Theta  # sum of the positive particle's perturbations in this episode
 
 
 def pes(problem: UnrolledProblem, *, sigma: float, truncation: int, chunk: int = 1) -> Estimator:
@@ -25,7 +25,7 @@ def pes(problem: UnrolledProblem, *, sigma: float, truncation: int, chunk: int =
 
     Both particles keep their inner states from window to window. Each window draws a new perturbation
     ``epsilon ~ N(0, sigma^2 I)``, unrolls one particle with ``theta + epsilon`` and the other with
-    ``theta - epsilon``, and weights the difference of their losses by the sum of all perturbations of the
+    ``theta - epsilon``, and weights the difference of their losses by the sum of all perturbations in the
     episode so far::
 
         xi <- xi + epsilon
@@ -44,7 +44,7 @@ def pes(problem: UnrolledProblem, *, sigma: float, truncation: int, chunk: int =
       problem: what is unrolled.
       sigma: standard deviation of the perturbations.
       truncation: K, steps per window; it need not divide T (the last window is then shorter).
-      chunk: particles unrolled at once: 1, or 2 and more for both particles together.
+      chunk: particles unrolled at once: 1, or at least 2 for both particles together.
 
     Returns:
       An estimator that carries a ``Pair``.

@@ -1,4 +1,4 @@
-"""Real-time recurrent learning: the exact gradient, forwards."""
+"""Real-time recurrent learning: the exact gradient in forward mode."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from meta_train.estimators.episodes import Estimate, episodic
 from meta_train.estimators.moving import Moving, moving_part, window_map
 from meta_train.estimators.window import finite_or_zero
 
-# Entries of theta beyond which a sensitivity per entry is out of proportion.
+# The most entries of theta for which a sensitivity per entry is practical.
 MAX_ENTRIES = 1024
 
 
 class Sensitive(NamedTuple):
-    """One particle, and how its state moves with theta."""
+    """One particle, and the derivative of its state with respect to theta."""
 
     inner: State
     sensitivity: Moving  # d(state) / d(theta), each [entries of theta, ...]
 
 
 def rtrl(problem: UnrolledProblem, *, truncation: int) -> Estimator:
-    """Real-time recurrent learning with one particle that is not perturbed.
+    """Real-time recurrent learning with one unperturbed particle.
 
-    The sensitivity ``S_t = d s_t / d theta`` is carried along by forward-mode differentiation::
+    Forward-mode differentiation carries the sensitivity ``S_t = d s_t / d theta`` along::
 
         S_t = (ds_t / ds_{t-1}) S_{t-1} + ds_t / d theta
         g = sum over the window of [(dL_t / ds_{t-1}) S_{t-1} + dL_t / d theta] / K
 
     - Bias: none. (While theta moves, S mixes the sensitivities at the thetas of the episode so far, as xi
       does in PES.)
-    - Variance: none but that of the data. In chaotic problems the gradient itself can explode.
-    - Memory: one inner state for each of the P entries of theta, whatever T and K: for small theta.
+    - Variance: only that of the data. In chaotic problems the gradient itself can explode.
+    - Memory: one inner state for each of the P entries of theta, whatever T and K, so theta must be small.
     - Cost per update: about 2 P K inner steps.
 
     Args:
       problem: what is unrolled; it must be differentiable.
-      truncation: K, steps per window; it need not divide T. Here it only says how often theta moves.
+      truncation: K, steps per window; it need not divide T. Here it only sets how often theta moves.
 
     Returns:
       An estimator that carries a ``Sensitive``.
 
     Raises:
-      UserError: the problem has no derivative; or, when started, theta has more than 1,024 entries.
+      UserError: the problem has no derivative; or, at the start, theta has more than 1,024 entries.
 
     Source: Williams, Zipser, "A Learning Algorithm for Continually Running Fully Recurrent Neural Networks",
     Neural Computation 1989.
@@ -60,8 +60,8 @@ def rtrl(problem: UnrolledProblem, *, truncation: int) -> Estimator:
         if entries > MAX_ENTRIES:
             raise UserError(
                 "the estimator 'rtrl' carries a derivative of the inner state for every entry of theta; this "
-                f"theta has {entries:,}, it takes at most {MAX_ENTRIES:,}. Choose a smaller optimizer, or "
-                "another unbiased estimator: pes, nres, full-es, bptt or uoro"
+                f"theta has {entries:,} entries, and at most {MAX_ENTRIES:,} are allowed. Choose a smaller "
+                "optimizer, or another unbiased estimator: pes, nres, full-es, bptt or uoro"
             )
         inner = problem.init(key)
         return Sensitive(inner, [jnp.zeros((entries, *x.shape), x.dtype) for x in moving_part(inner)])

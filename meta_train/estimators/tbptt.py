@@ -11,14 +11,14 @@ from meta_train.estimators.window import unroll_with_gradient
 
 
 def tbptt(problem: UnrolledProblem, *, truncation: int) -> Estimator:
-    """Truncated backpropagation through time, with one particle that is not perturbed.
+    """Truncated backpropagation through time with one unperturbed particle.
 
     ``g = d(L_{t+1} + ... + L_{t+K}) / d theta / K``, with the state s_t held constant.
 
-    - Bias: that of truncated ES: what theta did to the state before the window is left out.
-    - Variance: none but that of the data. In chaotic problems the gradient itself can explode.
-    - Memory: K inner states, and one inner step: each step is computed again on the way back.
-    - Cost per update: K inner steps, K again, and their derivative: about 4 K inner steps.
+    - Bias: that of truncated ES: it ignores the effect of theta on the state before the window.
+    - Variance: only that of the data. In chaotic problems the gradient itself can explode.
+    - Memory: K inner states and one inner step, since the reverse pass recomputes each step.
+    - Cost per update: K inner steps, their recomputation and their derivative: about 4 K inner steps.
 
     Args:
       problem: what is unrolled; it must be differentiable.
@@ -52,7 +52,7 @@ def tbptt(problem: UnrolledProblem, *, truncation: int) -> Estimator:
 def bptt(problem: UnrolledProblem) -> Estimator:
     """Full backpropagation through time: the exact gradient of an episode, K = T.
 
-    - Bias: none. Variance: none but that of the data. In chaotic problems the gradient can explode.
+    - Bias: none. Variance: only that of the data. In chaotic problems the gradient can explode.
     - Memory: T inner states, and one inner step.
     - Cost per update: about 4 T inner steps.
 

@@ -15,13 +15,13 @@ from meta_train.estimators.window import unroll
 def truncated_es(problem: UnrolledProblem, *, sigma: float, truncation: int, chunk: int = 1) -> Estimator:
     """Antithetic evolution strategies on one window at a time.
 
-    Each window starts both particles of a pair from one mean state, which is then advanced with the
-    unperturbed theta::
+    Each window starts both particles of a pair from the same mean state, which the unperturbed theta then
+    advances::
 
         g = epsilon (L(+) - L(-)) / (2 sigma^2 K),  epsilon ~ N(0, sigma^2 I)
 
-    - Bias: it leaves out what theta did to the state before the window, and so prefers what pays within
-      K steps. The sign can be wrong.
+    - Bias: it ignores the effect of theta on the state before the window, and so favours what pays off within
+      K steps. Even the sign can be wrong.
     - Variance: less than that of PES; it does not depend on the number of windows.
     - Memory: three inner states, whatever T and K.
     - Cost per update: 3 K inner steps.
@@ -30,7 +30,7 @@ def truncated_es(problem: UnrolledProblem, *, sigma: float, truncation: int, chu
       problem: what is unrolled.
       sigma: standard deviation of the perturbations.
       truncation: K, steps per window; it need not divide T.
-      chunk: particles unrolled at once: 1, or 2 and more for both particles together.
+      chunk: particles unrolled at once: 1, or at least 2 for both particles together.
 
     Returns:
       An estimator that carries one inner state.

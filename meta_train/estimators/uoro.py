@@ -14,12 +14,12 @@ from meta_train.estimators.episodes import Estimate, episodic
 from meta_train.estimators.moving import Moving, moving_part, window_map
 from meta_train.estimators.window import finite_or_zero
 
-# Keeps the balancing factors finite where a vector vanishes, as at the start of an episode.
+# Keeps the balancing factors finite when a vector is zero, as at the start of an episode.
 TINY = 1e-7
 
 
 class RankOne(NamedTuple):
-    """One particle, and a random rank-one estimate of how its state moves with theta."""
+    """One particle, and a random rank-one estimate of the derivative of its state with respect to theta."""
 
     inner: State
     state_vector: Moving  # shaped like the state: E[state_vector theta_vector^T] = d(state) / d(theta)
@@ -27,20 +27,20 @@ class RankOne(NamedTuple):
 
 
 def uoro(problem: UnrolledProblem, *, truncation: int) -> Estimator:
-    """UORO with one particle, one rank-one step per window of K inner steps.
+    """UORO with one particle, and one rank-one step per window of K inner steps.
 
     With F the map of a window (``s -> s'``), L its summed loss, and random signs nu::
 
         g = [(dL / ds) u v + dL / d theta] / K
         u' = rho_0 (dF / ds) u + rho_1 nu,    v' = v / rho_0 + nu^T (dF / d theta) / rho_1
 
-    where u is shaped like the state, v like theta, and rho_0, rho_1 balance the norms of what is added
-    up. Within a window derivatives are exact; K = 1 is the algorithm of the paper.
+    where u has the shape of the state, v that of theta, and rho_0 and rho_1 balance the norms of the terms.
+    Within a window derivatives are exact; K = 1 is the algorithm of the paper.
 
     - Bias: none, since E[nu nu^T] = 1.
     - Variance: high: each window adds noise of the size of the state.
     - Memory: two inner states and one theta, and the K inner states of the reverse pass.
-    - Cost per update: about 9 K inner steps (one pass forwards, two back).
+    - Cost per update: about 9 K inner steps (one forward pass, two reverse passes).
 
     Args:
       problem: what is unrolled; it must be differentiable.
@@ -91,5 +91,5 @@ def _signs(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Arra
 
 
 def _balance(theta_like: Theta, state_like: Moving) -> jax.Array:
-    """Factor that makes two vectors equally long: the state's times it, and theta's over it."""
+    """Factor by which to multiply the state's vector, and divide theta's, to give both the same norm."""
     return jnp.sqrt((optax.tree.norm(theta_like) + TINY) / (optax.tree.norm(state_like) + TINY))

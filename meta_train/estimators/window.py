@@ -15,9 +15,9 @@ from meta_train.estimators.base import State, Theta
 
 
 class Window(NamedTuple):
-    """What came of unrolling a window: the next inner state, and sums over its real steps.
+    """The result of unrolling a window: the next inner state, and sums over its real steps.
 
-    Of several particles unrolled alike, every array has a leading axis.
+    If several particles are unrolled together, every array has a leading axis.
     """
 
     state: State
@@ -34,13 +34,13 @@ def unroll(
     key: jax.Array,
     truncation: int,
 ) -> Window:
-    """Unroll K steps of one particle, or as many as are left of its episode.
+    """Unroll K steps of one particle, or as many as are left in its episode.
 
-    Steps past the horizon are masked: they leave the state as it is and add no loss. Where K divides T
-    there are none, and no mask is compiled.
+    Steps past the horizon are masked: they leave the state unchanged and add no loss. If K divides T there
+    are none, and no mask is compiled.
 
-    Reverse-mode differentiation of this function keeps the K inner states and computes everything else
-    again, one step at a time (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016).
+    Reverse-mode differentiation of this function keeps the K inner states and recomputes everything else,
+    one step at a time (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016).
 
     Args:
       problem: what is unrolled.
@@ -51,7 +51,7 @@ def unroll(
       truncation: K.
     """
 
-    # Inside a scan nothing could be merged with the recomputation: no barriers are needed against it.
+    # Inside a scan, XLA cannot merge anything with the recomputation, so no barriers are needed.
     @partial(jax.checkpoint, prevent_cse=False)
     def step(state: State, inputs: tuple[jax.Array, jax.Array]) -> tuple[State, tuple]:
         index, key = inputs
@@ -83,14 +83,14 @@ def unroll_with_gradient(
 ) -> tuple[Theta, Window]:
     """Unroll a window, and differentiate the sum of its losses with its first state held constant.
 
-    Where the problem has a ``max_loss``, a loss that is not finite counts as a constant; so a gradient
-    that is not finite counts as zero.
+    If the problem has a ``max_loss``, a non-finite loss counts as a constant, and so a non-finite gradient
+    counts as zero.
 
     Args:
-      As ``unroll``.
+      As for ``unroll``.
 
     Returns:
-      The gradient, and the window.
+      The gradient and the window.
     """
 
     def loss(theta: Theta) -> tuple[jax.Array, Window]:

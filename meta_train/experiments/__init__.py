@@ -1,6 +1,6 @@
-"""The experiments of the PES paper, one a file.
+"""The experiments of the PES paper, one per file.
 
-To add one: write it in a file here, and name it in ``EXPERIMENTS``.
+To add one, write it in a file here and add it to ``EXPERIMENTS``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an experiment is, and what it leaves behind."""
+"""The definition of an experiment, and the files that it writes."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ Scale = Literal["small", "paper"]
 
 @dataclass(frozen=True)
 class NoOptions:
-    """Nothing to choose but the scale and the seeds."""
+    """No options beside the scale and the seeds."""
 
 
 class Settings(NamedTuple):
-    """What a user may choose, and where an experiment is run."""
+    """The settings that a user may choose, and the resources of an experiment."""
 
     scale: Scale
     seeds: tuple[int, ...]
-    options: Any = NoOptions()  # the experiment's own
-    folder: Path = Path()  # where it keeps what it needs to go on after it was stopped
+    options: Any = NoOptions()  # the experiment's own options
+    folder: Path = Path()  # for the files that it needs to continue after it was stopped
     devices: int = 1
-    chunk: int = 1  # of what is spread over devices: so much does each work on at once
+    chunk: int = 1  # elements that a device works on at once, of work that is spread over devices
     data_dir: Path | None = None  # of TFDS data sets
 
 
 class Outcome(NamedTuple):
-    """What came of one method, over seeds."""
+    """The results of one method over seeds."""
 
     final_loss: np.ndarray  # [seeds]
     theta: np.ndarray  # [seeds, ...], at the end
-    curve: Mapping[str, np.ndarray]  # what was recorded on the way; its x axis is [records]
+    curve: Mapping[str, np.ndarray]  # values recorded during the run; the x axis is [records]
 
 
 class Verdict(NamedTuple):
-    """Whether the experiment shows what it is there to show."""
+    """Whether the claim of the experiment holds."""
 
     holds: bool
     text: str
@@ -50,13 +50,13 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """All that an experiment found.
+    """The result of an experiment.
 
     Attributes:
       methods: an outcome for each method.
-      verdict: what it shows.
+      verdict: whether the claim holds.
       checks: single numbers, each as (measured, expected).
-      pictured: arrays that are drawn and not written as JSON.
+      pictured: arrays that are drawn but not written as JSON.
     """
 
     methods: Mapping[str, Outcome]
@@ -69,16 +69,16 @@ class Experiment(NamedTuple):
     """One experiment of the paper, in one file.
 
     Attributes:
-      name: what `pes-paper` calls it.
+      name: its name for `pes-paper`.
       summary: one line.
-      source: where its protocol comes from.
-      run: does it, with progress on the console.
-      draw: pictures of the result in a folder; their paths.
+      source: the source of its protocol.
+      run: runs it, with progress on the console.
+      draw: draws the result into a folder, and returns the paths of the pictures.
       protocol: the docstring of its file: the claim in one line, and how it is tested.
-      seeds: those that it is run on where none are given.
-      options: a frozen dataclass of what else may be chosen: its flags, each with a default.
-      spread: whether its work is spread over all devices; the others are one compiled program on one device.
-      variants: the options that it is run with when all experiments are; none stands for the defaults.
+      seeds: the default seeds.
+      options: a frozen dataclass of its own flags, each with a default.
+      spread: whether its work is spread over all devices; otherwise it is one program on one device.
+      variants: the options that `pes-paper all` runs it with; empty for the defaults.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Experiment(NamedTuple):
 
 
 def described(name: str, settings: Settings) -> dict[str, Any]:
-    """What was chosen, as JSON values."""
+    """The settings as JSON values."""
     return {
         "experiment": name,
         "scale": settings.scale,
@@ -104,10 +104,10 @@ def described(name: str, settings: Settings) -> dict[str, Any]:
 
 
 def write_result(experiment: Experiment, settings: Settings, result: Result, folder: Path) -> list[Path]:
-    """Draw the pictures, and then write ``result.json``: where that is, the result is whole.
+    """Draw the pictures, and then write ``result.json``; if that exists, the result is complete.
 
     Returns:
-      The files.
+      The paths of the files.
     """
     pictures = experiment.draw(result, folder)
     values = {
@@ -125,7 +125,7 @@ def write_result(experiment: Experiment, settings: Settings, result: Result, fol
 
 
 def _plain(value: Any) -> Any:
-    """As JSON values of seven digits; a number that is not finite is null."""
+    """A value in JSON form, rounded to seven digits; non-finite numbers are null."""
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
     if np.ndim(value):

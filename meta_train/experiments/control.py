@@ -1,8 +1,8 @@
-"""Control: PES learns to swim from short unrolls, ahead of full ES; truncated ES does not learn it.
+"""Control: PES learns to swim from short unrolls, faster than full ES; truncated ES does not learn it.
 
-Protocol: a linear policy of 16 numbers for the swimmer (``inner_tasks.problems.swimmer``), from zeros,
-episodes of T = 1,000 steps. N = 10 pairs; SGD. The gradient is ``sum(L u) / (std(L) N)``, with L the losses
-of the windows, u the perturbations in units of sigma, and std over all particles.
+Protocol: a linear policy of 16 numbers for the swimmer (``inner_tasks.problems.swimmer``), starting from
+zeros, with episodes of T = 1,000 steps. N = 10 pairs; SGD. The gradient is ``sum(L u) / (std(L) N)``, where L
+are the losses of the windows, u the perturbations in units of sigma, and std is over all particles.
 
 | Method | K | sigma | learning rate |
 |---|---|---|---|
@@ -10,12 +10,12 @@ of the windows, u the perturbations in units of sigma, and std over all particle
 | full ES | 1,000 | 0.3 | 0.3 |
 | truncated ES | 100 | 0.1 | 0.1 |
 
-Each method has 500,000 steps of the simulator; those of the unperturbed particle of truncated ES are not
-counted, as in the source. Measured, at every fiftieth of the way, is the reward of the unperturbed policy
-over whole episodes, the mean over four starts. The small scale has 150,000 steps.
+Each method has 500,000 steps of the simulator; as in the source, those of the unperturbed particle of
+truncated ES are not counted. The reward of the unperturbed policy over whole episodes, averaged over four
+starts, is measured 50 times at equal intervals. The small scale has 150,000 steps and 15 measurements.
 
-Source: Vicol, Metz, Sohl-Dickstein, ICML 2021, and its published code (there with the simulator in C, and
-with 50 episodes for each measurement).
+Source: Vicol, Metz, Sohl-Dickstein, ICML 2021, and its published code (which uses the simulator in C and 50
+episodes per measurement).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ STEPS = {"small": 150_000, "paper": 500_000}
 RECORDS = {"small": 15, "paper": 50}
 EPISODES = 4
 GOAL = 300.0
-# Of the gait so many pictures are drawn, so many steps apart, once it swims; one so far below the other.
+# The gait is drawn FRAMES times, FRAME_EVERY steps apart, after WARM_UP steps; each FRAME_GAP below the last.
 FRAMES, FRAME_EVERY, WARM_UP, FRAME_GAP = 10, 8, 400, 1.2
 
 
@@ -84,7 +84,7 @@ def standardised(estimator: Estimator, scale: float) -> Estimator:
 
 
 def reward(problem: Swimmer, theta: jax.Array, episodes: int = EPISODES) -> jax.Array:
-    """Reward of a whole episode, the mean over a few that are the same for every policy."""
+    """Mean reward of a few whole episodes, which are the same for every policy."""
 
     def one(key: jax.Array) -> jax.Array:
         start = jnp.zeros((), jnp.int32)
@@ -101,7 +101,7 @@ def run(settings: Settings, console: Console) -> Result:
         own = {} if method.make is full_es else {"truncation": method.truncation}
         estimator = method.make(problem, sigma=method.sigma, chunk=2, **own)
         updates = steps // (2 * PAIRS * method.truncation)
-        # What the estimators give is over sigma^2 K, and is multiplied by K once more.
+        # The estimators divide by sigma^2 K, and `descend` multiplies by K again.
         outcome = descend(
             method.label,
             standardised(mean_of(estimator, PAIRS), method.sigma),
@@ -128,7 +128,7 @@ def steps_to_goal(outcome: Outcome) -> np.ndarray:
 
 
 def verdict(outcomes: Mapping[str, Outcome]) -> Verdict:
-    """PES passes the goal in most seeds, truncated ES in none, and PES is ahead of full ES on the way."""
+    """PES passes the goal on most seeds, truncated ES on none, and PES learns faster than full ES."""
     reached = {name: steps_to_goal(outcome) for name, outcome in outcomes.items()}
     said = []
     for name, steps in reached.items():
@@ -138,7 +138,7 @@ def verdict(outcomes: Mapping[str, Outcome]) -> Verdict:
             f"{METHODS[name].label} {final.mean():.0f} ± {final.std():.0f}, above {GOAL:.0f} in "
             f"{there.sum()} of {there.size}{when}"
         )
-    # At the steps of full ES's records, which are the fewest.
+    # Compared at the records of full ES, which has the fewest.
     full, mine = outcomes["full-es"].curve, outcomes["pes"].curve
     ahead = np.interp(full["steps"], mine["steps"], mine["loss"].mean(axis=0)) - full["loss"].mean(axis=0)
     swims, tes = np.isfinite(reached["pes"]), np.isfinite(reached["truncated-es"])
@@ -152,7 +152,7 @@ def verdict(outcomes: Mapping[str, Outcome]) -> Verdict:
 
 
 def draw(result: Result, folder: Path) -> Sequence[Path]:
-    """Reward over steps of the simulator, and the gait of the best policy as a strip of pictures."""
+    """Draw reward over steps of the simulator, and the gait of the best policy as a strip of frames."""
     from meta_train.experiments.drawing import styles
     from meta_train.report.figures import picture
 
@@ -177,12 +177,12 @@ def draw(result: Result, folder: Path) -> Sequence[Path]:
 
 
 def _draw_gait(axes: Axes, policy: np.ndarray) -> None:
-    """The three links at a few moments, one below the other, in the simulator in C."""
+    """Draw the three links at several times, one below the other, in the simulator in C."""
     import mujoco
 
     model = c_model()
     data = mujoco.MjData(model)
-    # A start as episodes have: without any motion a linear policy makes none.
+    # A random start, as in the episodes: at rest, a linear policy would not move.
     rng = np.random.default_rng(0)
     data.qpos[:] += rng.uniform(-RESET_NOISE, RESET_NOISE, model.nq)
     data.qvel[:] += rng.uniform(-RESET_NOISE, RESET_NOISE, model.nv)

@@ -1,13 +1,13 @@
-"""Cost: what an update takes does not depend on the length of an episode for PES; for others it does.
+"""Cost: the cost of a PES update does not depend on the length of an episode; that of full unrolls does.
 
-Protocol: ``digits-mlp`` trained by the learned optimizer ``mlp``, on one device, for episodes of T = 20, 200
-and 2,000 steps (at the paper scale also 20,000). K = 20. One antithetic pair of PES and of full ES, one
-particle of truncated backpropagation through time and of backpropagation through whole episodes. Memory is
-what the compiled program of an update needs beside its arguments, as the compiler plans it; time is the least
-of five updates. Backpropagation keeps the inner state of every step and computes the rest of the step again;
-without that it would need several times as much.
+Protocol: ``digits-mlp`` is trained by the learned optimizer ``mlp`` on one device, for episodes of T = 20,
+200 and 2,000 steps (at the paper scale also 20,000). K = 20. PES and full ES use one antithetic pair;
+truncated backpropagation through time and backpropagation through whole episodes use one particle. Memory is
+what the compiled program of an update needs in addition to its arguments, as planned by the compiler; time is
+the minimum over five updates. Backpropagation keeps the inner state of every step and recomputes the rest of
+the step; otherwise it would need several times as much memory.
 
-The claim is the talk's: the memory and the time of an update of PES are those of a window, whatever T.
+The claim is from the talk: the memory and time of a PES update are those of a window, whatever T.
 
 Source: Vicol, Metz, Sohl-Dickstein, ICML 2021, section 3 and Table 1.
 """
@@ -50,7 +50,7 @@ METHODS = {
 
 
 class Cost(NamedTuple):
-    """Of one update."""
+    """The cost of one update."""
 
     memory: float  # MiB
     seconds: float
@@ -58,7 +58,7 @@ class Cost(NamedTuple):
 
 
 def update_costs(estimator: Estimator, problem: Training, seeds: Sequence[int]) -> list[Cost]:
-    """Compile an update, ask the compiler for its memory, and time it with each of several thetas."""
+    """Compile an update, get its memory from the compiler, and time it with each of several thetas."""
 
     @jax.jit
     def start(key: jax.Array) -> tuple[Any, Any, jax.Array]:
@@ -82,7 +82,7 @@ def update_costs(estimator: Estimator, problem: Training, seeds: Sequence[int]) 
 
 
 def run(settings: Settings, console: Console) -> Result:
-    """Every method with every horizon."""
+    """Run every method with every horizon."""
     registration, horizons = find_task("digits-mlp"), HORIZONS[settings.scale]
     optimizer = learned_opt.get_architecture("mlp")
     task = registration.build(registration.settings)
@@ -105,13 +105,13 @@ def run(settings: Settings, console: Console) -> Result:
 
 
 def growth(outcome: Outcome) -> tuple[float, float]:
-    """Memory and time of an update with the longest episode, over those with the shortest."""
+    """Memory and time of an update with the longest episode, divided by those with the shortest."""
     memory, seconds = (outcome.curve[name].mean(axis=0) for name in ("memory", "seconds"))
     return float(memory[-1] / memory[0]), float(seconds[-1] / seconds[0])
 
 
 def verdict(outcomes: Mapping[str, Outcome]) -> Verdict:
-    """PES needs the same memory and time at every T; full ES more time, full backpropagation more of both."""
+    """PES needs the same memory and time at every T; full ES more time; full backpropagation more of both."""
     every = {name: growth(outcome) for name, outcome in outcomes.items()}
     horizons = outcomes["pes"].curve["horizon"]
     longer = horizons[-1] / horizons[0]
@@ -134,7 +134,7 @@ def verdict(outcomes: Mapping[str, Outcome]) -> Verdict:
 
 
 def draw(result: Result, folder: Path) -> Sequence[Path]:
-    """Memory and time of an update over T."""
+    """Draw memory and time of an update over T."""
     from meta_train.experiments.drawing import styles
     from meta_train.report.figures import picture
 

@@ -35,26 +35,26 @@ def descend(
     console: Console,
     devices: int = 1,
 ) -> Outcome:
-    """Move theta by the estimates of an estimator, and measure it on the way.
+    """Update theta with the estimates of an estimator, and measure it along the way.
 
-    The outer step is on the gradient of the *sum* of a window's losses, as in the paper's code: K times
-    what estimators of this package give.
+    As in the paper's code, the outer step uses the gradient of the *sum* of a window's losses, which is K
+    times the estimate of this package.
 
     Args:
-      label: what the progress line is called.
-      estimator: of a whole population.
+      label: label of the progress line.
+      estimator: the estimator of a whole population.
       tx: the outer optimizer.
-      theta: where to start.
-      measure: the meta-loss of a theta.
+      theta: the initial theta.
+      measure: the meta-loss as a function of theta.
       truncation: K.
-      seeds: each with all its randomness of its own.
+      seeds: seeds of independent runs.
       updates: outer updates.
       every: updates between measurements; the first is before any update.
       console: for progress.
-      devices: devices to spread the seeds over.
+      devices: number of devices to spread the seeds over.
 
     Returns:
-      What came of it. The curve has ``update`` [records], ``steps`` [records] (inner steps so far, of one
+      The outcome. Its curve has ``update`` [records], ``steps`` [records] (inner steps so far, of one
       seed), ``loss`` [seeds, records], and ``theta`` [seeds, records, entries].
     """
 

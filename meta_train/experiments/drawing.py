@@ -1,4 +1,4 @@
-"""How the experiments' pictures look."""
+"""The style of the experiments' pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from meta_train.experiments.base import Outcome
 
-# A method keeps its colour from picture to picture; variants of one differ in their lines.
+# A method has the same colour in every picture; its variants differ in line style.
 COLOURS = {
     "pes": "#c1272d",
     "nres": "#e69f00",
@@ -26,12 +26,12 @@ LINES = ["-", "--", ":", "-."]
 
 
 def colour(method: str) -> str:
-    """The colour of a method: that of the longest known name which it begins with."""
+    """The colour of a method: that of the longest known name that its name starts with."""
     return COLOURS[max((name for name in COLOURS if method.startswith(name)), key=len)]
 
 
 def styles(methods: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Colour and line of each method."""
+    """Colour and line style of each method."""
     seen: dict[str, int] = {}
     result = {}
     for method in methods:
@@ -43,9 +43,9 @@ def styles(methods: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def draw_losses(
     axes: Axes, methods: Mapping[str, Outcome], labels: Mapping[str, str], x: str = "update", y: str = "loss"
 ) -> None:
-    """Meta-loss over updates: the median over seeds, and a band from the least to the greatest.
+    """Draw meta-loss over updates: the median over seeds, and a band from the minimum to the maximum.
 
-    With `x` and `y` other parts of the curves.
+    `x` and `y` select other entries of the curves.
     """
     for method, style in styles(methods).items():
         curve = methods[method].curve

@@ -1,12 +1,12 @@
-"""Influence balancing: short truncations move theta the wrong way, PES does not.
+"""Influence balancing: short truncations move theta in the wrong direction; PES does not.
 
 Protocol: the linear system of ``inner_tasks.problems.influence_balancing`` from theta = 0.5, never reset;
 3,000 updates of plain gradient descent with learning rate 1e-4 (UORO 1e-5). K = 1, for TBPTT also 10 and 100,
 with the loss taken at the end of each window. Evolution strategies have sigma = 0.1 and N particles (N/2
-pairs); NRES, in an episode without end, keeps its first perturbations for ever. Measured is the loss after
-500 steps with the theta reached. The small scale has 400 updates and the main methods.
+pairs); NRES keeps its first perturbations forever, because the episode never ends. The reported loss is that
+after 500 steps with the current theta. The small scale has 400 updates and only the main methods.
 
-Source: Vicol, Metz, Sohl-Dickstein, ICML 2021, and its published code; the system is that of Tallec and
+Source: Vicol, Metz, Sohl-Dickstein, ICML 2021, and its published code; the system is from Tallec and
 Ollivier.
 """
 
@@ -76,7 +76,7 @@ def methods(scale: str) -> dict[str, Method]:
 
 def long_run_loss(theta: jax.Array) -> jax.Array:
     """The loss after 500 steps from the start with a fixed theta, ``[] -> []``."""
-    problem, key = InfluenceBalancing(), jax.random.key(0)  # nothing in it is random
+    problem, key = InfluenceBalancing(), jax.random.key(0)  # the problem has no randomness
     state, losses = jax.lax.scan(
         lambda state, _: problem.step(theta, state, key), problem.init(key), length=EVALUATION_STEPS
     )
@@ -84,7 +84,7 @@ def long_run_loss(theta: jax.Array) -> jax.Array:
 
 
 def run(settings: Settings, console: Console) -> Result:
-    """Every method from theta = 0.5."""
+    """Run every method from theta = 0.5."""
     updates = UPDATES[settings.scale]
     outcomes = {
         name: descend(
@@ -105,7 +105,7 @@ def run(settings: Settings, console: Console) -> Result:
 
 
 def checks(outcomes: dict[str, Outcome], scale: str) -> dict[str, tuple[float, float]]:
-    """Single numbers beside what mathematics says."""
+    """Single numbers with their exact values."""
     start = {"loss at theta = 0.5": (float(long_run_loss(jnp.asarray(START))), 8.0)}
     if scale == "small":
         return start
@@ -120,7 +120,7 @@ def verdict(outcomes: dict[str, Outcome], scale: str) -> Verdict:
     diverged = outcomes["tbptt-10"].final_loss.min()
     text = f"after {outcomes['rtrl'].curve['update'][-1]:,} updates from a loss of 8: "
     if scale == "small":
-        # On the way down; PES is noisier there than in the end.
+        # Still descending, where PES is noisier than at the end.
         holds = pes_loss < 1 and truncated > 8 and not diverged <= 8
         text += f"RTRL {exact:.2g}, PES (N = 1000) {pes_loss:.2g} at most (expected: below 1)"
         expected = "8"
@@ -140,7 +140,7 @@ def verdict(outcomes: dict[str, Outcome], scale: str) -> Verdict:
 
 
 def draw(result: Result, folder: Path) -> Sequence[Path]:
-    """Loss and theta over updates."""
+    """Draw loss and theta over updates."""
     from meta_train.experiments.drawing import draw_losses, styles
     from meta_train.report.figures import picture
 

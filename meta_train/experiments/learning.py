@@ -1,4 +1,4 @@
-"""Outer descent on real tasks, over all devices: one seed after another, and what its thetas are worth."""
+"""Outer descent on real tasks over all devices, one seed after another, and the evaluation of its thetas."""
 
 from __future__ import annotations
 
@@ -43,27 +43,27 @@ def learn(
     settings: Settings,
     console: Console,
 ) -> dict[str, np.ndarray]:
-    """Move theta by the estimates of a population, and keep the path that it takes.
+    """Update theta with the estimates of a population, and record its path.
 
-    Each seed is saved now and then, and at its end; where the folder of the experiment holds what an earlier
-    call saved, it goes on from there.
+    Each seed is saved from time to time and at its end; if the folder of the experiment holds checkpoints of
+    an earlier call, this call continues from them.
 
     Args:
-      name: the folder in which each seed has a folder of checkpoints.
-      label: what the progress line is called.
+      name: name of the folder in which each seed has a folder of checkpoints.
+      label: label of the progress line.
       make: makes the estimator of one antithetic pair.
       problem: what is unrolled.
       tx: the outer optimizer.
-      initial: ``key -> theta`` to start from.
+      initial: ``key -> theta``, the initial theta.
       pairs: antithetic pairs of the population.
       updates: outer updates of each seed.
       every: updates between records; the first is before any update.
-      settings: of the experiment; each seed has all its randomness of its own.
+      settings: the settings of the experiment, with the seeds of the independent runs.
       console: for progress.
 
     Returns:
       ``update`` [records], ``steps`` [records] (inner steps of all particles so far), ``loss``
-      [seeds, records] (mean meta-loss of the perturbed particles since the record before), and ``theta``
+      [seeds, records] (mean meta-loss of the perturbed particles since the previous record), and ``theta``
       [seeds, records, entries].
     """
     devices = even_devices(settings.devices, pairs)
@@ -84,7 +84,7 @@ def learn(
                 state = scattered(particles, restored.state)
                 done, records = restored.update, restored.metadata
             saved = time.monotonic()
-            # Sums since the last record: a checkpoint is made at a record only.
+            # Sums since the last record. They need no checkpoint, because one is only saved at a record.
             total = steps = 0.0
             with ProgressLine(console, updates, done, f"{label}, seed {seed}") as progress:
                 for update in outer_loop(particles, tx, state, done, updates):
@@ -127,16 +127,16 @@ def mean_losses(
 ) -> np.ndarray:
     """Mean loss of whole episodes, over their steps and over seeds, for many thetas.
 
-    Losses are clipped as the problem says. All thetas see the same seeds. The losses are kept in the folder
-    of the experiment, and are read from there if it is gone on with.
+    Losses are clipped as the problem specifies. All thetas use the same seeds. The losses are saved in the
+    folder of the experiment, and read from there when it is resumed.
 
     Args:
       problem: what is unrolled.
-      thetas: flat ones, ``[..., entries]``.
+      thetas: flat thetas, ``[..., entries]``.
       like: a theta with its structure.
       runs: episodes for each theta.
-      label: what the progress line is called, and the file.
-      settings: of the experiment.
+      label: label of the progress line, and name of the file.
+      settings: the settings of the experiment.
       console: for progress.
 
     Returns:

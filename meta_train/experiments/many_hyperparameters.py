@@ -1,20 +1,20 @@
-"""Many hyperparameters: PES tunes twenty at once, where random search and truncated ES fall behind.
+"""Many hyperparameters: PES tunes twenty at once better than random search and truncated ES.
 
-Protocol: an MLP with four hidden layers of 100 units on MNIST, minibatches of 100, trained for T = 1,000
-steps by SGD with momentum. Each of its 10 tensors has a learning rate ``exp(.)`` and a momentum
-``sigmoid(.)`` of its own. Lowered is the loss on a minibatch of validation images after each step, summed
-over an episode. K = 10, N = 10 particles, sigma = 0.3; Adam with a learning rate of 1e-2. Every method has
-the same number of inner steps, those of all particles counted; random search spends T of them on each of
-its points. Measured, at every hundredth of the way, is the loss of the unperturbed theta over whole episodes;
-drawn is the least so far.
+Protocol: an MLP with four hidden layers of 100 units is trained on MNIST for T = 1,000 steps by SGD with
+momentum, with minibatches of 100. Each of its 10 tensors has its own learning rate ``exp(.)`` and momentum
+``sigmoid(.)``. The meta-loss is the loss on a minibatch of validation images after each step, summed over an
+episode. K = 10, N = 10 particles, sigma = 0.3; Adam with a learning rate of 1e-2. Every method has the same
+number of inner steps, counting those of all particles; random search spends T of them on each of its points.
+The loss of the unperturbed theta over whole episodes is measured 100 times at equal intervals; the pictures
+show the lowest so far.
 
-All methods draw their first points from one box, that from which the released code starts PES: learning rates
-of 1e-4 to 1e-2, even in the logarithm, momenta of 0.01 to 0.9. With ``--box wide`` random search draws from
-the one that it has there, 1e-8 to 10 and 0.01 to 0.999.
+All methods draw their initial points from the box in which the released code starts PES: learning rates of
+1e-4 to 1e-2, log-uniform, and momenta of 0.01 to 0.9. With ``--box wide``, random search draws from the box
+that it has in the released code, 1e-8 to 10 and 0.01 to 0.999.
 
-The talk speaks of twenty hyperparameters and MNIST. ``--version released`` is what its released code does:
+The talk mentions twenty hyperparameters and MNIST. ``--version released`` does what the released code does:
 five hidden layers on Fashion-MNIST, so 12 tensors, and for each hidden layer the share of its units that are
-active (0.2 to 0.8, in the wide box 0.01 to 0.999), 29 in all.
+active (0.2 to 0.8, in the wide box 0.01 to 0.999), 29 hyperparameters in all.
 
 The small scale has images of 14x14 pixels, hidden layers of 32 units, T = 200, N = 12 (six pairs, for two
 cores), and 288,000 inner steps.
@@ -55,11 +55,11 @@ RECORDS = 100
 
 
 class Method(NamedTuple):
-    """A method that moves theta, and what its particles cost."""
+    """A method that updates theta, and the cost of its particles."""
 
     make: Callable[..., Estimator]
     label: str
-    unrolled: int  # particles of a pair that are unrolled, one that is not perturbed included
+    unrolled: int  # particles unrolled per pair, including an unperturbed one
 
 
 METHODS = {
@@ -72,14 +72,14 @@ LABELS = {name: method.label for name, method in METHODS.items()} | {RANDOM: "ra
 
 
 class Protocol(NamedTuple):
-    """What the scales differ in."""
+    """The settings that differ between scales."""
 
     pool: int  # images are smaller by this factor
     width: int  # of the hidden layers
     horizon: int
     particles: int
-    steps: int  # inner steps of all particles; a hundredth of them is a number of whole updates
-    runs: int  # episodes that a theta is measured by
+    steps: int  # inner steps of all particles; a hundredth of them is a whole number of updates
+    runs: int  # episodes that a theta is measured on
 
 
 PROTOCOLS = {
@@ -89,20 +89,20 @@ PROTOCOLS = {
 
 
 class Version(NamedTuple):
-    """What the versions differ in."""
+    """The settings that differ between versions."""
 
     dataset: str
-    layers: int  # hidden ones
-    masked: bool  # whether the share of active units of each is a hyperparameter
+    layers: int  # hidden layers
+    masked: bool  # whether the share of active units of each layer is a hyperparameter
 
 
 VERSIONS = {"talk": Version("mnist", 4, False), "released": Version("fashion_mnist", 5, True)}
 
 
 class Box(NamedTuple):
-    """From where the first points are drawn."""
+    """The box that the initial points are drawn from."""
 
-    learning_rate: tuple[float, float]  # even in the logarithm
+    learning_rate: tuple[float, float]  # log-uniform
     momentum: tuple[float, float]
     share: tuple[float, float]
 
@@ -113,21 +113,21 @@ WIDE = Box((1e-8, 10.0), (0.01, 0.999), (0.01, 0.999))
 
 @dataclass(frozen=True)
 class Options:
-    """What may be chosen of this experiment."""
+    """Options of this experiment."""
 
     version: Literal["talk", "released"] = "talk"
-    """Twenty hyperparameters on MNIST, or the 29 on Fashion-MNIST of the released code."""
+    """talk: twenty hyperparameters on MNIST; released: the 29 of the released code, on Fashion-MNIST."""
     box: Literal["same", "wide"] = "same"
-    """Where random search draws from: where the others start, or the wider box of the released code."""
+    """Box that random search draws from: same as where the others start, or wide as in the released code."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class MaskedTraining(Training):
-    """Training where ``sigmoid(theta["share"])`` are the shares of active units of the hidden layers."""
+    """Training in which ``sigmoid(theta["share"])`` is the share of active units of each hidden layer."""
 
     def step(self, theta: Theta, state: InnerState, key: jax.Array) -> tuple[InnerState, jax.Array]:
-        """One training step of the network that is left of it."""
+        """One training step of the network of active units."""
         shares, own = theta["share"], {name: x for name, x in theta.items() if name != "share"}
         loss = self.task.loss
         task = dataclasses.replace(self.task, loss=lambda p, batch: loss(active(p, shares), batch))
@@ -135,7 +135,7 @@ class MaskedTraining(Training):
 
 
 def active(params: Params, shares: jax.Array) -> Params:
-    """An MLP without the units of hidden layer l beyond the share ``sigmoid(shares[l])``: they give zero."""
+    """An MLP in which the units of hidden layer l beyond the share ``sigmoid(shares[l])`` output zero."""
     params = dict(params)
     for layer, share in enumerate(shares):
         name = f"Dense_{layer}"
@@ -180,7 +180,7 @@ def draw_theta(key: jax.Array, box: Box, version: Version) -> Theta:
 
 
 def run(settings: Settings, console: Console) -> Result:
-    """Every method from random points, and random search."""
+    """Run every method from random points, and random search."""
     protocol, version = PROTOCOLS[settings.scale], VERSIONS[settings.options.version]
     problem = tuning(protocol, version, settings.data_dir)
     like = draw_theta(jax.random.key(0), NARROW, version)
@@ -216,7 +216,7 @@ def run(settings: Settings, console: Console) -> Result:
 def _random_search(
     protocol: Protocol, version: Version, settings: Settings, values: Callable[..., np.ndarray]
 ) -> Outcome:
-    """Points of the box, each tried once; one that is the best so far is then measured as the others are."""
+    """Try random points of the box once each; the best so far is then measured like the other methods."""
     box = WIDE if settings.options.box == "wide" else NARROW
     count = protocol.steps // protocol.horizon
 
@@ -228,7 +228,7 @@ def _random_search(
     tried = values(thetas, 1, LABELS[RANDOM])
     best = np.array([[np.argmin(seed[: n + 1]) for n in range(count)] for seed in tried])
     path = np.take_along_axis(thetas, best[..., None], axis=1)
-    # Of each seed's best so far, each is measured once.
+    # Measure each point that was ever the best of its seed, once.
     chosen, inverse = np.unique(best + count * np.arange(len(best))[:, None], return_inverse=True)
     measured = values(thetas.reshape(-1, thetas.shape[-1])[chosen], protocol.runs, "best of random search")
     steps = protocol.horizon * np.arange(1, count + 1)
@@ -236,14 +236,14 @@ def _random_search(
 
 
 def _outcome(steps: np.ndarray, values: np.ndarray, thetas: np.ndarray) -> Outcome:
-    """With the least value so far, and the theta that had it."""
+    """The outcome with the lowest value so far, and its theta."""
     least = np.minimum.accumulate(values, axis=1)
     best = thetas[np.arange(len(values)), values.argmin(axis=1)]
     return Outcome(least[:, -1], best, {"steps": steps, "value": values, "best": least})
 
 
 def verdict(outcomes: Mapping[str, Outcome]) -> Verdict:
-    """PES ends below random search and truncated ES, on average over seeds."""
+    """PES ends below random search and truncated ES on average over seeds."""
     final = {name: outcome.final_loss for name, outcome in outcomes.items()}
     mean = {name: values.mean() for name, values in final.items()}
     said = ", ".join(
@@ -259,7 +259,7 @@ def verdict(outcomes: Mapping[str, Outcome]) -> Verdict:
 
 
 def draw(result: Result, folder: Path) -> Sequence[Path]:
-    """The least loss so far over inner steps, and the hyperparameters that were found."""
+    """Draw the lowest loss so far over inner steps, and the hyperparameters that were found."""
     from meta_train.experiments.drawing import styles
     from meta_train.report.figures import picture
 

@@ -1,16 +1,16 @@
-"""MNIST schedule: PES moves into the basin of good learning rates, truncated ES away from it.
+"""MNIST schedule: PES moves into the basin of good learning rates; truncated ES moves away from it.
 
-Protocol: an MLP 784-100-100-10 on MNIST, minibatches of 100, trained for T = 5,000 steps by SGD with momentum
-0.9 and the schedule ``lr_t = exp(theta_0) / (1 + t / 5000)^exp(theta_1)``, from theta = (log 0.003, log 30).
-K is 10 and 100, N = 1,000 particles, sigma = 0.1; 5,000 updates of Adam with a learning rate of 1e-2.
-``--target train-loss`` lowers the loss of a fresh minibatch after each step, ``--target validation-accuracy``
-raises the accuracy on a minibatch of validation images, which has no derivative; both summed over an episode.
-The surface is a grid of schedules, each trained with as it is.
+Protocol: an MLP 784-100-100-10 is trained on MNIST for T = 5,000 steps with minibatches of 100, by SGD with
+momentum 0.9 and the schedule ``lr_t = exp(theta_0) / (1 + t / 5000)^exp(theta_1)``, from theta = (log 0.003,
+log 30). K is 10 and 100, N = 1,000 particles, sigma = 0.1; 5,000 updates of Adam with a learning rate of
+1e-2. ``--target train-loss`` lowers the loss of a fresh minibatch after each step; ``--target
+validation-accuracy`` raises the accuracy on a minibatch of validation images, which has no derivative. Both
+are summed over an episode. The surface is a grid of schedules, each evaluated by training with it.
 
-It departs from the published code in that particles start their first episodes at different stages, and have
-initialisations of their own. The small scale has images of 14x14 pixels, one hidden layer of 32 units,
-T = 1,000 (which is also the time scale of the schedule), an outer learning rate of 3e-2, and with K = 10 500
-updates of N = 64, with K = 100 360 of N = 16 (the fewer windows an episode has, the less noise).
+Unlike in the published code, particles start their first episodes at different stages and have different
+initialisations. The small scale has images of 14x14 pixels, one hidden layer of 32 units, T = 1,000 (also the
+time scale of the schedule), an outer learning rate of 3e-2, and 500 updates with N = 64 for K = 10, or 360
+updates with N = 16 for K = 100 (the fewer windows an episode has, the less noise).
 
 Source: Vicol, Metz, Sohl-Dickstein, ICML 2021, and its published code.
 """
@@ -48,12 +48,12 @@ METHODS = {"pes": (pes, "PES"), "truncated-es": (truncated_es, "truncated ES")}
 # Edges of the grid: log10 of the learning rate at the start, and of the power of its decay.
 RATES, POWERS = (-3.0, -0.5), (-2.2, 2.2)
 RECORDS = 20
-# Of the best of the grid, so many are run again, on more seeds, for the best value that there is.
+# This many of the best points of the grid are run again on more seeds, to find the best value.
 CANDIDATES = 8
 
 
 class Protocol(NamedTuple):
-    """What the scales differ in."""
+    """The settings that differ between scales."""
 
     hidden: tuple[int, ...]
     pool: int  # images are smaller by this factor
@@ -61,9 +61,9 @@ class Protocol(NamedTuple):
     particles: Mapping[int, int]  # for each K
     updates: Mapping[int, int]  # for each K
     learning_rate: float  # of the outer Adam
-    grid: int  # points each way
+    grid: int  # points per axis
     grid_runs: int  # seeds for each point of the grid
-    runs: int  # seeds for each theta on the way, and for the best of the grid
+    runs: int  # seeds for each theta of a path, and for the best of the grid
 
 
 PROTOCOLS = {
@@ -73,14 +73,14 @@ PROTOCOLS = {
 
 
 class Target(NamedTuple):
-    """What is asked of a schedule."""
+    """The goal that a schedule is tuned for."""
 
     objective: str
     label: str
-    sign: int  # of what is shown: an accuracy is what the meta-loss is the negative of
+    sign: int  # -1 if the meta-loss is the negative of the value shown, as for an accuracy
 
     def within(self, value: float, best: float) -> bool:
-        """Whether a value shown is as good as the best of the grid: to 5% of a loss, or one point."""
+        """Whether a value is as good as the best of the grid, up to 5% of a loss or one point of accuracy."""
         return value <= 1.05 * best if self.sign > 0 else value >= best - 0.01
 
 
@@ -93,14 +93,14 @@ TARGETS: dict[TargetName, Target] = {
 
 @dataclass(frozen=True)
 class Options:
-    """What may be chosen of this experiment."""
+    """Options of this experiment."""
 
     target: TargetName = "train-loss"
-    """What the schedule is tuned for."""
+    """Quantity that the schedule is tuned for."""
 
 
 def schedule(time_scale: float) -> LearnedOptimizer:
-    """SGD with momentum, whose learning rate falls as ``inverse_time_decay`` says."""
+    """SGD with momentum and the learning-rate schedule ``inverse_time_decay``."""
 
     def rule(
         own: Mapping[str, jax.Array], gradient: jax.Array, accumulators: Accumulators, count: jax.Array
@@ -126,7 +126,7 @@ def grid(points: int) -> np.ndarray:
 
 
 def run(settings: Settings, console: Console) -> Result:
-    """Both methods with both truncations, and the surface that they move on."""
+    """Run both methods with both truncations, and compute the surface that they move on."""
     protocol, target = PROTOCOLS[settings.scale], TARGETS[settings.options.target]
     problem = tuning(protocol, target, settings.data_dir)
     paths = {
@@ -183,7 +183,7 @@ def _descend(
 
 
 def verdict(outcomes: Mapping[str, Outcome], best: float, target: Target) -> Verdict:
-    """PES ends as good as the best of the grid, with either K; truncated ES ends worse, in every seed."""
+    """PES ends as good as the best of the grid with either K; truncated ES ends worse on every seed."""
     holds, said = True, []
     for truncation in TRUNCATIONS:
         own = outcomes[f"pes-{truncation}"].final_loss
@@ -200,7 +200,7 @@ def verdict(outcomes: Mapping[str, Outcome], best: float, target: Target) -> Ver
 
 
 def draw(result: Result, folder: Path) -> Sequence[Path]:
-    """Paths on the surface for each K, and what the schedules on them are worth over inner steps."""
+    """Draw the paths on the surface for each K, and the quality of their schedules over inner steps."""
     from meta_train.experiments.drawing import draw_losses, styles
     from meta_train.report.figures import picture
 
@@ -243,7 +243,7 @@ def draw(result: Result, folder: Path) -> Sequence[Path]:
 
 
 def _draw_surface(axes: Axes, surface: np.ndarray, target: Target) -> Any:
-    """Colours, brightest where schedules are best, with contours."""
+    """Draw the surface, brightest where schedules are best, with contours."""
     values = np.log10(surface) if target.sign > 0 else surface
     axes.grid(False)
     axes.set(xlabel="log10 of the learning rate at the start", ylabel="log10 of the power of its decay")

@@ -1,4 +1,4 @@
-"""All experiments on one page: what each claims, how it is tested, what was found."""
+"""All experiments on one page: the claim, the protocol and the result of each."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def write_page(results: Mapping[Path, Experiment], folder: Path) -> Path:
     """Write ``paper.md`` from the results in the folders of experiments.
 
     Args:
-      results: the folders, each with its ``result.json`` and pictures, inside of `folder`.
+      results: the folders, each with its ``result.json`` and pictures, inside `folder`.
       folder: where the page is written.
 
     Returns:
-      The page.
+      The path of the page.
     """
     found = {path: json.loads((path / "result.json").read_text()) for path in results}
     rows = [

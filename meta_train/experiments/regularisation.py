@@ -1,27 +1,27 @@
-"""Regularisation: PES finds the best L2 coefficient from everywhere, truncated ES settles beside it.
+"""Regularisation: PES finds the best L2 coefficient from every start; truncated ES settles elsewhere.
 
 Protocol: theta is the logarithm of the L2 coefficient of a linear regression, trained by gradient descent
 with a learning rate of 0.001 (``inner_tasks.problems.ridge``); 50,000 updates of Adam (learning rate 0.003)
-from each of six starts, K = 1, sigma = 0.01, N = 4 particles, and T = 10^6, so that nothing ever restarts.
-Measured, every hundredth of the way, is the held-out loss of the ridge solution for theta, of the worst
-start; below theta = -8 it hardly changes, and counts as there.
+from each of six starts, with K = 1, sigma = 0.01, N = 4 particles, and T = 10^6, so that no episode ends.
+The held-out loss of the ridge solution for theta, for the worst start, is measured 100 times at equal
+intervals; below theta = -8 it hardly changes, and is taken to be constant.
 
-It departs from the published protocol in the data, scikit-learn's diabetes instead of UCI yacht (so the
-optimum is another), and PES is also run with N = 16. With N = 4 some of the runs from theta = -5 wander off
-to where theta no longer matters: the gradient there is small against its noise, and Adam makes steps of the
-same size all the same. The small scale has 10,000 updates from three starts.
+It differs from the published protocol in its data, scikit-learn's diabetes instead of UCI yacht (so the
+optimum differs), and PES is also run with N = 16. With N = 4, some of the runs from theta = -5 drift to where
+theta no longer matters: the gradient there is small compared with its noise, but Adam's steps have the same
+size. The small scale has 10,000 updates from three starts.
 
-What is expected comes from the ridge solution ``w(theta) = (H + exp(theta) I)^-1 X^T y`` with ``H = X^T X``,
-in double precision. The held-out loss L has the slope
+The expected values come from the ridge solution ``w(theta) = (H + exp(theta) I)^-1 X^T y`` with
+``H = X^T X``, in double precision. The held-out loss L has the slope
 
     dL/dtheta = -exp(theta) dL/dw . (H + exp(theta) I)^-1 w,
 
-which is zero at the optimum. Truncated ES with K = 1 sees a single step of weight decay on weights that it
-takes as given; that has the slope
+which is zero at the optimum. Truncated ES with K = 1 sees only a single step of weight decay, with the
+weights before it held constant; its slope
 
-    -learning_rate exp(theta) dL/dw . w,
+    -learning_rate exp(theta) dL/dw . w
 
-which is zero elsewhere: where the weights, all shrunk alike, would be no better.
+is zero elsewhere, where shrinking all weights by the same factor would not help.
 
 Source: Vicol, Metz, Sohl-Dickstein, ICML 2021, and its published code.
 """
@@ -50,7 +50,7 @@ UPDATES = {"small": 10_000, "paper": 50_000}
 RECORDS = 100
 SIGMA = 0.01
 LEARNING_RATE = 3e-3
-# How near theta must settle, PES and truncated ES: what is expected of them is 1.3 apart.
+# How close to their expected values theta of PES and of truncated ES must settle; these differ by 1.3.
 NEAR, TRUNCATED_NEAR = 0.4, 0.05
 
 THETAS = np.linspace(-8, 6.5, 1451)
@@ -64,11 +64,11 @@ class Method(NamedTuple):
 
 
 class ClosedForm(NamedTuple):
-    """What ridge solutions say about the values of theta in ``THETAS``, float64."""
+    """Losses and slopes of the ridge solutions for the values of theta in ``THETAS``, float64."""
 
     loss: np.ndarray  # held-out loss, [thetas]
     slope: np.ndarray  # its derivative with respect to theta, [thetas]
-    one_step_slope: np.ndarray  # what one step of weight decay does to it, [thetas]
+    one_step_slope: np.ndarray  # the same through a single step of weight decay only, [thetas]
 
     @property
     def optimum(self) -> float:
@@ -77,7 +77,7 @@ class ClosedForm(NamedTuple):
 
     @property
     def short_sighted(self) -> float:
-        """Where truncated ES with K = 1 is predicted to settle."""
+        """The theta at which truncated ES with K = 1 is predicted to settle."""
         return upward_zero(self.one_step_slope)
 
 
@@ -100,13 +100,13 @@ def closed_form(problem: RidgeRegression) -> ClosedForm:
 
 
 def upward_zero(slope: np.ndarray) -> float:
-    """The one of ``THETAS``, with its fraction, where a slope turns positive: there a descent settles."""
+    """The theta, interpolated in ``THETAS``, at which a slope turns positive and descent settles."""
     (before,) = np.flatnonzero((slope[:-1] < 0) & (slope[1:] >= 0))
     return float(np.interp(0, slope[before : before + 2], THETAS[before : before + 2]))
 
 
 def side_by_side(estimator: Estimator) -> Estimator:
-    """An estimator for a theta of many entries, ``[starts]``, each of which is a run of its own."""
+    """An estimator for a theta ``[starts]``, each entry of which is an independent run."""
 
     def init(key: jax.Array, theta: jax.Array, phase: jax.Array | float = 0.0) -> State:
         keys = jax.random.split(key, theta.size)
@@ -134,12 +134,12 @@ def methods(problem: RidgeRegression, scale: str) -> dict[str, Method]:
 
 
 def run(settings: Settings, console: Console) -> Result:
-    """Every method from every start."""
+    """Run every method from every start."""
     problem, updates = diabetes(), UPDATES[settings.scale]
     exact = closed_form(problem)
 
     def worst_loss(theta: jax.Array) -> jax.Array:
-        """Held-out loss of the ridge solution, of the worst start, ``[starts] -> []``."""
+        """Held-out loss of the ridge solution for the worst start, ``[starts] -> []``."""
         return jnp.max(jnp.interp(theta, THETAS, exact.loss))
 
     outcomes = {
@@ -171,7 +171,7 @@ def settled(outcome: Outcome) -> np.ndarray:
 
 
 def verdict(outcomes: dict[str, Outcome], exact: ClosedForm) -> Verdict:
-    """PES settles at the optimum, whatever its start; truncated ES where one step of weight decay says."""
+    """PES settles at the optimum from every start; truncated ES where the one-step slope is zero."""
     theta = {name: settled(outcome) for name, outcome in outcomes.items()}
     distance = {name: np.abs(values - exact.optimum) for name, values in theta.items()}
     off = np.abs(theta["truncated-es"] - exact.short_sighted).max()
@@ -191,7 +191,7 @@ def verdict(outcomes: dict[str, Outcome], exact: ClosedForm) -> Verdict:
 
 
 def draw(result: Result, folder: Path) -> Sequence[Path]:
-    """Theta over updates for each method, and the held-out loss as a function of theta."""
+    """Draw theta over updates for each method, and the held-out loss as a function of theta."""
     from meta_train.experiments.drawing import colour
     from meta_train.report.figures import picture
 
@@ -221,7 +221,7 @@ def draw(result: Result, folder: Path) -> Sequence[Path]:
 
 
 def _draw_thetas(axes: Axes, outcome: Outcome, colour: str) -> None:
-    """Theta over updates, a line for each start."""
+    """Draw theta over updates, a line for each start."""
     updates, theta = outcome.curve["update"], outcome.curve["theta"]
     for start in np.moveaxis(theta, -1, 0):
         axes.plot(updates, np.median(start, axis=0), lw=1.2, color=colour)

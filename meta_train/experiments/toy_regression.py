@@ -2,10 +2,10 @@
 
 Protocol: the problem of ``inner_tasks.problems.toy_regression``, T = 100, from theta = (-4, -4); 20,000
 updates of Adam (learning rate 1e-2, beta_1 0.99) with K = 10. Evolution strategies and UORO have 100
-particles, all in step; sigma is 0.3, and 1 for truncated ES. Measured, every 10 updates, is the meta-loss of
-the unperturbed theta. A PES that is correct settles where the surface smoothed with sigma = 0.3 is lowest, at
-raw losses of 560 to 575 and not at the raw minimum of 552. The small scale has 1,500 updates and the methods
-that perturb.
+particles, all in step; sigma is 0.3, or 1 for truncated ES. The meta-loss of the unperturbed theta is
+measured every 10 updates. A correct PES settles at the minimum of the surface smoothed with sigma = 0.3,
+where the raw loss is 560 to 575, and not at the raw minimum of 552. The small scale has 1,500 updates and
+only the methods that perturb theta.
 
 Source: Vicol, Metz, Sohl-Dickstein, ICML 2021, and its published code.
 """
@@ -40,7 +40,7 @@ SIGMA = 0.3
 UPDATES = {"small": 1500, "paper": 20_000}
 EVERY = 10
 
-# The surface is drawn over [-5, 5]^2 and computed beyond it, for the smoothing.
+# The surface is drawn over [-5, 5]^2, and computed over a larger square for the smoothing.
 DRAWN, MARGIN = 5.0, 1.5
 POINTS = {"small": 131, "paper": 1301}
 SIGMAS = (0.1, 0.3, 1.0)
@@ -48,10 +48,10 @@ SIGMAS = (0.1, 0.3, 1.0)
 LONG_HORIZON = 1000
 LONG_POINTS = {"small": 66, "paper": 391}
 
-# Beside surfaces, a cut through them at this theta_1.
+# The theta_1 of the slice that is drawn next to the surfaces.
 SLICE = -2.0
 
-# Exact values of this surface: at the start, in the middle, and the least value after smoothing with 0.3.
+# Exact values of this surface: at the start, at the centre, and the minimum after smoothing with 0.3.
 ANCHORS = {START: 2487.77, (0.0, 0.0): 2423.47}
 SMOOTHED_MINIMUM = 609.8
 
@@ -81,7 +81,7 @@ def methods(scale: str) -> dict[str, Method]:
 
 
 def run(settings: Settings, console: Console) -> Result:
-    """Every method from theta = (-4, -4), and the surface that they move on."""
+    """Run every method from theta = (-4, -4), and compute the surface that they move on."""
     updates = UPDATES[settings.scale]
     outcomes = {
         name: descend(
@@ -120,7 +120,7 @@ def late_loss(outcome: Outcome) -> np.ndarray:
 
 
 def verdict(outcomes: dict[str, Outcome], scale: str) -> Verdict:
-    """PES settles in the basin of the global optimum, truncated ES does not."""
+    """PES settles in the basin of the global optimum; truncated ES does not."""
     low, high = (540, 650) if scale == "small" else (555, 580)
     late = {name: late_loss(outcome) for name, outcome in outcomes.items()}
     least, most, truncated = late["pes"].min(), late["pes"].max(), late["truncated-es"].min()
@@ -134,7 +134,7 @@ def verdict(outcomes: dict[str, Outcome], scale: str) -> Verdict:
 
 
 def axis(points: int) -> np.ndarray:
-    """Values of one entry of theta at which a surface is computed, ``[points]``."""
+    """The grid values of one entry of theta, ``[points]``."""
     return np.linspace(-DRAWN - MARGIN, DRAWN + MARGIN, points)
 
 
@@ -155,13 +155,13 @@ def surface(problem: ToyRegression, points: int, label: str, console: Console) -
 
 
 def smoothed(values: np.ndarray, sigma: float) -> np.ndarray:
-    """A surface as evolution strategies see it: the mean over ``theta + N(0, sigma^2 I)``."""
+    """A surface as seen by evolution strategies: the mean over ``theta + N(0, sigma^2 I)``."""
     spacing = 2 * (DRAWN + MARGIN) / (len(values) - 1)
     return gaussian_filter(values.astype(np.float64), sigma / spacing, mode="nearest", truncate=5)
 
 
 def draw(result: Result, folder: Path) -> Sequence[Path]:
-    """Trajectories on the surface with meta-loss over updates; and surfaces, raw and smoothed."""
+    """Draw trajectories on the surface with meta-loss over updates, and surfaces, raw and smoothed."""
     from meta_train.experiments.drawing import draw_losses, styles
     from meta_train.report.figures import picture
 
@@ -201,7 +201,7 @@ def draw(result: Result, folder: Path) -> Sequence[Path]:
 
 
 def _draw_slice(axes: Axes, seen: Mapping[str, np.ndarray], problem: ToyRegression) -> None:
-    """Meta-loss along theta_0: the raw one on a finer grid, and the smoothed ones."""
+    """Draw the meta-loss along theta_0: raw on a finer grid, and smoothed."""
     fine = np.linspace(0, 4, 2001)
     raw = jax.jit(jax.vmap(lambda first: problem.meta_loss(jnp.array([first, SLICE]))))(fine)
     axes.plot(fine, raw, color="grey", lw=0.4, label="raw")
@@ -214,7 +214,7 @@ def _draw_slice(axes: Axes, seen: Mapping[str, np.ndarray], problem: ToyRegressi
 
 
 def _draw_surface(axes: Axes, values: np.ndarray, least: float) -> AxesImage:
-    """Colours on a logarithmic scale from `least`, with contours of the surface smoothed a little."""
+    """Draw a surface on a logarithmic scale from `least`, with contours of a slightly smoothed version."""
     end, ends = DRAWN + MARGIN, axis(len(values))
     levels = np.geomspace(least, 20 * least, 13)
     axes.grid(False)

@@ -1,24 +1,26 @@
-"""The variance of PES over the number of unrolls: it grows with independent windows, not with equal ones.
+"""The variance of PES over the number of unrolls: it grows for independent windows, but not for equal ones.
 
 Protocol: the weights theta of a character LSTM with 5 units are fixed. It reads T = 1,000 characters:
-uniform random ones, one repeated, or text. Sigma is 1e-3, N = 1,000 particles. Measured is
-``E|g - E g|^2 / |E g|^2`` for the gradient of an episode, which is cut into 1 to 1,000 unrolls; windows of
-random characters are nearly independent, and those of one repeated character equal. The small scale has 1, 10
-and 100 unrolls, and PES alone.
+uniformly random ones, one repeated character, or text. Sigma is 1e-3, N = 1,000 particles. The measured
+quantity is ``E|g - E g|^2 / |E g|^2`` for the gradient of an episode, which is cut into 1 to 1,000 unrolls;
+windows of random characters are nearly independent, and those of one repeated character are equal. The small
+scale has 1, 10 and 100 unrolls, and only PES.
 
-A window is one unroll of K steps, and an episode has W = T / K. Let p_wj be the derivative of the loss of
-window w with respect to theta_j, the copy of theta that acts in window j <= w, and q_ij the sum of p_wj over
-w >= max(i, j). In the limit of small sigma an antithetic pair adds up, over an episode,
+A window is one unroll of K steps, and an episode has W = T / K windows. Let p_wj be the derivative of the
+loss of window w with respect to theta_j, the copy of theta that acts in window j <= w, and q_ij the sum of
+p_wj over w >= max(i, j). In the limit of small sigma, the estimates of an antithetic pair over an episode sum
+to
 
     g = sigma^-2 sum_ij epsilon_i (epsilon_j . q_ij)
 
-Where each window depends on its own copy alone (a network without memory), with P entries of theta,
+If each window depends only on its own copy (a network without memory), then with P entries of theta
 
     E|g - E g|^2 = sum_{w=1}^{W} (P w + 1) |p_ww|^2
 
-Two cases of that are the lines in the picture, over |E g|^2. Window gradients of one size, independent, with
-mean zero, so that |E g|^2 is W |p_ww|^2 on average: P (W + 1) / 2 + 1. Window gradients that are equal, so
-that it is W^2 |p_ww|^2: 1 / W of that. ``share_of_variance`` has the formula for a network with memory.
+Two cases of this, divided by |E g|^2, are the lines in the picture. If the window gradients are independent,
+of equal size and of mean zero, |E g|^2 is W |p_ww|^2 on average, which gives P (W + 1) / 2 + 1. If they are
+equal, |E g|^2 is W^2 |p_ww|^2, which gives 1 / W of that. ``share_of_variance`` has the formula for a network
+with memory.
 """
 
 from __future__ import annotations
@@ -52,9 +54,9 @@ HORIZON = 1000
 ALPHABET = 50  # as many as the characters of Penn Treebank
 SIGMA = 1e-3
 PARTICLES = 1000
-SAMPLES = 1000  # pairs, or single particles: from them a variance is known to about 4%
+SAMPLES = 1000  # pairs, or single particles; they determine a variance to about 4%
 INPUTS = {"random": "random characters", "repeated": "one repeated character", "text": "text"}
-FITTED_FROM = 10  # unrolls: with fewer, an episode's mean gradient still shows
+FITTED_FROM = 10  # unrolls; with fewer, an episode's mean gradient still has an effect
 
 
 class Method(NamedTuple):
@@ -80,9 +82,9 @@ def methods(scale: str) -> dict[str, Method]:
 
 
 def plain_pes(problem: UnrolledProblem, *, sigma: float, truncation: int) -> Estimator:
-    """PES with one particle in place of a pair: ``g = xi L(+) / (sigma^2 K)``.
+    """PES with one particle instead of a pair: ``g = xi L(+) / (sigma^2 K)``.
 
-    Here alone, to show what it costs: the loss itself, and not its change, multiplies the noise.
+    It exists only here, to show its cost: the loss itself, and not its change, multiplies the noise.
     """
 
     def start(key: jax.Array, theta: Theta) -> State:
@@ -102,9 +104,9 @@ def plain_pes(problem: UnrolledProblem, *, sigma: float, truncation: int) -> Est
 
 
 def read_text(path: Path | None) -> str:
-    """The text of a file, or Python's own help on its syntax, which every Python carries.
+    """The text of a file, or Python's help on its own syntax, which comes with every Python.
 
-    White space of any length and kind counts as one space, as in Penn Treebank: layout is no language.
+    Any run of white space counts as one space, as in Penn Treebank: layout is not language.
 
     Raises:
       UserError: the file cannot be read, is not UTF-8, or is too short.
@@ -113,25 +115,25 @@ def read_text(path: Path | None) -> str:
         text = python_help() if path is None else path.read_text("utf-8")
     except OSError as error:
         raise UserError(
-            f"cannot read the text {path}: {error.strerror}; name a text file with --text"
+            f"cannot read the text {path}: {error.strerror}; give a text file with --text"
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(
-            f"the text {path} is not UTF-8 (byte {error.start}); convert it, or name another with --text"
+            f"the text {path} is not UTF-8 (byte {error.start}); convert it, or give another file with --text"
         ) from None
     text = " ".join(text.split())
     if len(text) <= HORIZON:
         raise UserError(
-            f"the text {path} has {len(text)} characters (white space counts once), "
-            f"and {HORIZON + 1} are read at a stretch; name a longer one with --text"
+            f"the text {path} has {len(text)} characters (a run of white space counts as one), but at least "
+            f"{HORIZON + 1} are needed; give a longer text with --text"
         )
     return text
 
 
 def inputs(text: np.ndarray, seed: int) -> np.ndarray:
-    """What the network reads, in the order of ``INPUTS``, int32 [inputs, T + 1].
+    """The inputs of the network in the order of ``INPUTS``, int32 [inputs, T + 1].
 
-    Of the text it is a stretch from a random place; the repeated character is the first one there.
+    The text is a passage from a random place; the repeated character is its first one.
     """
     rng = np.random.default_rng(seed)
     start = rng.integers(len(text) - HORIZON)
@@ -141,7 +143,7 @@ def inputs(text: np.ndarray, seed: int) -> np.ndarray:
 
 
 class Case(NamedTuple):
-    """What one seed stands for."""
+    """The inputs, weights and exact gradients of one seed."""
 
     problems: CharacterLSTM  # one for each input: texts are [inputs, T + 1]
     theta: jax.Array  # [P], for all of them
@@ -152,10 +154,10 @@ class Case(NamedTuple):
 
 @jax.jit
 def case(texts: jax.Array, seed: jax.Array) -> Case:
-    """A theta of its own for each seed, and the exact gradients by reverse mode.
+    """The case of a seed, with its own theta and the exact gradients by reverse mode.
 
-    They stand for the expectation of the estimates: at this sigma, smoothing changes them far less than can
-    be measured here.
+    The exact gradients stand for the expectation of the estimates: at this sigma, the effect of smoothing is
+    far too small to be measured here.
     """
     init_key, key = jax.random.split(jax.random.key(seed))
     problems = CharacterLSTM(texts, ALPHABET)
@@ -173,10 +175,10 @@ def case(texts: jax.Array, seed: jax.Array) -> Case:
 def squared_errors(method: Method, unrolls: int, samples: int, case: Case) -> jax.Array:
     """Squared distances of the estimates of single units from the exact gradient, [inputs, samples].
 
-    All units start an episode together and read the same text. Each has perturbations of its own, which are
-    the same for all inputs; so with a single unroll PES, NRES and full ES are one and the same. Estimates are
-    added up over the windows of the episode. It is done in float32: against float64, rounding was less than
-    1e-4 of the squared distance.
+    All units start an episode together and read the same text. Each has its own perturbations, which are the
+    same for all inputs, so with a single unroll PES, NRES and full ES are identical. Estimates are summed
+    over the windows of the episode, in float32: compared with float64, rounding was less than 1e-4 of the
+    squared distance.
     """
 
     def squared_error(problem: CharacterLSTM, gradient: jax.Array, key: jax.Array) -> jax.Array:
@@ -208,7 +210,7 @@ def predict(method: Method, unrolls: int, case: Case) -> jax.Array:
 
 
 def window_losses(problem: CharacterLSTM, copies: jax.Array) -> jax.Array:
-    """Losses of the windows of an episode, [W], each with a theta of its own: ``copies`` is [W, P]."""
+    """Losses of the windows of an episode, [W], each with its own theta: ``copies`` is [W, P]."""
     truncation, key = problem.horizon // len(copies), jax.random.key(0)
 
     def window(carry: tuple[State, jax.Array], copy: jax.Array) -> tuple:
@@ -221,15 +223,15 @@ def window_losses(problem: CharacterLSTM, copies: jax.Array) -> jax.Array:
 
 
 def es_variance(unrolls: int, problem: CharacterLSTM, theta: jax.Array, gradient: jax.Array) -> jax.Array:
-    """Of NRES and full ES: ``(P + 1) |gradient|^2``, whatever W, since they have one perturbation only."""
+    """Variance of NRES and full ES: ``(P + 1) |gradient|^2`` for any W, since they have one perturbation."""
     del unrolls, problem
     return (theta.size + 1) * jnp.sum(gradient**2)
 
 
 def plain_variance(unrolls: int, problem: CharacterLSTM, theta: jax.Array, gradient: jax.Array) -> jax.Array:
-    """Of PES without antithetic pairs: ``P sigma^-2 sum_i (sum_{w >= i} L_w)^2``, L_w being a window's loss.
+    """Variance of PES without pairs: ``P sigma^-2 sum_i (sum_{w >= i} L_w)^2``, L_w being a window's loss.
 
-    What else there is does not grow as sigma gets small.
+    The other terms do not grow as sigma becomes small.
     """
     del gradient
     losses = window_losses(problem, jnp.tile(theta, (unrolls, 1)))
@@ -237,7 +239,7 @@ def plain_variance(unrolls: int, problem: CharacterLSTM, theta: jax.Array, gradi
 
 
 def pes_variance(unrolls: int, problem: CharacterLSTM, theta: jax.Array, gradient: jax.Array) -> jax.Array:
-    """Of PES, from the derivatives of all windows with respect to all copies of theta."""
+    """Variance of PES, from the derivatives of all windows with respect to all copies of theta."""
     del gradient
     windows = jnp.arange(unrolls)
     _, pull_back = jax.vjp(partial(window_losses, problem), jnp.tile(theta, (unrolls, 1)))
@@ -250,12 +252,11 @@ def pes_variance(unrolls: int, problem: CharacterLSTM, theta: jax.Array, gradien
 
 
 def share_of_variance(q: jax.Array, i: jax.Array) -> jax.Array:
-    """What row i of q contributes to the total variance of a pair; the variance is the sum over rows.
+    """The contribution of row i of q to the total variance of a pair, which is the sum over rows.
 
-    With independent normal perturbations the terms of g have these total variances: ``(P + 1) |q_ii|^2`` that
-    of epsilon_i with itself, and ``P |q_ij|^2`` that of epsilon_i with epsilon_j, whose covariance with the
-    term of epsilon_j with epsilon_i is ``q_ij . q_ji``. For j < i, q_ji is q_ii: no loss before window i
-    depends on theta_i. So the variance is the sum over i of
+    With independent normal perturbations, the (i, i) term of g has the total variance ``(P + 1) |q_ii|^2``,
+    and the (i, j) term has ``P |q_ij|^2``; its covariance with the (j, i) term is ``q_ij . q_ji``. For j < i,
+    q_ji is q_ii, because no loss before window i depends on theta_i. So the variance is the sum over i of
 
         P sum_j |q_ij|^2 + |q_ii|^2 + 2 sum_{j < i} q_ij . q_ii
 
@@ -270,7 +271,7 @@ def share_of_variance(q: jax.Array, i: jax.Array) -> jax.Array:
 def measure(method: Method, unrolls: int, samples: int, case: Case) -> dict[str, np.ndarray]:
     """Normalised total variance of the mean over N particles: measured, its error, and predicted; [inputs].
 
-    Units are independent, so it is the variance over single units divided by their number.
+    Since units are independent, it is the variance of single units divided by their number.
     """
     errors = np.asarray(squared_errors(method, unrolls, samples, case), np.float64)
     norm = np.sum(np.square(case.gradients, dtype=np.float64), axis=1)
@@ -284,14 +285,14 @@ def measure(method: Method, unrolls: int, samples: int, case: Case) -> dict[str,
 
 @dataclass(frozen=True)
 class Options:
-    """What may be chosen of this experiment."""
+    """Options of this experiment."""
 
     text: Path | None = None
     """Text file to read; by default one that comes with Python."""
 
 
 def run(settings: Settings, console: Console) -> Result:
-    """Every method at every number of unrolls, on all inputs."""
+    """Run every method at every number of unrolls on all inputs."""
     every, text = methods(settings.scale), encode(read_text(settings.options.text), ALPHABET)
     cases = [case(inputs(text, seed), np.uint32(seed)) for seed in settings.seeds]
 
@@ -302,8 +303,8 @@ def run(settings: Settings, console: Console) -> Result:
         return measured
 
     jobs = [(name, unrolls) for name, method in every.items() for unrolls in method.unrolls]
-    jobs.sort(key=lambda job: -job[1])  # the longest first: so no core waits long in the end
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # each job is a program of its own to compile
+    jobs.sort(key=lambda job: -job[1])  # the longest first, so that no core is idle for long at the end
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # each job compiles its own program
         measured = dict(zip(jobs, threads.map(work, jobs), strict=True))
     outcomes = {
         f"{name}-{each}": outcome(method.unrolls, [measured[name, w] for w in method.unrolls], number, cases)
@@ -316,7 +317,7 @@ def run(settings: Settings, console: Console) -> Result:
 def outcome(
     unrolls: tuple[int, ...], measured: list[list[dict[str, np.ndarray]]], number: int, cases: list[Case]
 ) -> Outcome:
-    """One method on one input, of measurements ``[unrolls][seeds]``. Theta is fixed, and its loss too."""
+    """The outcome of one method on one input, from measurements ``[unrolls][seeds]`` at a fixed theta."""
     curve = {
         name: np.array([[at_seed[name][number] for at_seed in at_unrolls] for at_unrolls in measured]).T
         for name in measured[0][0]
@@ -329,14 +330,14 @@ def outcome(
 
 
 def growth(outcome: Outcome) -> np.ndarray:
-    """Slope of the logarithm of the variance over that of the number of unrolls, [seeds]."""
+    """Slope of the log variance over the log number of unrolls, [seeds]."""
     fitted = outcome.curve["unrolls"] >= FITTED_FROM
     x, y = np.log(outcome.curve["unrolls"][fitted]), np.log(outcome.curve["variance"][:, fitted])
     return np.polyfit(x, y.T, 1)[0]
 
 
 def checks(outcomes: dict[str, Outcome]) -> dict[str, tuple[float, float]]:
-    """What was measured over what theory says, on average over unrolls and seeds."""
+    """Measured over predicted variance, averaged over unrolls and seeds."""
     return {
         f"measured over predicted variance, {name}": (
             float(np.mean(outcome.curve["variance"] / outcome.curve["predicted"])),
@@ -347,7 +348,7 @@ def checks(outcomes: dict[str, Outcome]) -> dict[str, tuple[float, float]]:
 
 
 def verdict(outcomes: dict[str, Outcome]) -> Verdict:
-    """Linear growth for independent windows, none for equal ones, something between for text."""
+    """Linear growth for independent windows, none for equal ones, and something in between for text."""
     random, repeated, text = (growth(outcomes[f"pes-{each}"]) for each in INPUTS)
     holds = (
         random.min() > 0.8
@@ -369,7 +370,7 @@ def _span(values: np.ndarray) -> str:
 
 
 def draw(result: Result, folder: Path) -> Sequence[Path]:
-    """Variance over unrolls: a panel for each input, and one for PES without antithetic pairs."""
+    """Draw variance over unrolls: a panel for each input, and one for PES without antithetic pairs."""
     from matplotlib.axes import Axes
 
     from meta_train.experiments.drawing import colour

@@ -1,1 +1,1 @@
-"""How theta learns: a population of estimators, and the outer loop that moves theta."""
+"""Learning theta: a population of estimators, and the outer loop that moves theta."""

@@ -1,4 +1,4 @@
-"""Whether the meta-gradients of many updates agree: a signal, where that of one update drowns in noise."""
+"""Agreement of the meta-gradients of many updates: a signal even when noise dominates each single update."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import optax
 
 from meta_train.estimators.base import Theta
 
-# The running mean weighs about 1 / (1 - DECAY) updates.
+# The running mean covers about 1 / (1 - DECAY) updates.
 DECAY = 0.99
 
 
@@ -19,16 +19,16 @@ class Agreement(NamedTuple):
 
     mean: Theta  # of the meta-gradient
     square: jax.Array  # of its squared norm, float32 []
-    updates: jax.Array  # how many there were, int32 []
+    updates: jax.Array  # number of updates, int32 []
 
 
 def no_agreement(theta: Theta) -> Agreement:
-    """What there is before the first update."""
+    """The running means before the first update."""
     return Agreement(optax.tree.zeros_like(theta), jnp.zeros(()), jnp.zeros((), jnp.int32))
 
 
 def agreed(agreement: Agreement, gradient: Theta) -> Agreement:
-    """The running means after one more meta-gradient; one that is not finite is left out."""
+    """The running means after one more meta-gradient; a non-finite one is left out."""
 
     def averaged(mean: jax.Array, value: jax.Array) -> jax.Array:
         return DECAY * mean + (1 - DECAY) * value
@@ -52,8 +52,8 @@ def snr_across(agreement: Agreement) -> jax.Array:
 
     V estimates the trace of the covariance of a meta-gradient, if the meta-gradients are independent. Pure
     noise gives 1, with a scatter of about 1 / sqrt(2 P) for P weights of about equal noise. A constant
-    gradient mu gives ``sqrt(1 + |mu|^2 / (s V))``, and s falls to 1/199: a gradient that is a fourteenth of
-    the noise of one update gives 1.4.
+    gradient mu gives ``sqrt(1 + |mu|^2 / (s V))``, and s falls to 1/199; so a gradient of a fourteenth of the
+    noise of one update gives 1.4.
     """
     power = DECAY**agreement.updates
     share = 1 - power

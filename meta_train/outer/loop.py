@@ -17,13 +17,13 @@ from meta_train.outer.population import Metrics, Population
 
 
 class RunState(NamedTuple):
-    """All that a run carries from update to update; what a checkpoint holds."""
+    """Everything that a run carries from update to update, and that a checkpoint holds."""
 
     theta: Theta
     outer: Any  # state of the outer optimizer
     particles: Any  # state of the population: on devices, or gathered as [pairs, ...]
-    key: jax.Array  # the run's key; the key of an update is made from it and the update's number
-    skipped: int  # updates in a row whose meta-gradient was not finite
+    key: jax.Array  # the run's key; the key of an update is derived from it and the update's number
+    skipped: int  # consecutive updates whose meta-gradient was not finite
     agreement: Agreement  # of the meta-gradients so far
 
 
@@ -31,16 +31,16 @@ class Update(NamedTuple):
     """One outer update."""
 
     number: int  # from 1
-    state: RunState  # after it; its particles are gone (donated) once the next update begins
+    state: RunState  # after the update; its particles are donated when the next update begins
     metrics: Metrics
-    seconds: float  # what it took
+    seconds: float  # time of the update
 
 
 def initial_state(
     population: Population, tx: optax.GradientTransformation, theta: Theta, key: jax.Array
 ) -> RunState:
-    """The state before the first update, with the run's key (of which number 0 is for theta)."""
-    # Where the updates will leave them, lest the second one be compiled anew.
+    """The state before the first update, from the run's key (folding in 0 is reserved for theta)."""
+    # Put them where the updates will leave them, so that the second update is not recompiled.
     theta, outer, agreement = jax.device_put(
         (theta, tx.init(theta), no_agreement(theta)), jax.local_devices()[0]
     )
@@ -49,12 +49,12 @@ def initial_state(
 
 
 def gathered(population: Population, state: RunState) -> RunState:
-    """The state with its particles on the host: what a checkpoint holds."""
+    """The state with its particles on the host, as a checkpoint holds it."""
     return state._replace(particles=population.gather(state.particles))
 
 
 def scattered(population: Population, state: RunState) -> RunState:
-    """The inverse of ``gathered``, of a state that was restored."""
+    """The inverse of ``gathered``, for a restored state."""
     return state._replace(particles=population.scatter(state.particles), skipped=int(state.skipped))
 
 
@@ -66,8 +66,8 @@ def outer_loop(
     Args:
       population: the estimator.
       tx: the outer optimizer.
-      state: what to go on from.
-      done: updates that led to it.
+      state: the state to continue from.
+      done: number of updates that led to it.
       updates: number of the last update.
     """
     step = jax.jit(partial(outer_step, tx))

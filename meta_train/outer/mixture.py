@@ -18,11 +18,11 @@ from meta_train.outer.population import Memory, Metrics, Population
 def mixture(populations: Sequence[Population]) -> Population:
     """The mean of the meta-gradients of several populations, each divided by its norm.
 
-    So no task drowns the others because its losses react more strongly to theta. A meta-gradient of zero
-    counts as zero, and one that is not finite makes the mean not finite.
+    So no task dominates because its losses react more strongly to theta. A meta-gradient of zero counts as
+    zero, and a non-finite one makes the mean non-finite.
 
     Args:
-      populations: one for each task; all learn the same theta.
+      populations: one per task; all learn the same theta.
     """
 
     def init(key: jax.Array, theta: Theta) -> State:
@@ -40,7 +40,7 @@ def mixture(populations: Sequence[Population]) -> Population:
         return gradient, states, combined
 
     def memory(theta: Theta) -> Memory:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # the compiler runs without Python's lock
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # the compiler releases Python's lock
             each = list(pool.map(lambda population: population.memory(theta), populations))
         return Memory(sum(own.held for own in each), max(own.working for own in each))
 
@@ -55,7 +55,7 @@ def mixture(populations: Sequence[Population]) -> Population:
 
 @jax.jit
 def _combine(gradients: Sequence[Theta], metrics: Sequence[Metrics]) -> tuple[Theta, Metrics]:
-    """Mean of the gradients at norm 1, and the metrics of all tasks together."""
+    """Mean of the normalised gradients, and the metrics of all tasks together."""
     norms, snrs = (jnp.stack([each[name] for each in metrics]) for name in ("gradient_norm", "snr"))
     shares = jnp.where(norms == 0, 0, 1 / norms)
     gradient = jax.tree.map(

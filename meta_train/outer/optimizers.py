@@ -1,6 +1,6 @@
 """The outer optimizer: how a meta-gradient moves theta.
 
-To add one: an entry in ``OUTER_OPTIMIZERS``.
+To add one, add an entry to ``OUTER_OPTIMIZERS``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from learned_opt._src.errors import choices
 from meta_train.estimators.base import Theta
 
 WARM_UP = 0.05  # share of the updates
-# Each is made from the schedule of its learning rate.
+# Each takes the schedule of its learning rate.
 OUTER_OPTIMIZERS: Mapping[str, Callable[[optax.Schedule], optax.GradientTransformation]] = {
     "adam": optax.adam,
     "adamw": optax.adamw,
@@ -29,23 +29,23 @@ OUTER_OPTIMIZERS: Mapping[str, Callable[[optax.Schedule], optax.GradientTransfor
 
 @dataclass(frozen=True)
 class OuterConfig:
-    """How theta is moved: global-norm clip, then an optimizer with a warm-up and a cosine over the run."""
+    """How theta is updated: global-norm clip, then an optimizer with a warm-up and a cosine over the run."""
 
     learning_rate: float = 2e-2
     """Learning rate of the outer optimizer after its warm-up."""
     final_fraction: float = 0.1
-    """Share of the learning rate that is left at the end."""
+    """Fraction of the learning rate that is left at the end of the run."""
     clip_norm: float = 1.0
     """Norm at which the meta-gradient is clipped."""
     optimizer: str = "adam"
-    """Optimizer that moves theta: adam, adamw, or sgdm (SGD with momentum 0.9)."""
+    """Optimizer that updates theta: adam, adamw, or sgdm (SGD with momentum 0.9)."""
 
 
 def find_outer_optimizer(name: str) -> Callable[[optax.Schedule], optax.GradientTransformation]:
-    """The outer optimizer called `name`, made from the schedule of its learning rate.
+    """The outer optimizer called `name`, as a function of the schedule of its learning rate.
 
     Raises:
-      UserError: there is none of that name.
+      UserError: there is no outer optimizer of that name.
     """
     if name not in OUTER_OPTIMIZERS:
         raise UserError(f"unknown outer optimizer '{name}'; {choices(name, OUTER_OPTIMIZERS)}")
@@ -55,12 +55,12 @@ def find_outer_optimizer(name: str) -> Callable[[optax.Schedule], optax.Gradient
 def outer_optimizer(config: OuterConfig, updates: int) -> optax.GradientTransformation:
     """Clip by global norm, then the optimizer, with a warm-up and a cosine to a fraction of its rate.
 
-    The rate rises over the first twentieth of the updates. The particles that start in the middle of an
-    episode have fresh networks, so the first meta-gradients know of early steps alone.
+    The rate rises over the first twentieth of the updates, because particles that start in the middle of an
+    episode have fresh networks, and so the first meta-gradients reflect only early steps.
 
     Args:
       config: the settings.
-      updates: length of the run, which is that of the schedule.
+      updates: length of the run and of the schedule.
     """
     cosine = optax.cosine_decay_schedule(config.learning_rate, updates, config.final_fraction)
     warm_up = round(WARM_UP * updates) + 1
@@ -75,7 +75,7 @@ def outer_optimizer(config: OuterConfig, updates: int) -> optax.GradientTransfor
 def outer_step(
     tx: optax.GradientTransformation, theta: Theta, state: Any, gradient: Theta
 ) -> tuple[Theta, Any, jax.Array]:
-    """One step of the outer optimizer; a meta-gradient that is not finite changes nothing.
+    """One step of the outer optimizer; a non-finite meta-gradient changes nothing.
 
     Returns:
       The next theta, the next state of the outer optimizer, and whether the gradient was finite.

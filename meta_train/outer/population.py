@@ -1,9 +1,9 @@
-"""A population of particles: many copies of an estimator, averaged, on many devices.
+"""A population of particles: the average of many copies of an estimator, on many devices.
 
-Two rules make a run independent of the number of devices. Randomness belongs to the particle: its key is
-made of the update's key and its number. And gradients are summed in particle order: the devices hand over
-the terms of single pairs (partial sums over many, in large populations), and these are added on one device
-in a fixed order. A ``pmean`` would add them in an order that depends on the devices.
+Two rules make a run independent of the number of devices. First, randomness belongs to the particle: its key
+is derived from the update's key and its number. Second, gradients are summed in particle order: the devices
+return the terms of single pairs (in large populations, partial sums over many pairs), and one device adds
+them in a fixed order. A ``pmean`` would add them in an order that depends on the devices.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from meta_train.estimators.metrics import reduced
 # Summands that are added in one operation.
 ADDITIONS = 32
 
-Metrics = dict[str, jax.Array]  # of an estimate by a population, by the names in ``METRICS``
+Metrics = dict[str, jax.Array]  # of a population's estimate, by the names in ``METRICS``
 
 
 class Memory(NamedTuple):
-    """What each device needs, in bytes, as the compiler plans it."""
+    """The memory that each device needs, in bytes, as the compiler plans it."""
 
     held: int  # all the time: data, and the states of its particles
-    working: int  # during an update, beside that
+    working: int  # additionally during an update
 
 
 class Population(NamedTuple):
-    """An estimator (``init``, ``estimate``) made of many, and its state as plain host arrays.
+    """An estimator (``init``, ``estimate``) made of many, with conversions of its state to host arrays.
 
     Attributes:
       init: ``(key, theta) -> state``.
       estimate: ``(theta, state, key) -> (gradient, state, metrics)``. The state is donated.
-      gather: ``state -> pytree of NumPy arrays [units, ...]``, in particle order; of many processes, each
+      gather: ``state -> pytree of NumPy arrays [units, ...]``, in particle order; with many processes, each
         has its own units.
       scatter: the inverse of gather, onto the devices of this population.
-      memory: ``theta -> Memory``; nothing is run, and shapes suffice for theta.
+      memory: ``theta -> Memory``; nothing is run, and theta may be given as shapes.
     """
 
     init: Callable[[jax.Array, Theta], State]
@@ -64,19 +64,19 @@ def population(
     chunk: int = 1,
     strategy: Strategy = STRATEGY,
 ) -> Population:
-    """The mean of many copies of an estimator, each with a state and randomness of its own.
+    """The mean of many copies of an estimator, each with its own state and randomness.
 
     Args:
       make_estimator: makes the estimator of one unit (an antithetic pair) for a problem.
       problem: what is unrolled; its arrays are put on every device once.
       units: number of copies.
-      devices: number of devices, as ``start_devices`` gives it: a divisor of ``partial_sums(units)``.
+      devices: number of devices, as returned by ``start_devices``: a divisor of ``partial_sums(units)``.
       chunk: units that one device works on at once.
       strategy: how the devices are used.
 
     Returns:
-      An estimator whose estimates do not depend on `devices`: on a CPU, with a chunk of 1, not by a
-      single bit. (A larger chunk is another program when a device has fewer units than that.)
+      An estimator whose estimates do not depend on `devices`; on a CPU with a chunk of 1, they are the same
+      to the bit. (A larger chunk is another program if a device has fewer units than that.)
     """
     per_sum = units // partial_sums(units)
     problem = strategy.replicate(problem, devices)
@@ -93,7 +93,7 @@ def population(
     def terms(
         shared: tuple[UnrolledProblem, Theta, jax.Array], numbers: jax.Array, state: State
     ) -> tuple[Any, State]:
-        """The partial sums, gathered from all devices, and the next state of a device's units."""
+        """The partial sums gathered from all devices, and the next state of a device's units."""
         problem, theta, key = shared
 
         def one(inputs: tuple[jax.Array, State]) -> tuple[Any, State]:
@@ -120,7 +120,7 @@ def population(
 
     def memory(theta: Theta) -> Memory:
         many = jax.process_count() > 1
-        if many:  # pmap takes no shapes for arrays then
+        if many:  # pmap then needs arrays instead of shapes
             theta = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), theta)
         shared = (problem, theta, jax.random.key(0))
         state = start(shared) if many else jax.eval_shape(start, shared)
@@ -140,8 +140,8 @@ def population(
 def _ordered_sum(xs: Any) -> Any:
     """Sum over the leading axis, one after another.
 
-    All arrays of a summand are one vector meanwhile, and a few additions are one operation: on a GPU each
-    operation costs a launch.
+    All arrays of a summand are packed into one vector, and several additions into one operation, because on a
+    GPU each operation costs a launch.
     """
     flat, unflatten = jax.flatten_util.ravel_pytree(jax.tree.map(lambda x: x[0], xs))
     rows = jax.vmap(lambda x: jax.flatten_util.ravel_pytree(x)[0])(xs)
@@ -156,6 +156,6 @@ def _combine(sums: tuple[Theta, jax.Array, Info]) -> tuple[Theta, Metrics]:
     units = info["units"]
     gradient = optax.tree.scale(1 / units, gradient)
     norm = optax.tree.norm(gradient)
-    # The pairs' scatter around their mean, as the variance of that mean.
+    # The variance of the mean, from the scatter of the pairs around it.
     variance = jnp.maximum(square_norm / units - norm**2, 0) / (units - 1)
     return gradient, reduced(info, norm, norm / jnp.sqrt(jnp.where(units > 1, variance, jnp.nan)))

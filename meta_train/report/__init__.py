@@ -1,1 +1,1 @@
-"""How good an optimizer is: training runs, the comparison with tuned baselines, its tables and pictures."""
+"""Evaluation of optimizers: training runs, the comparison with tuned baselines, its tables and pictures."""

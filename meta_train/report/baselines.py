@@ -15,9 +15,9 @@ import optax
 from learned_opt import LearnedOptimizer, UserError, pretrained_names
 from meta_train.report.evaluation import Contestant
 
-Rate = jax.Array | float  # a learning rate; traced, since many of them are tried by one program
-# Share of the steps in which the learning rate rises, where a schedule has a warm-up. A longer one would cost
-# short runs more than it brings.
+Rate = jax.Array | float  # a learning rate; traced, since one program tries many of them
+# Share of the steps in which the learning rate rises, if a schedule has a warm-up. A longer warm-up would
+# cost short runs more than it gains.
 WARM_UP = 0.02
 
 
@@ -26,8 +26,8 @@ class Rule(NamedTuple):
 
     Attributes:
       label: its name in tables and pictures.
-      make: makes it from a learning rate or from a schedule of optax.
-      colour: its colour in pictures; None for one of those that are left.
+      make: makes it from a learning rate or an optax schedule.
+      colour: its colour in pictures; None for the next unused one.
     """
 
     label: str
@@ -36,13 +36,13 @@ class Rule(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """How the learning rate goes over a run.
+    """How the learning rate changes over a run.
 
     Attributes:
       label: its name in tables and pictures, empty for a constant rate.
-      make: ``(rate, steps)`` to what optax takes for a learning rate.
-      line: the style of its line in pictures.
-      marker: the form of its mark where there are no lines.
+      make: ``(rate, steps) -> learning rate or optax schedule``.
+      line: its line style in pictures.
+      marker: its marker in pictures without lines.
     """
 
     label: str
@@ -64,14 +64,14 @@ class Baseline(NamedTuple):
 
 
 def constant(rate: Rate, steps: int) -> Rate:
-    """The same learning rate at all steps."""
+    """The same learning rate at every step."""
     return rate
 
 
 def cosine(rate: Rate, steps: int) -> optax.Schedule:
-    """Rises in equal steps to `rate` over the first fiftieth of the steps, then falls to 0 as a cosine.
+    """Rises linearly to `rate` over the first fiftieth of the steps, then falls to 0 as a cosine.
 
-    The first step has a rate above 0, and 0 is what would come after the last one: no step is wasted.
+    The first step has a rate above 0, and 0 is reached only after the last step, so no step is wasted.
     """
     peak = max(1, round(WARM_UP * steps)) - 1
     rise = optax.linear_schedule(rate / (peak + 1), rate, peak)
@@ -79,12 +79,12 @@ def cosine(rate: Rate, steps: int) -> optax.Schedule:
 
 
 def linear(rate: Rate, steps: int) -> optax.Schedule:
-    """Falls from `rate` at the first step in equal steps; 0 is what would come after the last one."""
+    """Falls linearly from `rate` at the first step to 0, which is reached only after the last step."""
     return optax.linear_schedule(rate, 0.0, steps)
 
 
-# NAdam forgets second moments sooner, which suits short runs. Muon's steps have the size of Adam's, so that
-# one learning rate suits its matrices and what it leaves to Adam. All else is as optax has it.
+# NAdam has a smaller b2, which suits short runs. Muon's steps are scaled to the size of Adam's, so that one
+# learning rate suits both its matrices and the tensors that it leaves to Adam. The rest are optax's defaults.
 RULES = {
     "adam": Rule("Adam", optax.adam, "#0000a7"),
     "adamw": Rule("AdamW", optax.adamw, "#57a0d3"),
@@ -93,7 +93,7 @@ RULES = {
     "rmsprop": Rule("RMSProp", optax.rmsprop, "#b87333"),
     "muon": Rule("Muon", partial(optax.contrib.muon, consistent_rms=0.2), "#e69f00"),
 }
-# By the ending of a baseline's name.
+# By the suffix of a baseline's name.
 SCHEDULES = {
     "": Schedule("", constant, "-", "x"),
     "-cosine": Schedule("cosine", cosine, "--", "+"),
@@ -103,8 +103,8 @@ BASELINES = {
     rule + ending: Baseline(RULES[rule], SCHEDULES[ending])
     for rule, ending in itertools.product(RULES, SCHEDULES)
 }
-# Those of every comparison: constant Adam, which ratios are named after, and other rules, each with the
-# schedule that suits it on digits-mlp.
+# The baselines of every comparison: constant Adam, the reference of the ratios, and other rules, each with
+# the schedule that suits it best on digits-mlp.
 DEFAULT_BASELINES = ("adam", "adamw-cosine", "nadam-cosine", "sgdm-linear", "muon-linear")
 
 
@@ -113,10 +113,10 @@ def find_baseline(name: str) -> Baseline:
 
     Args:
       name: a key of ``BASELINES``; or an optimizer in ``optax`` whose first argument is its learning rate,
-        such as ``lion``, with the ending of a schedule or without, such as ``lion-cosine``.
+        such as ``lion``, optionally with the suffix of a schedule, such as ``lion-cosine``.
 
     Raises:
-      UserError: there is none of this name.
+      UserError: there is no baseline of this name.
     """
     if name in BASELINES:
         return BASELINES[name]
@@ -124,18 +124,18 @@ def find_baseline(name: str) -> Baseline:
     make = getattr(optax, name.removesuffix(ending), None)
     if not callable(make) or next(iter(inspect.signature(make).parameters), None) != "learning_rate":
         raise UserError(
-            f"'{name}' is no optimizer file, no pretrained optimizer ({', '.join(pretrained_names())}), and "
-            f"no optimizer of optax that takes a learning rate, such as {', '.join(RULES)}, with or without "
-            f"the ending {' or '.join(filter(None, SCHEDULES))} for a schedule"
+            f"'{name}' is not an optimizer file, a pretrained optimizer ({', '.join(pretrained_names())}) or "
+            f"an optax optimizer that takes a learning rate, such as {', '.join(RULES)}, with or without "
+            f"{' or '.join(filter(None, SCHEDULES))} appended for a schedule"
         )
     return Baseline(Rule(name.removesuffix(ending), make), SCHEDULES[ending])
 
 
 def baseline(name: str, steps: int) -> Contestant:
-    """A hand-designed optimizer for runs of so many steps, its learning rate to be tuned.
+    """A hand-designed optimizer for runs of the given number of steps, whose learning rate is to be tuned.
 
     Raises:
-      UserError: there is none of this name.
+      UserError: there is no baseline of this name.
     """
     rule, schedule = find_baseline(name)
 
@@ -156,5 +156,5 @@ def baseline(name: str, steps: int) -> Contestant:
 
 
 def label(name: str) -> str:
-    """What an optimizer of a comparison is called in tables and pictures."""
+    """The name of an optimizer in tables and pictures."""
     return BASELINES[name].label if name in BASELINES else name

@@ -1,4 +1,4 @@
-"""Optimizers on one task, compared on the same seeds."""
+"""A comparison of optimizers on one task, on the same seeds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from inner_tasks import Training
 from meta_train.report.costs import Cost, gradient_seconds, update_costs
 from meta_train.report.evaluation import LEARNING_RATES, MEAN_LOSS, Contestant, Criterion, Result, run
 
-# Adam with a constant learning rate, which ratios and speed-ups refer to.
+# Adam with a constant learning rate, the reference of ratios and speed-ups.
 REFERENCE = "adam"
 
 # ``watch(name)`` returns a context manager that yields a callback ``(runs done, runs planned)``.
@@ -26,10 +26,10 @@ class Comparison(NamedTuple):
     Attributes:
       task: name of the task.
       steps: training steps of each run.
-      results: what each optimizer did.
-      costs: what an update of each costs on this machine.
-      gradient_seconds: what the gradient of a step takes on this machine.
-      criterion: what they are ranked by.
+      results: the result of each optimizer.
+      costs: the cost of an update of each on this machine.
+      gradient_seconds: the time of a step's gradient on this machine.
+      criterion: the criterion that they are ranked by.
     """
 
     task: str
@@ -51,37 +51,37 @@ class Comparison(NamedTuple):
 
     @property
     def best(self) -> str:
-        """The best of those whose learning rate was tuned."""
+        """The best optimizer among those whose learning rate was tuned."""
         return next(name for name in self.ranking if self.results[name].tried)
 
     def score(self, name: str) -> float:
-        """What an optimizer is ranked by, mean over the seeds; lower is better."""
+        """The criterion of an optimizer, averaged over the seeds; lower is better."""
         return float(self.criterion.of(self.results[name].runs).mean())
 
     def ratio_to_best(self, name: str) -> float:
-        """Score of an optimizer over that of the best tuned one; below 1 it wins."""
+        """Score of an optimizer divided by that of the best tuned one; below 1, the optimizer is better."""
         return self._ratio(name, self.best)
 
     def ratio_to_adam(self, name: str) -> float:
-        """Score of an optimizer over that of tuned Adam; below 1 it wins."""
+        """Score of an optimizer divided by that of tuned Adam; below 1, the optimizer is better."""
         return self._ratio(name, REFERENCE)
 
     def _ratio(self, name: str, other: str) -> float:
-        """NaN where the other has no finite score above zero."""
+        """Ratio of two scores; NaN if the other one is not positive and finite."""
         own, reference = self.score(name), self.score(other)
         return own / reference if 0 < reference < np.inf else np.nan
 
     def steps_to_adam(self, name: str) -> int | None:
-        """Steps after which an optimizer's loss is first that of tuned Adam at its end; None if it never is.
+        """Steps until an optimizer's loss first reaches the final loss of tuned Adam; None if it never does.
 
-        Both are means over a tenth of the run and over the seeds: Adam's over its last tenth, the optimizer's
-        over the tenth that ends with the step. For Adam itself these are the steps to its own final loss.
+        Both losses are means over a tenth of the run and over the seeds: Adam's over its last tenth, the
+        optimizer's over the tenth that ends with the step. For Adam itself, its steps to its own final loss.
         """
         reached = np.flatnonzero(self._running_loss(name) <= self._running_loss(REFERENCE)[-1])
         return int(reached[0]) + self._window if reached.size else None
 
     def speed_up(self, name: str) -> float | None:
-        """Adam's steps to its final loss over the optimizer's, so 1 for Adam; None if it is never there."""
+        """Adam's steps to its final loss, divided by the optimizer's; None if that never reaches it."""
         own, adam = self.steps_to_adam(name), self.steps_to_adam(REFERENCE)
         return adam / own if own and adam else None
 
@@ -90,27 +90,27 @@ class Comparison(NamedTuple):
         return max(1, self.steps // 10)
 
     def _running_loss(self, name: str) -> np.ndarray:
-        """Training loss, mean over seeds and over the window that ends with the step."""
+        """Training loss, averaged over seeds and over the window that ends with the step."""
         losses = self.results[name].runs.losses.mean(axis=0)
         return np.convolve(losses, np.full(self._window, 1 / self._window), mode="valid")
 
     def step_seconds(self, name: str) -> float:
-        """Time of a training step with an optimizer, gradient and update, on one device of this machine."""
+        """Time of a training step (gradient and update) with an optimizer on one device of this machine."""
         return self.gradient_seconds + self.costs[name].seconds
 
     def relative_cost(self, name: str) -> tuple[float, float]:
-        """Time and memory of an optimizer's update over those of Adam's."""
+        """Time and memory of an optimizer's update, divided by those of Adam's."""
         own, adam = self.costs[name], self.costs[REFERENCE]
         return own.seconds / adam.seconds, own.state_bytes / adam.state_bytes
 
     def failed(self, name: str) -> bool:
-        """Whether an optimizer ends non-finite or above the initial loss, on any seed."""
+        """Whether an optimizer's loss ends non-finite or above its initial value on any seed."""
         runs = self.results[name].runs
         return not bool((runs.final_loss <= runs.losses[:, 0]).all())
 
 
 def learning_rates(count: int) -> np.ndarray:
-    """The grid of learning rates: `count` of them, from the lowest to the highest of the full one."""
+    """A grid of `count` learning rates over the range of the full grid."""
     return np.logspace(np.log10(LEARNING_RATES[0]), np.log10(LEARNING_RATES[-1]), count)
 
 
@@ -126,18 +126,18 @@ def compare(
     chunk: int,
     watch: Watch,
 ) -> Comparison:
-    """Run every optimizer, and measure what its steps cost.
+    """Run every optimizer, and measure the cost of its steps.
 
     Args:
       task: name of the task, for the report.
       training: the task; its horizon is the number of steps.
-      contestants: the optimizers, Adam among them.
+      contestants: the optimizers, including Adam.
       seeds: number of seeds, the same for all.
       rates: learning rates to try for those that are tuned.
       criterion: what they are tuned and ranked by.
-      devices: devices to spread the runs over.
+      devices: number of devices to spread the runs over.
       chunk: runs that one device works on at once.
-      watch: shows how far each of them is.
+      watch: shows the progress of each optimizer.
     """
     results = {}
     for name, contestant in contestants.items():

@@ -1,4 +1,4 @@
-"""What training with an optimizer costs: the time of a gradient, the time and memory of an update."""
+"""The cost of training with an optimizer: the time of a gradient, the time and memory of an update."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from inner_tasks import Training
 from learned_opt._src.learned_optimizer import LearnedOptimizer, Params
 from meta_train.report.evaluation import Contestant
 
-# Turns are short and many: where the machine has other work, some of them are left in peace.
+# There are many short turns, so that on a busy machine some of them run undisturbed.
 ROUNDS = 15
 ROUND_SECONDS = 0.004
 MAX_STEPS = 1000
 
 
 class Cost(NamedTuple):
-    """What one step of an optimizer costs."""
+    """The cost of one step of an optimizer."""
 
-    seconds: float  # of an update and its addition to the parameters
+    seconds: float  # of computing an update and adding it to the parameters
     state_bytes: int
 
 
-# Makes so many steps, and gives the seconds that they took.
+# Runs the given number of steps, and returns the seconds that they took.
 Turn = Callable[[int], float]
 
 
 def update_costs(params: Params, contestants: Mapping[str, Contestant]) -> dict[str, Cost]:
     """Time and memory of each optimizer, on one device.
 
-    A turn is a compiled loop of updates with the parameters themselves for gradients.
+    A turn is a compiled loop of updates with the parameters themselves as gradients.
 
     Args:
-      params: parameters of the network that is to be trained.
+      params: parameters of the network to train.
       contestants: the optimizers.
     """
     seconds = _fastest({name: _updates(params, contestant) for name, contestant in contestants.items()})
@@ -47,7 +47,7 @@ def update_costs(params: Params, contestants: Mapping[str, Contestant]) -> dict[
 
 
 def gradient_seconds(training: Training) -> float:
-    """Time of a minibatch and its gradient, which every optimizer needs in a step, on one device."""
+    """Time of a minibatch and its gradient, which every optimizer needs at each step, on one device."""
     task = training.task
 
     @jax.jit
@@ -71,7 +71,7 @@ def state_bytes(params: Params, contestant: Contestant) -> int:
 def repeated_updates(
     optimizer: LearnedOptimizer, theta: Any, params: Params, state: Any, steps: jax.Array | int
 ) -> Params:
-    """The parameters after so many updates, with the parameters themselves for gradients."""
+    """The parameters after the given number of updates, with the parameters themselves as gradients."""
 
     def step(_: jax.Array, carry: tuple[Params, Any]) -> tuple[Params, Any]:
         params, state = carry
@@ -88,7 +88,7 @@ def _updates(params: Params, contestant: Contestant) -> Turn:
 
 
 def _timed(run: Callable[..., Any], *arguments: Any) -> Turn:
-    """The turn that calls a compiled function with these arguments and a number of steps."""
+    """A turn that calls a compiled function with these arguments and a number of steps."""
 
     def turn(steps: int) -> float:
         began = time.perf_counter()
@@ -99,15 +99,15 @@ def _timed(run: Callable[..., Any], *arguments: Any) -> Turn:
 
 
 def _fastest(turns: Mapping[str, Turn]) -> dict[str, float]:
-    """Seconds of a step.
+    """Seconds per step.
 
-    All take their turns, several times over, and the fastest turn counts: so a load on the machine that comes
-    and goes touches their ratio little.
+    The optimizers take turns many times over, and the fastest turn of each counts, so a varying load on the
+    machine affects their ratio little.
     """
     steps, seconds = dict.fromkeys(turns, 1), dict.fromkeys(turns, np.inf)
     for name, turn in turns.items():
         turn(1)  # compiles
-        for _ in range(2):  # a single step is too short to tell how many fill a turn
+        for _ in range(2):  # a single step is too short to show how many fill a turn
             rate = steps[name] / turn(steps[name])
             steps[name] = int(np.clip(ROUND_SECONDS * rate, 1, MAX_STEPS))
     for _ in range(ROUNDS):

@@ -1,4 +1,4 @@
-"""Training runs with an optimizer: tuned on some seeds, if it has a learning rate, and reported on others."""
+"""Training runs with an optimizer; its learning rate, if any, is tuned on seeds other than those reported."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from learned_opt._src.learned_optimizer import Theta
 from meta_train.devices.mapping import map_over_devices
 
 LEARNING_RATES = np.logspace(-4, 0, 15)
-# How often the grid may be lengthened by one step while its best value is an end point.
+# How many times the grid may be extended by one step while its best value is an end point.
 MAX_EXTENSIONS = 15
-# Folded into a key where a run folds in 0, 1 or 2: so no seed of meta-training leads to evaluation's keys.
+# Folded into a key where a run folds in 0, 1 or 2, so that no seed of meta-training gives evaluation's keys.
 EVALUATION_SALT = 2_147_483_647
 
-# Learning rates are tuned on the seeds from here on, and optimizers are reported on those from 0 on.
+# Learning rates are tuned on seeds from this one on; optimizers are reported on seeds from 0 on.
 FIRST_TUNING_SEED = 2_000_000_000
-# A grid is too coarse where even the better neighbour of the best rate is worse by more than this share.
+# A grid is too coarse if even the better neighbour of the best rate is worse by more than this share.
 COARSE = 0.25
 
 
@@ -34,7 +34,7 @@ class Runs(NamedTuple):
 
     @property
     def mean_loss(self) -> np.ndarray:
-        """Mean training loss of each run, ``[seeds]``; infinite where the run went non-finite."""
+        """Mean training loss of each run, ``[seeds]``; infinite if the run became non-finite."""
         return _finite_or_infinite(self.losses.mean(axis=1))
 
     @property
@@ -45,13 +45,13 @@ class Runs(NamedTuple):
 
 
 class Criterion(NamedTuple):
-    """What optimizers are tuned and ranked by; lower is better.
+    """The criterion that optimizers are tuned and ranked by; lower is better.
 
     Attributes:
       key: its name in ``summary.json``.
       label: its name in tables and pictures.
-      measure: of each run, ``[seeds]``.
-      metric: the metric of the task that it reads, if it reads one.
+      measure: its value for each run, ``[seeds]``.
+      metric: the metric of the task that it reads, if any.
     """
 
     key: str
@@ -60,7 +60,7 @@ class Criterion(NamedTuple):
     metric: str | None = None
 
     def of(self, runs: Runs) -> np.ndarray:
-        """Its value for each run, ``[seeds]``; infinite where a loss or the value itself is not finite."""
+        """Its value for each run, ``[seeds]``; infinite if a loss or the value itself is not finite."""
         return np.where(np.isfinite(runs.losses).all(axis=1), _finite_or_infinite(self.measure(runs)), np.inf)
 
 
@@ -98,15 +98,15 @@ CRITERIA: Mapping[str, Criterion] = {
 
 
 def find_criterion(objectives: Iterable[str], metrics: Iterable[Iterable[str]]) -> Criterion:
-    """What optimizers are ranked by.
+    """The criterion that optimizers are ranked by.
 
     Args:
-      objectives: what they were meta-trained for.
+      objectives: the objectives that they were meta-trained on.
       metrics: for each task that they are compared on, the names of its metrics.
 
     Returns:
-      The criterion that belongs to the objective; mean training loss, if there are several objectives or
-      none, or if a task does not measure what the criterion reads.
+      The criterion of the objective; mean training loss if there are several objectives or none, or if a task
+      lacks the metric that the criterion reads.
     """
     objectives = set(objectives)
     if len(objectives) != 1:
@@ -118,13 +118,13 @@ def find_criterion(objectives: Iterable[str], metrics: Iterable[Iterable[str]]) 
 
 
 def metrics_of(training: Training) -> list[str]:
-    """The names of what a task measures after the last step."""
+    """The names of the metrics that a task measures after the last step."""
     task, key = training.task, jax.random.key(0)
     return list(jax.eval_shape(lambda: task.metrics(task.init(key), training.data)))
 
 
 class Result(NamedTuple):
-    """What an optimizer did on a task; one with a learning rate stands at the best of those tried."""
+    """The result of an optimizer on a task, at the best of the learning rates tried if it has one."""
 
     runs: Runs
     learning_rate: float | None = None
@@ -133,7 +133,7 @@ class Result(NamedTuple):
 
     @property
     def coarse(self) -> str | None:
-        """What shows that the learning rates lie too far apart, or do not reach far enough; else None."""
+        """The evidence, if any, that the learning rates are too far apart or span too small a range."""
         if self.learning_rate is None:
             return None
         rates = list(self.tried)
@@ -141,7 +141,7 @@ class Result(NamedTuple):
         if not np.isfinite(best):
             return "no rate gave runs that stayed finite"
         if index in (0, len(rates) - 1):
-            return f"the best rate, {self.learning_rate:.1e}, is the last that was tried"
+            return f"the best rate, {self.learning_rate:.1e}, is at the end of those tried"
         neighbour = min(self.tried[rates[index - 1]], self.tried[rates[index + 1]])
         if neighbour > (1 + COARSE) * best:
             rate = f"{self.learning_rate:.1e}"
@@ -150,11 +150,11 @@ class Result(NamedTuple):
 
 
 class Contestant(NamedTuple):
-    """An optimizer to be compared.
+    """An optimizer to compare.
 
     Attributes:
       optimizer: the update rule.
-      theta: its weights; None where theta is a learning rate that is to be tuned.
+      theta: its weights; None if theta is a learning rate to tune.
     """
 
     optimizer: LearnedOptimizer
@@ -167,10 +167,10 @@ def evaluation_key(seed: jax.Array | int) -> jax.Array:
 
 
 def train(training: Training, theta: Theta, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """One whole training run: losses ``[T]`` and the final metrics.
+    """One complete training run: losses ``[T]`` and the final metrics.
 
-    The initialisation comes from the first half of ``split(key)``, and the key of step t is number t
-    of ``split(second half, T)``.
+    The first key of ``split(key)`` is for the initialisation; splitting the second into T gives the keys of
+    the steps.
     """
     init_key, data_key = jax.random.split(key)
     state, losses = jax.lax.scan(
@@ -184,17 +184,17 @@ def train(training: Training, theta: Theta, key: jax.Array) -> tuple[jax.Array, 
 def runner(
     training: Training, *, devices: int, chunk: int, advance: Callable[[int], object]
 ) -> Callable[[Theta, Sequence[int]], list[Runs]]:
-    """A function that trains with each of several thetas, on each of several seeds.
+    """A function that trains with each of several thetas on each of several seeds.
 
     Args:
-      training: the task, with the optimizer, and as many steps as its horizon.
-      devices: devices to spread the runs over.
+      training: the task with the optimizer; its horizon is the number of steps.
+      devices: number of devices to spread the runs over.
       chunk: runs that one device works on at once.
-      advance: called now and then with the number of runs that have ended since.
+      advance: called from time to time with the number of runs finished since the last call.
 
     Returns:
-      A function of thetas, a pytree of arrays ``[n, ...]``, and seeds, the same for all of them, that gives
-      n elements. It compiles once.
+      A function of thetas, a pytree of arrays ``[n, ...]``, and seeds, the same for all thetas, that returns
+      the runs of each theta. It compiles once.
     """
 
     def one(training: Training, inputs: tuple[Theta, jax.Array]) -> Any:
@@ -226,20 +226,20 @@ def run(
     chunk: int = 1,
     watch: Callable[[int, int], object] = lambda done, total: None,
 ) -> Result:
-    """Train with an optimizer on each seed, after finding its best learning rate if it has one.
+    """Train with an optimizer on each seed, after tuning its learning rate if it has one.
 
-    The rate is judged on as many seeds that are used for nothing else. While the best is an end point of
-    those tried, the grid goes on beyond it.
+    The rate is tuned on an equal number of other seeds, which are used for nothing else. While the best rate
+    is an end point of those tried, the grid is extended beyond it.
 
     Args:
       training: the task and the number of steps; its optimizer is replaced.
-      contestant: what to train with.
+      contestant: the optimizer to train with.
       seeds: number of seeds, the same for every optimizer.
       rates: learning rates to try, geometrically spaced, ascending.
-      criterion: what the rate is chosen by.
-      devices: devices to spread the runs over.
+      criterion: the criterion that the rate is chosen by.
+      devices: number of devices to spread the runs over.
       chunk: runs that one device works on at once.
-      watch: called now and then with the number of training runs done, and of all that are planned.
+      watch: called from time to time with the number of training runs done and planned.
     """
     reporting, tuning = range(seeds), range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + seeds)
     done, planned = 0, seeds

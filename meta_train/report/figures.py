@@ -10,7 +10,7 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # files only: no display is needed, whatever the user's own setting is
+matplotlib.use("Agg")  # files only, so that no display is needed, whatever the user's setting is
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,7 +20,7 @@ from meta_train.report.baselines import BASELINES, label
 from meta_train.report.comparison import REFERENCE, Comparison
 
 LEARNED = "#c1272d"
-# For all that have no colour of their own.
+# For optimizers without a colour of their own.
 MORE_COLOURS = (LEARNED, "#4daf4a", "#f781bf", "#555555", "#a65628", "#999933")
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
@@ -38,7 +38,7 @@ WIDE_RATIO_TICKS = (0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 30, 100)
 
 @contextmanager
 def picture(path: Path, **kwargs: Any) -> Iterator[tuple[Figure, Any]]:
-    """A figure with axes (``plt.subplots``), saved in the end."""
+    """A figure with axes (``plt.subplots``) that is saved at the end."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(**{"layout": "constrained", **kwargs})
         yield figure, axes
@@ -47,15 +47,15 @@ def picture(path: Path, **kwargs: Any) -> Iterator[tuple[Figure, Any]]:
 
 
 def draw_training_curves(comparisons: Sequence[Comparison], path: Path) -> None:
-    """Training loss over inner steps, a panel for each task: mean and standard error over seeds.
+    """Draw training loss over inner steps, one panel per task: mean and standard error over seeds.
 
-    The legend has the optimizers as they are ranked, with what they are ranked by.
+    The legend lists the optimizers in the order of their ranking, with their scores.
     """
     criterion = comparisons[0].criterion
     about = f"best {criterion.label} first; {comparisons[0].seeds} unseen seeds, mean ± standard error"
     with _panels(comparisons, path, about) as panels:
         for comparison, axes in panels:
-            # A minibatch loss jumps about; a short running mean shows where it goes.
+            # A minibatch loss is noisy; a short running mean shows its trend.
             width = max(1, comparison.steps // 40)
             colours = _colours(comparison)
             for name in comparison.ranking:
@@ -77,7 +77,7 @@ def draw_training_curves(comparisons: Sequence[Comparison], path: Path) -> None:
 
 
 def draw_learning_rates(comparisons: Sequence[Comparison], path: Path) -> None:
-    """What they are ranked by against learning rate, a panel for each task: how each baseline was tuned."""
+    """Draw the ranking criterion over the learning rate, one panel per task: how each baseline was tuned."""
     with _panels(comparisons, path, "how the baselines were tuned") as panels:
         for comparison, axes in panels:
             colours = _colours(comparison)
@@ -94,14 +94,14 @@ def draw_learning_rates(comparisons: Sequence[Comparison], path: Path) -> None:
                 ylabel=f"{comparison.criterion.label}, {comparison.steps} steps",
                 xscale="log",
             )
-            # Rates that diverge would squeeze the rest to a line.
+            # Diverging rates would squeeze the rest into a line.
             if finite:
                 axes.set_ylim(0, 1.1 * np.quantile(finite, 0.8))
             axes.legend(fontsize="small")
 
 
 def draw_ratios(comparisons: Sequence[Comparison], path: Path) -> None:
-    """What they are ranked by, over tuned Adam's: a row for each task, a mark for each optimizer."""
+    """Draw scores relative to tuned Adam's: a row for each task, a marker for each optimizer."""
     with picture(path, figsize=(8, 1.6 + 0.4 * len(comparisons)), layout=None) as (_, axes):
         colours = _colours(comparisons[0])
         height = np.arange(len(comparisons))
@@ -126,7 +126,7 @@ def draw_ratios(comparisons: Sequence[Comparison], path: Path) -> None:
 def _panels(
     comparisons: Sequence[Comparison], path: Path, about: str
 ) -> Iterator[Iterator[tuple[Comparison, Axes]]]:
-    """A figure with a panel for each comparison, entitled with its task, written at the end."""
+    """A figure with a panel for each comparison, titled with its task, saved at the end."""
     columns = min(COLUMNS, len(comparisons))
     lines = -(-len(comparisons) // columns)
     shape = {"nrows": lines, "ncols": columns, "figsize": (6.4 * columns, 4 * lines), "squeeze": False}
@@ -151,7 +151,7 @@ def _line(name: str) -> str:
 
 
 def draw_meta_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Meta-loss over updates and over inner steps, and the norm of the meta-gradient."""
+    """Draw the meta-loss over updates and over inner steps, and the norm of the meta-gradient."""
     updates = np.array([m["update"] for m in metrics])
     steps = np.cumsum([m["steps"] for m in metrics])
     loss = _floats(metrics, "loss")

@@ -14,11 +14,11 @@ from meta_train.report.tables import summary
 
 
 def write_comparison(comparison: Comparison, folder: Path, extra: Mapping[str, Any]) -> list[Path]:
-    """Write the pictures, and then ``summary.json``: where that is, the report is whole.
+    """Write the pictures, and then ``summary.json``; if that exists, the report is complete.
 
     Args:
-      comparison: what was found.
-      folder: where to; made if it is missing.
+      comparison: the comparison to report.
+      folder: where to write; created if it is missing.
       extra: more entries for the summary.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Comparisons on several tasks as one: tables and JSON."""
+"""A suite of comparisons on several tasks: tables and JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from meta_train.report.tables import shown_speed_up, summary, with_error
 
 
 def as_json(suite: Sequence[Comparison]) -> dict[str, Any]:
-    """All of it as JSON values: each comparison, and each optimizer over all tasks."""
+    """The suite as JSON values: each comparison, and each optimizer over all tasks."""
     return {
         "comparisons": [summary(comparison) for comparison in suite],
         "overall": {name: overall(suite, name) for name in suite[0].results},
@@ -24,7 +24,7 @@ def as_json(suite: Sequence[Comparison]) -> dict[str, Any]:
 
 
 def overall(suite: Sequence[Comparison], name: str) -> dict[str, Any]:
-    """An optimizer over all tasks: how often it beats the tuned ones, by how much, and at what cost."""
+    """One optimizer over all tasks: how often it beats the tuned ones, by how much, and at what cost."""
     to_best = np.array([comparison.ratio_to_best(name) for comparison in suite])
     to_adam = np.array([comparison.ratio_to_adam(name) for comparison in suite])
     time, memory = np.median([comparison.relative_cost(name) for comparison in suite], axis=0)
@@ -48,7 +48,7 @@ def _geometric_mean(ratios: np.ndarray) -> float | None:
 
 
 def print_overall(suite: Sequence[Comparison], console: Console) -> None:
-    """Two tables: the ratios by task and optimizer, and each optimizer over all tasks."""
+    """Print two tables: the ratios by task and optimizer, and each optimizer over all tasks."""
     names = [name for name in suite[0].results if name != REFERENCE]
     ratios = Table(
         title=f"{suite[0].criterion.label}: ratio to the best tuned one, ratio to tuned Adam, speed-up",

@@ -15,7 +15,7 @@ from meta_train.report.evaluation import Result
 
 
 def summary(comparison: Comparison) -> dict[str, Any]:
-    """The comparison as JSON values; a number that is not finite is null."""
+    """The comparison as JSON values; non-finite numbers are null."""
     criterion = comparison.criterion
 
     def measured(name: str, result: Result) -> dict[str, Any]:
@@ -49,12 +49,12 @@ def summary(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-# What a card leaves out: it is the same on any machine.
+# Left out of a card, which must be the same on any machine.
 _COSTS = ("step_seconds", "update_seconds", "state_bytes")
 
 
 def card(comparison: Comparison, name: str) -> dict[str, Any]:
-    """What an optimizer's own file tells of a comparison: its figures, and those of the tuned ones."""
+    """The model card of an optimizer: its results in a comparison, and those of the tuned optimizers."""
     found = summary(comparison)
     optimizers = found.pop("optimizers")
     own = {k: v for k, v in optimizers[name].items() if k not in ("learning_rate", *_COSTS)}
@@ -86,16 +86,16 @@ def rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _shown(result: Result) -> dict[str, np.ndarray]:
-    """What tables show of each run, ``[seeds]``."""
+    """The values of each run that tables show, ``[seeds]``."""
     return {"mean_loss": result.runs.mean_loss, "final_loss": result.runs.final_loss, **result.runs.metrics}
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """The comparison as a table in the terminal, with what it rests on."""
+    """Print the comparison as a table, with notes on how it was made."""
     criterion, seeds = comparison.criterion, f"{comparison.seeds} unseen seeds"
     title = f"{comparison.task}: {comparison.steps} steps, {seeds}, best {criterion.label} first"
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    # A terminal has no room for all columns: accuracies are in the files.
+    # A terminal has no room for all columns; accuracies are only in the files.
     columns = _shown(comparison.results[REFERENCE])
     shown = [key for key in columns if not key.endswith("accuracy") or key == criterion.metric]
     table.add_column("\noptimizer", overflow="fold")
@@ -144,13 +144,13 @@ def with_error(values: np.ndarray) -> str:
 
 
 def shown_speed_up(comparison: Comparison, name: str) -> str:
-    """The speed-up as tables show it; "never" where Adam's final loss is not reached."""
+    """The speed-up as tables show it; "never" if Adam's final loss is not reached."""
     speed_up = comparison.speed_up(name)
     return "never" if speed_up is None else f"{speed_up:.2f}x"
 
 
 def standard_error(values: np.ndarray) -> float:
-    """Standard error of the mean over seeds, NaN for a single seed or where a value is not finite."""
+    """Standard error of the mean over seeds, NaN for a single seed or if a value is not finite."""
     if len(values) < 2 or not np.isfinite(values).all():
         return np.nan
     return float(values.std(ddof=1) / np.sqrt(len(values)))

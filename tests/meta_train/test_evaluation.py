@@ -248,7 +248,7 @@ def test_a_coarse_grid_is_said():
     assert result(1.2, 1.0, 3.0).coarse is None
     assert result(1.3, 1.0, np.inf).coarse == "the better neighbour of 1.0e-01 gives 1.3 instead of 1"
     assert result(np.inf, 1.0, np.inf).coarse == "the better neighbour of 1.0e-01 gives inf instead of 1"
-    assert result(1.0, 1.1, 1.2).coarse == "the best rate, 1.0e-02, is the last that was tried"
+    assert result(1.0, 1.1, 1.2).coarse == "the best rate, 1.0e-02, is at the end of those tried"
     assert result(np.inf, np.inf, np.inf).coarse == "no rate gave runs that stayed finite"
     assert Result(Runs(np.ones((1, 2)), {})).coarse is None
     said = []

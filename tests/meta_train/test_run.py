@@ -258,8 +258,8 @@ def test_names_of_optimizers_do_not_collide(
     [
         ("adam --seeds 0", "--seeds is 0; it must be at least 1"),
         ("adam --horizons 10 -3", "--horizons is -3"),
-        ("chain", "'chain' is no optimizer file, no pretrained optimizer"),
-        ("nowhere.safetensors", "'nowhere.safetensors' is no optimizer file"),
+        ("chain", "'chain' is not an optimizer file, a pretrained optimizer"),
+        ("nowhere.safetensors", "'nowhere.safetensors' is not an optimizer file"),
         ("adam --record", "--record writes into optimizer files"),
         ("adam --tasks digits-mpl", "did you mean 'digits-mlp'?"),
     ],
