@@ -1,8 +1,8 @@
-"""Check a built site: every link and picture leads to a file of the site, and every anchor exists.
+"""Check a built site: every link and picture points to a file of the site, and every anchor exists.
 
     python .ci/check_links.py build/site
 
-Links to other hosts are not followed.
+Links to other hosts are not checked.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 
 class Page(HTMLParser):
-    """The anchors of a page, and what it links to."""
+    """The anchors and the link targets of a page."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Page(HTMLParser):
 
 
 def broken_links(site: Path) -> list[str]:
-    """Each link of the site that leads nowhere, after the page that it is on."""
+    """The broken links of the site, each after the page that it is on."""
     pages = {path.resolve(): Page(path) for path in sorted(site.rglob("*.html"))}
     broken = []
     for path, page in pages.items():
@@ -52,7 +52,7 @@ def broken_links(site: Path) -> list[str]:
 if __name__ == "__main__":
     site = Path(sys.argv[1])
     if not (site / "index.html").exists():
-        sys.exit(f"{site} holds no site; build it: sphinx-build --fail-on-warning docs {site}")
+        sys.exit(f"{site} has no index.html; build the site: sphinx-build --fail-on-warning docs {site}")
     broken = broken_links(site)
     print(*broken, f"{len(broken)} broken links", sep="\n")
     sys.exit(bool(broken))

@@ -1,4 +1,4 @@
-"""Check what is in a wheel and an sdist: all that the packages need, and nothing else.
+"""Check the contents of a wheel and an sdist: everything that the packages need, and nothing else.
 
 python .ci/check_package.py dist
 """
@@ -32,14 +32,14 @@ def repository_files() -> set[str]:
 
 
 def compare(where: str, found: set[str], expected: set[str]) -> list[str]:
-    """What is wrong, in sentences."""
+    """The differences, as sentences."""
     return [f"{where} lacks {name}" for name in sorted(expected - found)] + [
         f"{where} has {name}, which does not belong there" for name in sorted(found - expected)
     ]
 
 
 def check_wheel(path: Path) -> list[str]:
-    """Its files are those of the packages; the licence, the commands and whole links are in its metadata."""
+    """Check that a wheel has the files of the packages, the licence, the commands and absolute links."""
     with zipfile.ZipFile(path) as wheel:
         names = {name for name in wheel.namelist() if not name.endswith("/")}
         info = next(name for name in names if name.endswith(".dist-info/METADATA")).partition("/")[0]
@@ -62,7 +62,7 @@ def check_wheel(path: Path) -> list[str]:
 
 
 def check_sdist(path: Path) -> list[str]:
-    """Its files are those of the packages, and what building them takes."""
+    """Check that an sdist has the files of the packages and those needed to build them."""
     with tarfile.open(path) as archive:
         names = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
     print(f"{path.name}: {len(names)} files")

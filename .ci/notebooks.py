@@ -1,7 +1,7 @@
-"""Execute the notebooks of docs/, in a folder that is empty at first.
+"""Execute the notebooks of docs/ in an empty folder.
 
-python .ci/notebooks.py             a check: it fails where a cell does, or where there is no picture
-python .ci/notebooks.py --write     the same, and the files get the new outputs
+python .ci/notebooks.py             only check: fails if a cell fails or if a notebook has no picture
+python .ci/notebooks.py --write     also write the new outputs to the files
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
         )
         client.execute()
     for cell in notebook.cells:
-        cell.metadata.pop("execution", None)  # times of day, which change with every execution
+        cell.metadata.pop("execution", None)  # timestamps, which change with every execution
     return notebook
 
 
@@ -46,7 +46,7 @@ def has_picture(notebook: nbformat.NotebookNode) -> bool:
 
 
 if __name__ == "__main__":
-    # The cells call this environment's commands.
+    # So that the cells call the commands of this environment.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     for path in sorted(FOLDER.glob("*.ipynb")):
         start = time.monotonic()

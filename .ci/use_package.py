@@ -1,4 +1,4 @@
-"""Use the installed package as somebody does who has no checkout: train with each pretrained optimizer.
+"""Use the installed package like a user without a checkout: train with each pretrained optimizer.
 
 python .ci/use_package.py       in a folder that is not the checkout
 """
@@ -37,7 +37,7 @@ def training_losses(tx: optax.GradientTransformation, steps: int) -> jax.Array:
 
 if __name__ == "__main__":
     if Path(learned_opt.__file__).resolve().is_relative_to(CHECKOUT):
-        sys.exit(f"learned_opt is that of the checkout, {learned_opt.__file__}; install the package instead")
+        sys.exit(f"learned_opt is imported from the checkout, {learned_opt.__file__}; install the package")
     print(f"learned-opt {learned_opt.__version__}, JAX {jax.__version__}, {learned_opt.__file__}")
     names = learned_opt.pretrained_names()
     if not names:

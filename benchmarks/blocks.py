@@ -2,9 +2,9 @@
 
     python benchmarks/blocks.py
 
-The sizes take their turns in one run, for every architecture with a network and on tensors of each size, one
-tensor on every core as in meta-training. The package uses one size for all (`BLOCK_SIZE` in
-`learned_opt/_src/architectures/tensors.py`): this is the table that it was read off.
+The block sizes take turns in one run, for every architecture with a network and tensors of each size, with
+one tensor per core as in meta-training. The package uses one size for all (`BLOCK_SIZE` in
+`learned_opt/_src/architectures/tensors.py`), which was chosen from this table.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from meta_train.devices.choice import start_devices
 from meta_train.report.costs import repeated_updates
 
 NETWORKS = ("mlp", "metz2019", "small-fc", "celo2-style", "relative-mlp")
-WORK = 2**20  # parameters times steps, of a turn
+WORK = 2**20  # parameters times steps in a turn
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Arguments:
     parameters: tuple[int, ...] = (25_000, 400_000)
     """Sizes of the tensor."""
     sizes: tuple[int, ...] = (128, 256, 512, 1_024, 2_048, 4_096, 1_000_000)
-    """Block sizes; one larger than the tensor is no blocks at all."""
+    """Block sizes; one larger than the tensor means no blocks at all."""
     rounds: int = 7
-    """How often everything is timed."""
+    """Number of times that everything is timed."""
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def _steps(count: int) -> int:
 
 
 def _updates(name: str, count: int, size: int, devices: int) -> Callable[[], object]:
-    """A function that makes some updates of a tensor on each device, in blocks of this size."""
+    """A function that runs some updates of a tensor on each device, in blocks of this size."""
     optimizer = learned_opt.get_architecture(name)
     theta = optimizer.init_theta(jax.random.key(0), 1)
     params = jax.random.normal(jax.random.key(1), (devices, count // 100, 100))

@@ -1,4 +1,4 @@
-"""What the benchmarks share: things that take their turns, and populations of given sizes."""
+"""Shared by the benchmarks: timing in turns, and populations of given sizes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from meta_train.run.setup import Setup
 def interleaved(
     turns: Mapping[str, Callable[[], object]], rounds: int, console: Console, title: str
 ) -> dict[str, list[float]]:
-    """Seconds of each turn in each round; a load that comes and goes touches all alike.
+    """Seconds of each turn in each round; a varying load on the machine affects all alike.
 
     Args:
       turns: functions that return when their work is done. Each is called once beforehand, to compile.
-      rounds: how often each is timed.
+      rounds: number of times that each is timed.
       console: where progress is shown, on standard error.
       title: what is being timed.
     """
@@ -42,18 +42,18 @@ def interleaved(
 
 
 def spread(values: Sequence[float], digits: str = ",.0f") -> str:
-    """Median, and the least and the greatest in brackets."""
+    """The median, with the minimum and maximum in brackets."""
     low, middle, high = min(values), statistics.median(values), max(values)
     return f"{middle:{digits}} ({low:{digits}} to {high:{digits}})"
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
-    """Round by round."""
+    """The ratio of each round."""
     return [a / b for a, b in zip(above, below, strict=True)]
 
 
 def configured(task: str, **settings: object) -> Config:
-    """The default settings of a task, with PES and these: of the task, of the estimator, or of the run."""
+    """The default settings of a task with PES, changed by these settings of task, estimator or run."""
     config = default_config(task)
 
     def replaced(part: object) -> object:
@@ -67,7 +67,7 @@ def configured(task: str, **settings: object) -> Config:
 
 
 def updating(setup: Setup) -> Callable[[], None]:
-    """A function that makes one estimate with the whole population, and returns when it is there."""
+    """A function that computes one estimate with the whole population, and returns when it is done."""
     theta = setup.training.init_theta(jax.random.key(0))
     state, key = setup.population.init(jax.random.key(1), theta), jax.random.key(2)
 

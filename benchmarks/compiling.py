@@ -1,10 +1,10 @@
-"""What it takes to compile an update of a transformer, in CPU time, beside optax.adam.
+"""CPU time to compile an update of a transformer, compared with optax.adam.
 
     python benchmarks/compiling.py
     python benchmarks/compiling.py --layers 2 --width 64 --optimizers mlp
 
-A layer has 16 tensors of five shapes, and there are three more tensors. Nothing is computed: the parameters
-are shapes.
+A layer has 16 tensors of five shapes, and there are three more tensors. Nothing is computed; the parameters
+are only shapes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Arguments:
     """CPU seconds to trace, lower and compile an update."""
 
     layers: int = 12
-    """Layers of the transformer."""
+    """Number of layers of the transformer."""
     width: int = 256
     """Width of its layers."""
     optimizers: tuple[str, ...] = NETWORKS
@@ -39,7 +39,7 @@ class Arguments:
 
 
 def transformer(layers: int, width: int) -> Params:
-    """The shapes of its parameters."""
+    """The shapes of a transformer's parameters."""
 
     def tensor(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -55,7 +55,7 @@ def transformer(layers: int, width: int) -> Params:
 
 
 def cpu_seconds(tx: optax.GradientTransformation, params: Params) -> float:
-    """CPU time of this process until an update is compiled."""
+    """CPU time that this process takes to compile an update."""
     state = jax.eval_shape(tx.init, params)
     began = time.process_time()
     jax.jit(lambda *arguments: tx.update(*arguments)).lower(params, state, params).compile()
@@ -72,7 +72,7 @@ def main() -> None:
         theta = optimizer.init_theta(jax.random.key(0), 1)
         optimizers[name] = learned_opt.as_optax(optimizer, theta)
     for tx in optimizers.values():
-        cpu_seconds(tx, jax.ShapeDtypeStruct((5,), jnp.float32))  # imports, and what is compiled once
+        cpu_seconds(tx, jax.ShapeDtypeStruct((5,), jnp.float32))  # imports and one-time compilation
     table = Table(title=f"compiling an update of {len(jax.tree.leaves(params))} tensors", box=SIMPLE_HEAD)
     for column in ("optimizer", "CPU seconds", "of Adam's"):
         table.add_column(column, justify="left" if column == "optimizer" else "right")

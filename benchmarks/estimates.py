@@ -1,10 +1,10 @@
-"""What ``meta-train --estimate`` says of a run, beside what the run then takes.
+"""The estimates of ``meta-train --estimate``, compared with measurements of the same runs.
 
     python benchmarks/estimates.py
 
-Estimate and run are processes of their own. The memory of the run is what the process grows by when the data
-is loaded, and at most when it learns, once everything is compiled: the compiler is no part of the estimate.
-It needs Linux with glibc, which keeps account of the most memory that a process has had.
+Each estimate and each run has its own process. The measured memory of a run is the growth of its process when
+the data is loaded, plus its peak growth during learning after everything is compiled, because the estimate
+does not include the compiler. This needs Linux with glibc, which records the peak memory of a process.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Arguments:
     """Estimated and measured memory and time of three runs."""
 
     seconds: float = 60
-    """About how long each run is measured."""
+    """Approximate time for which each run is measured."""
     run: str | None = None
-    """(internal) the run that this process is."""
+    """(internal) name of the run of this process."""
     measured: bool = False
-    """(internal) measure it."""
+    """(internal) measure the run instead of estimating it."""
 
 
 def main() -> None:
@@ -99,13 +99,13 @@ def _measure(config: Config, seconds: float) -> dict[str, float]:
     data = _memory("VmRSS") - before
     _learn(config, setup, 0)  # everything is compiled
     before = _memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # from here on the most memory is counted
+    Path("/proc/self/clear_refs").write_text("5")  # resets the record of peak memory
     taken = _learn(config, setup, seconds)[FIRST:]
     return {"bytes": data + _memory("VmHWM") - before, "seconds": statistics.mean(taken)}
 
 
 def _learn(config: Config, setup: Setup, seconds: float) -> list[float]:
-    """Updates for so long, but a few at least; what each took. All that they needed is given back."""
+    """Run updates for this long, but at least a few, and return their times. All their memory is freed."""
     key, tx = jax.random.key(0), outer_optimizer(config.outer, config.updates)
     state = initial_state(setup.population, tx, setup.training.init_theta(key), key)
     taken, began = [], time.monotonic()
@@ -120,7 +120,7 @@ def _learn(config: Config, setup: Setup, seconds: float) -> list[float]:
 
 
 def _memory(name: str) -> int:
-    """Of this process, in bytes: VmRSS, what it has now, or VmHWM, the most that it has had."""
+    """Memory of this process in bytes: VmRSS, the current, or VmHWM, the peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 

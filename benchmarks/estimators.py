@@ -1,12 +1,12 @@
-"""Meta-loss that each estimator reaches with the same number of inner steps.
+"""The meta-loss that each estimator reaches with the same number of inner steps.
 
     python benchmarks/estimators.py
     python benchmarks/estimators.py --estimators pes tbptt --seeds 0 --steps 100000
 
-Each estimator meta-trains the default optimizer on digits-mlp with the default settings; only the number
-of updates differs, so that all take the same number of inner steps (those of truncated ES's mean particle
-count, too; a step of tbptt costs about four times a step of the others, see the seconds). The meta-loss is
-the mean training loss over 200 steps of fresh networks on unseen seeds, as in the report of a run.
+Each estimator meta-trains the default optimizer on digits-mlp with the default settings; only the number of
+updates differs, so that all take the same number of inner steps. (The steps of the mean particle of truncated
+ES are counted too. A step of tbptt costs about four times as much as one of the others; see the seconds.) The
+meta-loss is the mean training loss over 200 steps of fresh networks on unseen seeds, as in a run's report.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class Arguments:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of meta-training."""
     learning_rates: tuple[float, ...] = (2e-2,)
-    """Outer learning rates; the best of them is reported for each estimator."""
+    """Outer learning rates; the best one is reported for each estimator."""
     steps: int = 512_000
-    """Inner steps of a run, of all its particles."""
+    """Inner steps of a run, summed over its particles."""
     evaluation_seeds: int = 8
     """Unseen seeds that each result is measured on."""
 
 
 def configure(estimator: str, learning_rate: float, seed: int) -> Config:
-    """The default settings, but for these."""
+    """The default settings with these changes."""
     config = default_config("digits-mlp")
     config = dataclasses.replace(
         config,
@@ -64,7 +64,7 @@ def measure(config: Config, arguments: Arguments, console: Console) -> tuple[flo
     """Meta-loss, updates and seconds of one run."""
     setup = prepare(config)
     state, key = start(config, setup), jax.random.key(0)
-    # The first window of every particle lies inside an episode: so it says what an update takes.
+    # The first window of every particle lies inside an episode, so it has the usual number of steps.
     _, particles, info = setup.population.estimate(state.theta, state.particles, key)
     updates = max(1, round(arguments.steps / float(info["steps"])))
     state, began = start(config, setup), time.perf_counter()

@@ -1,14 +1,14 @@
-"""All that is to be known of this package on a GPU, from one command of some eight minutes.
+"""All GPU measurements of this package, in one command of about eight minutes.
 
     python benchmarks/gpu.py --out gpu-results
     python benchmarks/gpu.py --steps machine kernel --out gpu-results
     python benchmarks/gpu.py --miniature --out gpu-results     # each step on a CPU, in under two minutes
 
-Each step is a process with a time limit. It prints its results line by line, and each line is added to
-``gpu-results/gpu.jsonl`` at once: an interruption loses what was running and nothing else. What the steps
-themselves print goes to ``gpu-results/log.txt``.
+Each step is a process with a time limit. It prints its results line by line, and each line is appended to
+``gpu-results/gpu.jsonl`` at once, so an interruption loses only the step that was running. All other output
+of the steps goes to ``gpu-results/log.txt``.
 
-A machine without a network needs the repository and a folder that this makes beforehand:
+A machine without a network needs the repository and a folder that this command creates beforehand:
 
     python benchmarks/gpu.py --pack gpu-pack
     pip install --no-index --no-deps --target gpu-site gpu-pack/*.whl
@@ -31,19 +31,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
-# Between the request to end, which lets a run save, and the end.
+# Time between asking a step to stop, which lets a run save, and killing it.
 GRACE_SECONDS = 15
 
 
 class Step(NamedTuple):
-    """A part of the whole, `benchmarks/gpu_steps/<name>.py`."""
+    """One step, `benchmarks/gpu_steps/<name>.py`."""
 
     name: str
-    seconds: int  # its limit
-    beside: bool = False  # runs beside the step before it: neither of the two is a timing
+    seconds: int  # time limit
+    beside: bool = False  # runs at the same time as the previous step; neither of the two is a timing
 
 
-# In order of worth.
+# In order of importance.
 STEPS = (
     Step("machine", 35),
     Step("kernel", 60),
@@ -56,14 +56,14 @@ STEPS = (
 
 
 def main() -> int:
-    """Run the steps, or one of them as a child, or pack what they need."""
+    """Run the steps, or one of them as a child process, or pack what they need."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder of the results")
+    parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder for the results")
     parser.add_argument("--steps", nargs="+", choices=[s.name for s in STEPS], help="only these steps")
-    parser.add_argument("--seconds", type=int, default=480, help="no step goes on for longer than this")
-    parser.add_argument("--miniature", action="store_true", help="every step, small, on a CPU")
-    parser.add_argument("--resume", type=Path, help="folder of a run that the last step goes on with")
-    parser.add_argument("--pack", type=Path, help="make this folder of packages and data, and end")
+    parser.add_argument("--seconds", type=int, default=480, help="time limit for all steps together")
+    parser.add_argument("--miniature", action="store_true", help="run every step on a small scale on a CPU")
+    parser.add_argument("--resume", type=Path, help="folder of a run that the last step continues")
+    parser.add_argument("--pack", type=Path, help="only create this folder of packages and data")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.pack:
@@ -79,7 +79,7 @@ def main() -> int:
 
 
 def _child(name: str, arguments: argparse.Namespace) -> None:
-    """One step; its results are JSON lines on standard output, all else is on standard error."""
+    """Run one step; its results are JSON lines on standard output, all other output is on standard error."""
     results = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
@@ -90,7 +90,7 @@ def _child(name: str, arguments: argparse.Namespace) -> None:
 
 
 def _parent(arguments: argparse.Namespace) -> int:
-    """Go through the steps; the exit status says whether all of them ended well."""
+    """Run the steps; the exit status is 0 if all of them succeeded."""
     deadline = time.monotonic() + arguments.seconds
     lock, failed, running = threading.Lock(), [], []
     with (arguments.out / "gpu.jsonl").open("a") as file, (arguments.out / "log.txt").open("a") as log:
@@ -123,7 +123,7 @@ def _parent(arguments: argparse.Namespace) -> int:
 
 
 def _run(step: Step, arguments: argparse.Namespace, deadline: float, record: Any, log: Any) -> bool:
-    """One step in a process of its own; whether it ended well, or had to stop with its results so far."""
+    """Run one step in its own process; whether it succeeded or was stopped at its limit."""
     limit = min(step.seconds, deadline - time.monotonic())
     if limit <= GRACE_SECONDS:
         record(step.name, ended="left out: no time")
@@ -163,13 +163,13 @@ def _run(step: Step, arguments: argparse.Namespace, deadline: float, record: Any
 
 
 def _end(process: subprocess.Popen[str], number: int) -> None:
-    """Send a signal to a step and all that it has started."""
+    """Send a signal to a step and all processes that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
 
 def _short(value: Any) -> str:
-    """A value for the eye."""
+    """A value in short readable form."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict):

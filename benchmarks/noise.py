@@ -4,17 +4,17 @@
     python benchmarks/noise.py --estimators pes nres --sigmas 0.03 0.1 --truncations 20 50 --out noise.jsonl
     python benchmarks/noise.py --theta runs/digits-mlp-1
 
-For one unit (an antithetic pair, or a particle that is not perturbed) the table shows
+For one unit (an antithetic pair, or an unperturbed particle) the table shows
 
 * V, the trace of the covariance of its estimate, ``E|g|^2 - |E g|^2``; a population of n units has V / n;
-* the CPU time of an update of one unit, and V times that: what a given accuracy costs. It is comparable
+* the CPU time of an update of one unit, and V times that: the cost of a given accuracy. It is comparable
   between estimators with the same truncation length K, because estimates are divided by K;
-* ``|E g|^2``, estimated without bias from products of different units, and unit-updates (unit times update)
-  that it takes until noise and signal are equal, ``V / |E g|^2``;
-* the share of the second moment that the largest 5% of the estimates hold: 5% if all were equal.
+* ``|E g|^2``, estimated without bias from products of different units, and the number of unit-updates (units
+  times updates) after which noise and signal are equal, ``V / |E g|^2``;
+* the share of the largest 5% of the estimates in the second moment: 5% if all were equal.
 
-Units are independent; the estimates of one unit in consecutive updates are not. So errors are standard errors
-over units, each with its mean over the updates. Each unit first passes one episode that is not counted.
+Units are independent, but the estimates of one unit in consecutive updates are not. So errors are standard
+errors over units, of each unit's mean over the updates. The first episode of each unit is not counted.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ class Arguments:
     objective: str = "mean-and-validation-end"
     """Loss of an inner step."""
     horizon: int | None = None
-    """T; that of the task if it is not given."""
+    """T; by default that of the task."""
     optimizers: tuple[str, ...] = ("nadam-mlp",)
     """Architectures."""
     theta: Path | None = None
-    """Optimizer file or run folder with the theta; a fresh theta if none is given."""
+    """Optimizer file or run folder with the theta; by default a fresh theta."""
     estimators: tuple[str, ...] = ("pes", "nres", "truncated-es", "full-es", "tbptt")
     """Estimators."""
     sigmas: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
@@ -68,15 +68,15 @@ class Arguments:
     truncations: tuple[int, ...] = (20,)
     """K."""
     units: int = 32
-    """Independent units."""
+    """Number of independent units."""
     episodes: int = 2
     """Episodes of each unit that are counted."""
     out: Path | None = None
-    """JSON lines, one for each row; a picture is drawn beside the file."""
+    """File for JSON lines, one for each row; a picture is drawn next to it."""
 
 
 class Noise(NamedTuple):
-    """What was measured of one unit's estimates; pairs are a value and its standard error."""
+    """Measurements of one unit's estimates; tuples are a value and its standard error."""
 
     variance: tuple[float, float]  # V
     signal: tuple[float, float]  # |E g|^2
@@ -85,7 +85,7 @@ class Noise(NamedTuple):
 
 
 def main() -> None:
-    """Print the table, and write and draw it where that is asked for."""
+    """Print the table, and write and draw it if requested."""
     arguments = tyro.cli(Arguments)
     start_devices(1)
     rows = list(_rows(arguments))
@@ -110,7 +110,7 @@ def main() -> None:
 
 
 def _rows(arguments: Arguments) -> Any:
-    """Every combination that differs: settings that an estimator does not take are None."""
+    """All distinct combinations; settings that an estimator does not take are None."""
     for optimizer, name in itertools.product(arguments.optimizers, arguments.estimators):
         taken = ESTIMATORS[name].settings
         sigmas = arguments.sigmas if "sigma" in taken else (None,)
@@ -178,7 +178,7 @@ def summary(estimates: np.ndarray, seconds: float) -> Noise:
     """Moments of estimates ``[updates, units, P]`` whose units are independent."""
     updates, units, _ = estimates.shape
     squares = np.sum(estimates**2, axis=2)
-    # Of each update: the product of one unit with the mean of the others has the mean |E g|^2.
+    # For each update, the product of one unit with the mean of the others has the expectation |E g|^2.
     others = (estimates.sum(axis=1, keepdims=True) - estimates) / (units - 1)
     products = np.sum(estimates * others, axis=2)
     signal, second = products.mean(axis=0), squares.mean(axis=0)
@@ -187,7 +187,7 @@ def summary(estimates: np.ndarray, seconds: float) -> Noise:
     root = units**0.5
     return Noise(
         variance=(float(variance.mean()), float(variance.std(ddof=1) / root)),
-        # A pair of units is in two products.
+        # Each pair of units is in two products.
         signal=(float(signal.mean()), float(2**0.5 * signal.std(ddof=1) / root)),
         tail=float(largest.sum() / squares.sum()),
         seconds=seconds,
@@ -211,7 +211,7 @@ def _cells(row: dict[str, Any], noise: Noise) -> list[str]:
 
 
 def draw(path: Path) -> None:
-    """V times seconds over sigma: a line for each estimator, architecture and truncation length."""
+    """Draw V times seconds over sigma, a line for each estimator, architecture and truncation length."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     lines: dict[tuple[str, ...], list[tuple[float, float, float]]] = {}
     for row in rows:

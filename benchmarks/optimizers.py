@@ -1,10 +1,10 @@
-"""Time and memory of an optimizer's own work in a step, beside optax.adam.
+"""Time and memory of an optimizer's own work in a step, compared with optax.adam.
 
     python benchmarks/optimizers.py
     python benchmarks/optimizers.py --parameters 10000 1000000 --optimizers mlp relative-mlp sgdm
 
-The model is a perceptron with as many parameters, nearly all of them in square matrices; its gradient is not
-part of what is measured. All optimizers take their turns in one run, on one device; a CPU device of JAX uses
+The model is a perceptron with the given number of parameters, nearly all of them in square matrices; the time
+of its gradient is not included. All optimizers take turns in one run, on one device; a CPU device of JAX uses
 all cores for large operations.
 """
 
@@ -33,14 +33,14 @@ LAYERS = 10
 
 @dataclass(frozen=True)
 class Arguments:
-    """Time and memory of optimizers, beside Adam's."""
+    """Time and memory of optimizers, compared with Adam's."""
 
     parameters: tuple[int, ...] = (10_000_000,)
-    """Parameters of the models, about."""
+    """Approximate numbers of parameters of the models."""
     optimizers: tuple[str, ...] = tuple(n for n in learned_opt.ARCHITECTURES if "per-block" not in n)
-    """Architectures, freshly initialised; sgdm and adam are those with learned hyperparameters."""
+    """Architectures, freshly initialised; sgdm and adam are the ones with learned hyperparameters."""
     out: Path | None = None
-    """JSON file for the figures."""
+    """JSON file for the results."""
 
 
 def model(parameters: int) -> Params:

@@ -1,4 +1,4 @@
-"""google/learned_optimization on the same work, where it is installed: its PES, MLP optimizer and tasks."""
+"""google/learned_optimization on the same work, if it is installed: its PES, MLP optimizer and tasks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-EXAMPLES = 8192  # random images in host memory; what they show does not matter here
+EXAMPLES = 8192  # random images in host memory; their content does not matter here
 EPISODE = 1000  # steps
 
 
@@ -22,17 +22,17 @@ def is_installed() -> bool:
 def make_estimate(
     shape: Sequence[int], hidden: Sequence[int], batch_size: int, *, pairs: int, truncation: int, devices: int
 ) -> Callable[[], object]:
-    """A function that makes one PES estimate with that package, minibatches included.
+    """A function that computes one PES estimate with that package, including the minibatches.
 
     Args:
-      shape: of an image.
+      shape: shape of an image.
       hidden: widths of the inner network's hidden layers.
-      batch_size: examples of an inner step.
-      pairs: antithetic pairs, of all devices.
+      batch_size: examples per inner step.
+      pairs: antithetic pairs, over all devices.
       truncation: K.
-      devices: 1 for ``TruncatedPES``, or all that JAX has for ``TruncatedPESPMAP``.
+      devices: 1 for ``TruncatedPES``, or all devices of JAX for ``TruncatedPESPMAP``.
     """
-    arguments, sys.argv = sys.argv, sys.argv[:1]  # it parses flags of its own when it is imported
+    arguments, sys.argv = sys.argv, sys.argv[:1]  # the package parses flags of its own on import
     from learned_optimization.learned_optimizers.mlp_lopt import MLPLOpt
     from learned_optimization.outer_trainers import truncated_pes
     from learned_optimization.outer_trainers.gradient_learner import OuterState, WorkerWeights
@@ -68,7 +68,7 @@ def make_estimate(
 
 
 def _datasets(shape: Sequence[int], batch_size: int) -> object:
-    """Shuffled minibatches of NumPy arrays, as the package's own loaders give them."""
+    """Shuffled minibatches of NumPy arrays, like those of the package's own loaders."""
     from learned_optimization.tasks.datasets import base
 
     rng = np.random.default_rng(0)

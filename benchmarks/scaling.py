@@ -1,10 +1,10 @@
-"""Time and memory of an update against T, K, particles, parameters and devices.
+"""Time and memory of an update over T, K, particles, parameters and devices.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --out scaling
 
-One setting of the default run is varied at a time. Times take their turns in one run; memory is what the
-compiler plans for each device, which holds for any number of updates.
+One setting of the default run is varied at a time. The timed updates take turns in one run; memory is the
+compiler's plan for each device, which holds for any number of updates.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Arguments:
     task: str = "digits-mlp"
     """Inner task."""
     rounds: int = 15
-    """How often everything is timed."""
+    """Number of times that everything is timed."""
     out: Path | None = None
     """Folder for scaling.png and scaling.json."""
 
@@ -99,7 +99,7 @@ def _along(arguments: Arguments, axis: str, values: Sequence[Any]) -> list[dict[
 
 
 def _draw(found: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Time above, memory below, a column for each setting."""
+    """Draw time above memory, a column for each setting."""
     with plt.rc_context(STYLE):
         figure, rows = plt.subplots(2, len(found), figsize=(3 * len(found), 5), sharey="row")
         for (axis, points), time, memory in zip(found.items(), *rows, strict=True):

@@ -1,12 +1,12 @@
-"""Whole meta-training runs over a grid of settings and seeds, many at once in one compiled program.
+"""Complete meta-training runs over a grid of settings and seeds, many at once in one compiled program.
 
     python benchmarks/settings.py --estimators pes nres --sigmas 0.05 0.1 0.2 --seeds 2
     python benchmarks/settings.py --updates 20 --sigmas 0.1 --learning-rates 0.02 --seeds 1
 
-The defaults of a task are chosen from this. Each run learns with seeds of meta-training of its own (1,000 and
-up), and its optimizer is judged on training runs whose seeds no report uses (1,000,000 and up). The runs of
-a grid differ in sigma, outer learning rate, clip, the share of the validation loss in the objective, and
-seed. They are vmapped: on a GPU hundreds of runs take minutes, on a CPU they take as long as one by one.
+The default settings of a task are chosen with this. Meta-training uses seeds from 1,000 on, and each
+optimizer is evaluated on training runs with seeds that no report uses (1,000,000 and up). The runs of a grid
+differ in sigma, outer learning rate, clip, the share of the validation loss in the objective, and seed. They
+are vmapped: on a GPU hundreds of runs take minutes; on a CPU they take as long as one after another.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from meta_train.report.evaluation import evaluation_key, train
 from meta_train.report.figures import picture
 
 FIRST_SEED, FIRST_EVALUATION_SEED = 1_000, 1_000_000
-SEGMENT = 50  # updates to a dispatch
+SEGMENT = 50  # updates per dispatch
 MARKERS = "os^vDP*X"
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """A grid of whole meta-training runs."""
+    """A grid of complete meta-training runs."""
 
     task: str = "digits-mlp"
     """Inner task."""
@@ -62,21 +62,21 @@ class Arguments:
     sigmas: tuple[float, ...] = (0.05, 0.1, 0.2)
     """Standard deviations of the perturbations."""
     learning_rates: tuple[float, ...] = (1e-2, 2e-2, 4e-2)
-    """Of the outer Adam, at the start."""
+    """Learning rates of the outer Adam at the start."""
     clips: tuple[float, ...] = (1.0,)
     """Norms at which the meta-gradient is clipped."""
     validation: tuple[float, ...] = (0.0, 0.5, 1.0)
     """Shares of the validation loss in the objective; the rest is the training loss."""
     seeds: int = 4
-    """Runs of each setting."""
+    """Number of runs of each setting."""
     evaluation_seeds: int = 8
-    """Training runs that an optimizer is judged by."""
+    """Number of training runs that an optimizer is evaluated on."""
     out: Path | None = None
-    """JSON lines, one for each run; a picture of all of them is drawn beside the file."""
+    """File for JSON lines, one for each run; a picture of all of them is drawn next to it."""
 
 
 class Settings(NamedTuple):
-    """What the runs of a grid differ in, each ``[runs]``."""
+    """The settings that differ between the runs of a grid, each ``[runs]``."""
 
     sigma: Any
     learning_rate: Any
@@ -108,7 +108,7 @@ def main() -> None:
 
 
 def _grid(arguments: Arguments) -> Settings:
-    """All combinations, with the seeds of each side by side."""
+    """All combinations, with the seeds of each next to each other."""
     rows = itertools.product(
         arguments.sigmas,
         arguments.learning_rates,
@@ -129,7 +129,7 @@ def learn(
     arguments: Arguments,
     console: Console,
 ) -> dict[str, np.ndarray]:
-    """Meta-train with all settings at once, and judge what was learned.
+    """Meta-train with all settings at once, and evaluate the learned optimizers.
 
     Returns:
       Training loss (mean over the steps, and over the last tenth of them) and validation loss at the end,
@@ -231,12 +231,12 @@ def _mean(values: np.ndarray) -> str:
 
 
 def standard_error(values: np.ndarray) -> Any:
-    """Of the mean over the first axis; NaN for a single value."""
+    """Standard error of the mean over the first axis; NaN for a single value."""
     return values.std(axis=0, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan * values[0]
 
 
 def draw(path: Path) -> None:
-    """Training loss against validation loss: a point for each setting, and standard errors over its seeds."""
+    """Draw validation loss over training loss: a point for each setting, with standard errors over seeds."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     settings: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
     for row in rows:
@@ -255,7 +255,7 @@ def draw(path: Path) -> None:
             axes.plot([], [], marker, color="0.5", label=f"objective: {share:.0%} validation loss")
         for rate in rates:
             axes.plot([], [], "o", color="0.5", ms=_size(rates, rate), label=f"learning rate {rate:.2g}")
-        # What failed would hide what did not.
+        # Failed runs would otherwise dominate the axes.
         middles = np.array([np.mean(losses, axis=0) for losses in settings.values()])
         least, most = middles.min(axis=0) * 0.9, np.quantile(middles, 0.95, axis=0) * 1.1
         axes.set(xlim=(least[0], most[0]), ylim=(least[1], most[1]))
@@ -265,7 +265,7 @@ def draw(path: Path) -> None:
 
 
 def _size(rates: list[float], rate: float) -> float:
-    """Size of a marker, by the learning rate."""
+    """Size of a marker, depending on the learning rate."""
     return 4 + 2.5 * rates.index(rate)
 
 

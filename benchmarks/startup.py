@@ -1,10 +1,10 @@
-"""How long it takes until something happens: imports, and compiling with a cold and a warm cache.
+"""Start-up time: imports, and compilation with a cold and a warm cache.
 
     python benchmarks/startup.py
     python benchmarks/startup.py --tasks digits-mlp --rounds 5
 
-Every figure is the time of a new process, from the start of Python to its end. The caches of compiled
-programs are folders made for the purpose: cold is an empty one, warm is one that the same command has filled.
+Every figure is the time of a new process from the start of Python to its end. The caches of compiled programs
+are temporary folders: a cold one is empty, and a warm one was filled by the same command.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ updating(prepare(configured({task!r})))()
 
 @dataclass(frozen=True)
 class Arguments:
-    """Seconds until something happens."""
+    """Start-up times in seconds."""
 
     tasks: tuple[str, ...] = ("digits-mlp", "mnist-mlp", "cifar10-mlp")
     """Tasks whose first update is timed."""
     rounds: int = 3
-    """How often everything is timed."""
+    """Number of times that everything is timed."""
     out: Path | None = None
-    """JSON file for the figures."""
+    """JSON file for the results."""
 
 
 def main() -> None:
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _run(program: str, cache: str) -> float:
-    """Seconds that a new process takes for it."""
+    """Seconds that a new process takes to run the program."""
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": cache,
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),

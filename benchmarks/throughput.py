@@ -1,12 +1,12 @@
-"""Particle-steps per second of meta-training, against the machine's limit and against learned_optimization.
+"""Particle-steps per second of meta-training, compared with the machine's limit and learned_optimization.
 
     python benchmarks/throughput.py
     python benchmarks/throughput.py --tasks mnist-mlp --rounds 20 --out throughput.json
 
-A particle-step is one inner step of one perturbed particle: gradient, optimizer, everything. All that a row
-compares takes its turns in one run: PES of this package on all devices; TruncatedPES with MLPLOpt of
-google/learned_optimization on the same work, on one device and on all (where that package is installed); and
-large float32 matrix products, for the machine's limit. The second table says where the time goes.
+A particle-step is one complete inner step of one perturbed particle, with gradient and optimizer. Everything
+that a row compares takes turns in one run: PES of this package on all devices; TruncatedPES with MLPLOpt of
+google/learned_optimization on the same work, on one device and on all (if that package is installed); and
+large float32 matrix products, for the machine's limit. The second table shows where the time goes.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from inner_tasks.training import InnerState
 from meta_train.devices.mapping import STRATEGY
 from meta_train.run.setup import Setup, prepare
 
-# Floating-point operations: of the optimizer per parameter, of the gradient per parameter and example.
+# Floating-point operations of the optimizer per parameter, and of the gradient per parameter and example.
 OPTIMIZER_OPERATIONS, GRADIENT_OPERATIONS = 2_688, 6
-WIDTH = 2_048  # of the matrices of the products
-LOOP = 2_000_000  # parameters times steps, of the loops that time a part
+WIDTH = 2_048  # of the matrices in the products
+LOOP = 2_000_000  # parameters times steps in the loops that time a part
 TURN_SECONDS = 0.5
 
 
 class Work(NamedTuple):
-    """What is done in an estimate."""
+    """The work of one estimate."""
 
     pairs: int
     truncation: int
@@ -60,16 +60,16 @@ WORK = {
 
 @dataclass(frozen=True)
 class Arguments:
-    """Particle-steps per second, against the machine and against learned_optimization."""
+    """Particle-steps per second, compared with the machine's limit and learned_optimization."""
 
     tasks: tuple[str, ...] = tuple(WORK)
-    """Which of the tasks."""
+    """Tasks to measure."""
     pairs: int | None = None
-    """Antithetic pairs, instead of those for a small CPU."""
+    """Number of antithetic pairs; the default suits a small CPU."""
     rounds: int = 7
-    """How often everything is timed."""
+    """Number of times that everything is timed."""
     out: Path | None = None
-    """JSON file for the figures."""
+    """JSON file for the results."""
 
 
 def main() -> None:
@@ -117,7 +117,7 @@ def main() -> None:
 
 
 def measure(name: str, arguments: Arguments, progress: Console) -> dict[str, Any]:
-    """All figures of one task."""
+    """All results of one task."""
     work = WORK[name]
     work = work._replace(pairs=arguments.pairs or work.pairs)
     setup = prepare(configured(name, particles=2 * work.pairs, truncation=work.truncation))
@@ -175,7 +175,7 @@ def measure(name: str, arguments: Arguments, progress: Console) -> dict[str, Any
 
 
 def _repeats(turn: Callable[[], object]) -> int:
-    """So many calls take about as long as a turn should."""
+    """The number of calls that take about as long as a turn should."""
     turn()
     began = time.perf_counter()
     turn()
@@ -183,7 +183,7 @@ def _repeats(turn: Callable[[], object]) -> int:
 
 
 def _parts(setup: Setup, theta: Any, length: int) -> dict[str, Callable[[], object]]:
-    """So many steps of one particle on each device: of its training, or of a part of that."""
+    """Functions that run `length` steps of one part of a particle's training on each device."""
     task, optimizer = setup.training.task, setup.training.optimizer
     data = STRATEGY.replicate(setup.training.data, setup.devices)
 
@@ -191,7 +191,7 @@ def _parts(setup: Setup, theta: Any, length: int) -> dict[str, Callable[[], obje
         return state, jax.tree.map(lambda x: x.reshape(-1)[0], task.sample(data, key))
 
     def gradient(data: Any, theta: Any, state: InnerState, key: jax.Array) -> tuple[InnerState, Any]:
-        # The same minibatch at every step: to draw it is another part.
+        # The same minibatch at every step, since drawing it is another part.
         loss, slope = jax.value_and_grad(task.loss)(state.params, task.sample(data, jax.random.key(0)))
         return state._replace(params=optax.apply_updates(state.params, optax.tree.scale(-1e-3, slope))), loss
 
@@ -214,7 +214,7 @@ def _parts(setup: Setup, theta: Any, length: int) -> dict[str, Callable[[], obje
 
 
 def _products() -> Callable[[], None]:
-    """A product of two large matrices on each device."""
+    """A function that computes a product of two large matrices on each device."""
     count = jax.local_device_count()
     a = jax.random.normal(jax.random.key(0), (count, WIDTH, WIDTH))
     product = jax.pmap(lambda a: jnp.matmul(a, a, precision="float32"))

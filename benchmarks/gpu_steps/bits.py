@@ -1,4 +1,4 @@
-"""Bits: the same run twice on the device; a run that goes from the CPU to the device and back."""
+"""Reproducibility: the same run twice on the device; a run that moves from the CPU to the device and back."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ FLAGS = [*BRIEF, "--checkpoint-every", 5]
 
 
 def run(emit: Callable[..., None], arguments: argparse.Namespace) -> None:
-    """Emit what was equal to the bit, and how each change of device ended."""
+    """Emit which results were equal to the bit, and how each change of device ended."""
     flags = [*FLAGS, *(TINY if arguments.miniature else [])]
-    device = "cpu" if arguments.miniature else None  # None: the default one
+    device = "cpu" if arguments.miniature else None  # None: the default device
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name in ("first", "second"):
@@ -33,7 +33,7 @@ def run(emit: Callable[..., None], arguments: argparse.Namespace) -> None:
         for updates, platform in ((20, device), (30, "cpu")):
             outcome = meta_train("--resume", wanderer, "--updates", updates, platform=platform)
             emit(resumed_on=platform or "device", updates=updates, **outcome, loss=_loss(wanderer))
-        # The same updates on the CPU alone, to compare with: equal but for rounding at first.
+        # The same updates on the CPU alone, for comparison: at first they differ only by rounding.
         meta_train("--resume", folder / "stays", "--updates", 20, platform="cpu")
         here, there = _losses(folder / "stays")[:20], _losses(wanderer)[:20]
         emit(updates_11_to_20_on_cpu_and_device=[here[10:12], there[10:12]], last=[here[-1], there[-1]])

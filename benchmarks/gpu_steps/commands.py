@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-# A comparison that takes no time, and a population of next to nothing.
+# A comparison that takes almost no time, and a tiny population.
 BRIEF = ["--evaluation.seeds", 1, "--evaluation.learning-rates", 2, "--evaluation.steps", 5]
 TINY = ["--estimator.particles", 2, "--estimator.truncation", 5, "--task.hidden", 4, "--task.batch-size", 4]
 
@@ -18,14 +18,14 @@ TINY = ["--estimator.particles", 2, "--estimator.truncation", 5, "--task.hidden"
 def meta_train(*words: object, platform: str | None = None) -> dict[str, Any]:
     """Run the command; its output goes to the log.
 
-    If this process is asked to end, the command is asked to, saves, and is waited for.
+    If this process is asked to stop, it asks the command to stop, and waits while that saves.
 
     Returns:
       Its exit status, and the seconds that it took.
     """
     environment = os.environ | ({"JAX_PLATFORMS": platform} if platform else {})
-    # Several share the device, so none takes more of its memory than it needs; and most of a short run is
-    # compiling, so even small programs are kept for the next.
+    # Several processes share the device, so none may take more memory than it needs. A short run mostly
+    # compiles, so even small programs are cached for the next one.
     environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     began = time.monotonic()
@@ -37,5 +37,5 @@ def meta_train(*words: object, platform: str | None = None) -> dict[str, Any]:
 
 
 def last_lines(path: Path, count: int) -> list[str]:
-    """The end of a text file; nothing if there is none."""
+    """The last lines of a text file; none if it does not exist."""
     return path.read_text().splitlines()[-count:] if path.exists() else []

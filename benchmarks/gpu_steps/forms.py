@@ -1,4 +1,4 @@
-"""The forms that an update of the per-parameter networks can take on a GPU."""
+"""The forms of an update of the per-parameter networks on a GPU."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ KERNEL_OPTIMIZERS = ("mlp", "metz2019")
 
 @contextlib.contextmanager
 def form(kernel: bool, precision: str = "float32") -> Iterator[None]:
-    """Whatever is traced in here runs as the kernel, or unfused with products of this precision.
+    """Functions traced in this context run as the kernel, or unfused with products of this precision.
 
-    Without a GPU the kernel is interpreted.
+    Without a GPU, the kernel is interpreted.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(per_tensor, "_fits_kernel", lambda *_: kernel))

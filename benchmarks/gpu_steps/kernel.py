@@ -1,4 +1,4 @@
-"""The kernel against the plain formulation: shapes, particles, derivative; and which form runs on the CPU."""
+"""The kernel compared with the plain formulation for several shapes, with particles and differentiated."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ BOUND = 1e-5
 
 
 def run(emit: Callable[..., None], arguments: argparse.Namespace) -> None:
-    """Emit the largest errors over all tensors; a bound that is broken ends the step badly."""
-    # Interpreted, the kernel is slow to compile.
+    """Emit the largest errors over all tensors; the step fails if an error exceeds its bound."""
+    # In miniature the kernel is interpreted, and so slow to compile.
     cases = [("mlp", SHAPES, ())]
     if not arguments.miniature:
         few = {name: SHAPES[name] for name in ("vector", "matrix")}
@@ -54,7 +54,7 @@ def run(emit: Callable[..., None], arguments: argparse.Namespace) -> None:
 
 def _network(shapes: dict[str, Any], leading: tuple[int, ...]) -> tuple[Any, Any]:
     """Parameters and gradients of very different sizes."""
-    generator = np.random.default_rng(4)  # a GPU would compile a program for each shape
+    generator = np.random.default_rng(4)  # in NumPy, because a GPU would compile a program for each shape
 
     def normal(shape: tuple[int, ...]) -> np.ndarray:
         return generator.standard_normal((*leading, *shape)).astype(np.float32)
@@ -68,7 +68,7 @@ def _network(shapes: dict[str, Any], leading: tuple[int, ...]) -> tuple[Any, Any
 
 
 def _theta(name: str, leading: tuple[int, ...]) -> Any:
-    """Weights far from those of a fresh optimizer."""
+    """Weights that differ strongly from those of a fresh optimizer."""
     optimizer = learned_opt.get_architecture(name)
     shapes = jax.eval_shape(lambda: optimizer.init_theta(jax.random.key(0), 1))
     generator = np.random.default_rng(7)
@@ -78,7 +78,7 @@ def _theta(name: str, leading: tuple[int, ...]) -> Any:
 
 
 def _two_steps(name: str, theta: Any, params: Any, gradients: Any) -> Any:
-    """Update and state of the second step: by then the momenta are not multiples of the gradient."""
+    """Update and state of the second step, where the momenta are not multiples of the gradient."""
     optimizer = learned_opt.get_architecture(name)
     other = jax.tree.map(lambda g, p: 0.2 * g + p, gradients, params)
     _, state = optimizer.update(theta, other, optimizer.init(params), params)
@@ -86,7 +86,7 @@ def _two_steps(name: str, theta: Any, params: Any, gradients: Any) -> Any:
 
 
 def _compared(name: str, shapes: dict[str, Any], leading: tuple[int, ...]) -> dict[str, float]:
-    """Norm of the difference over the norm, for each array that comes out."""
+    """Relative error of each output array: norm of the difference over the norm."""
     theta, (params, gradients) = _theta(name, leading), _network(shapes, leading)
 
     def outcome(kernel: bool) -> Any:
@@ -107,7 +107,7 @@ def _compared(name: str, shapes: dict[str, Any], leading: tuple[int, ...]) -> di
 
 
 def _derivative() -> float:
-    """Error of the derivative with respect to theta: where it is taken, the plain formulation runs."""
+    """Error of the derivative with respect to theta, for which the plain formulation must run."""
     theta, (params, gradients) = _theta("mlp", ()), _network({"vector": (1000,)}, ())
 
     def slope(kernel: bool) -> Any:
@@ -123,7 +123,7 @@ def _derivative() -> float:
 
 
 def _on_cpu() -> str:
-    """Which form runs for parameters that lie on the CPU, in a process whose default device is a GPU."""
+    """The form that runs for parameters on the CPU, in a process whose default device is a GPU."""
     cpu = jax.devices("cpu")[0]
     theta, params, gradients = jax.device_put((_theta("mlp", ()), *_network({"vector": (1000,)}, ())), cpu)
     optimizer = learned_opt.get_architecture("mlp")

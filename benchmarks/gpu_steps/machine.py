@@ -1,4 +1,4 @@
-"""What machine this is, and what its limits are in practice."""
+"""The machine, and its limits in practice."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REPEATS = 20
 
 
 def run(emit: Callable[..., None], arguments: argparse.Namespace) -> None:
-    """Versions, device, memory; then the rates of a copy and of matrix products."""
+    """Emit versions, device and memory, then the rates of a copy and of matrix products."""
     device = jax.devices()[0]
     emit(
         python=platform.python_version(),
@@ -40,13 +40,13 @@ def run(emit: Callable[..., None], arguments: argparse.Namespace) -> None:
     a = jax.random.normal(jax.random.key(1), (width, width))
     for precision in ("float32", "TF32_TF32_F32_X3", "tensorfloat32", "bfloat16"):
         if jax.default_backend() == "cpu" and precision == "TF32_TF32_F32_X3":
-            continue  # a CPU has no such product
+            continue  # not available on a CPU
         seconds = _seconds(jax.jit(lambda a, p=precision: jnp.matmul(a, a, precision=p)), a)
         emit(product=precision, teraflops=2 * width**3 / seconds / 1e12)
 
 
 def _seconds(f: Callable[[jax.Array], jax.Array], x: Any) -> float:
-    """Of a call, on average over some that are queued one behind another."""
+    """Time of a call, averaged over several that are queued one after another."""
     jax.block_until_ready(f(x))
     began = time.perf_counter()
     for _ in range(REPEATS):

@@ -1,4 +1,4 @@
-"""What a bare machine needs beside the repository: a few wheels, and MNIST as TFDS has prepared it."""
+"""What a bare machine needs besides the repository: a few wheels, and MNIST as prepared by TFDS."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 PYTHON, PLATFORMS = "3.12", [f"manylinux_2_{n}_x86_64" for n in (28, 27, 24, 17)] + ["manylinux2014_x86_64"]
-# What comes with neither JAX, Flax, Optax, Orbax, scikit-learn nor Matplotlib.
+# Packages that do not come with JAX, Flax, Optax, Orbax, scikit-learn or Matplotlib.
 WHEELS = (
     "tyro",
     "docstring-parser",
@@ -21,7 +21,7 @@ WHEELS = (
     "certifi",
     "charset-normalizer",
 )
-# What reads MNIST.
+# Packages for reading MNIST.
 TFDS_WHEELS = (
     "tensorflow-datasets",
     "array-record",
@@ -41,7 +41,7 @@ SOURCES = ("promise",)  # published without a wheel
 
 
 def pack(folder: Path) -> None:
-    """Fill the folder; MNIST is taken from the data folder, and prepared there if need be."""
+    """Fill the folder; MNIST is taken from the data folder, and prepared there if necessary."""
     from inner_tasks.datasets import load_dataset
     from inner_tasks.datasets.tfds_source import find_prepared
 

@@ -1,4 +1,4 @@
-"""``mnist-mlp`` and ``cifar10-mlp`` on random images: their shapes and their speed, without a download."""
+"""``mnist-mlp`` and ``cifar10-mlp`` on random images: the same shapes and speed, without a download."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXAMPLES = 50_000
 
 
 def _random(dataset: str) -> ImageData:
-    """As many examples as the data set has, of its size."""
+    """Random examples in the number and size of the data set."""
     generator = np.random.default_rng(0)
 
     def split(count: int) -> Split:

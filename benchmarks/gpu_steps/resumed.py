@@ -1,4 +1,4 @@
-"""A long run that is under way elsewhere goes on here for the time that is left, and goes back."""
+"""Continues a long run from elsewhere for the time that is left, and packs it up again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpu_steps.commands import last_lines, meta_train
 
 
 def run(emit: Callable[..., None], arguments: argparse.Namespace) -> None:
-    """Resume the run until this step is asked to end, which lets it save; its folder becomes an archive."""
+    """Resume the run until this step is asked to stop, which lets it save; its folder becomes an archive."""
     if arguments.resume is None:
         emit(resumed="nothing: no --resume")
         return

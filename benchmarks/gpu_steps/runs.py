@@ -1,4 +1,4 @@
-"""The main command with no flag, and a run of many particles on MNIST, each to its report."""
+"""The main command without flags, and a run of many particles on MNIST, each up to its report."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 from gpu_steps.commands import BRIEF, meta_train
 
 OPTIMIZER, PARTICLES, TRUNCATION = "nadam-mlp", 512, 50
-SECONDS = 90  # for which MNIST is learned on
-UPDATES = 1000  # where its speed has not been measured
+SECONDS = 90  # time for meta-training on MNIST
+UPDATES = 1000  # if its speed has not been measured
 
 
 def run(emit: Callable[..., None], arguments: argparse.Namespace) -> None:
-    """Both runs; their folders are kept as one archive."""
+    """Make both runs; their folders are kept as one archive."""
     folder = arguments.out / "runs"
     default, mnist = folder / "default", folder / "mnist-mlp"
     outcome = meta_train("--run-dir", default, *(["--updates", 3, *BRIEF] if arguments.miniature else []))
@@ -31,7 +31,7 @@ def run(emit: Callable[..., None], arguments: argparse.Namespace) -> None:
             "--estimator.sigma": 0.1,
             "--outer.learning-rate": 2e-2,
             "--task.objective": "mean-and-validation-end",
-            "--checkpoint-every": 10_000,  # one holds all particles
+            "--checkpoint-every": 10_000,  # each one holds all particles
             "--updates": _updates(arguments.out / "gpu.jsonl"),
         }
         words = [word for pair in settings.items() for word in pair]
@@ -44,7 +44,7 @@ def run(emit: Callable[..., None], arguments: argparse.Namespace) -> None:
 
 
 def _updates(results: Path) -> int:
-    """As many updates as the time is enough for, by the throughput that was measured."""
+    """The number of updates that fit the time at the measured throughput."""
     for line in results.read_text().splitlines() if results.exists() else []:
         found = json.loads(line)
         is_it = found.get("task") == "random-mnist-mlp" and found.get("optimizer") == OPTIMIZER
@@ -54,7 +54,7 @@ def _updates(results: Path) -> int:
 
 
 def _summary(folder: Path) -> dict[str, Any]:
-    """What the report says of the optimizers."""
+    """The report's figures for the optimizers."""
     path = folder / "report" / "summary.json"
     if not path.exists():
         return {"report": "missing"}

@@ -22,7 +22,7 @@ from meta_train.outer.population import Memory
 from meta_train.run.setup import Setup, prepare
 
 TRUNCATION = 20
-SECONDS = 1.5  # for which each population is timed
+SECONDS = 1.5  # time for which each population is measured
 PROFILED = 2  # updates
 SHOWN = 6  # operations of a profile
 
@@ -36,7 +36,7 @@ class Size(NamedTuple):
     optimizer: str = "mlp"
 
 
-# In order of worth.
+# In order of importance.
 POPULATIONS = (
     Size("random-cifar10-mlp", 64),
     Size("digits-mlp", 4096),
@@ -60,11 +60,11 @@ POPULATIONS = (
     Size("random-cifar10-mlp", 4096, 512),
 )
 MINIATURE = (Size("digits-mlp", 4),)
-AT_ONCE = 8  # populations that are compiled at once
+AT_ONCE = 8  # populations that are compiled at the same time
 
 
 def run(emit: Callable[..., None], arguments: argparse.Namespace) -> None:
-    """One line for each population, and one for the unfused form of the first."""
+    """Emit one line for each population, and one for the unfused form of the first."""
     start_devices(1)
     populations = MINIATURE if arguments.miniature else POPULATIONS
     for first in range(0, len(populations), AT_ONCE):
@@ -84,11 +84,11 @@ class Ready(NamedTuple):
     particles: int
     setup: Setup
     memory: Memory
-    seconds: float  # that it took to compile, beside others
+    seconds: float  # to compile it, at the same time as others
 
 
 def _prepared(size: Size) -> Ready | Exception:
-    """Compile an update; the program is kept in the cache of compiled programs."""
+    """Compile an update; the program stays in the cache of compiled programs."""
     try:
         config = configured(**size._asdict(), truncation=TRUNCATION, devices=1)
         setup = prepare(config)
@@ -100,7 +100,7 @@ def _prepared(size: Size) -> Ready | Exception:
 
 
 def _measured(ready: Ready | Exception) -> dict[str, Any]:
-    """Its rate, memory and profile; or what is wrong with it, too little memory for instance."""
+    """The rate, memory and profile of a population; or what failed, such as too little memory."""
     if isinstance(ready, Exception):
         return {"failed": f"{type(ready).__name__}: {str(ready)[:300]}"}
     described = {
@@ -132,9 +132,9 @@ def _measured(ready: Ready | Exception) -> dict[str, Any]:
 
 
 def _profile(turn: Callable[[], object]) -> dict[str, Any]:
-    """Share of the time in which the device is idle, and the operations that take the most of the rest.
+    """Share of the time in which the device is idle, and the operations that take most of the rest.
 
-    Read from the profiler's own record of the device; empty where there is none.
+    Read from the profiler's record of the device; empty if there is none.
     """
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -145,7 +145,7 @@ def _profile(turn: Callable[[], object]) -> dict[str, Any]:
                 taken = time.perf_counter() - began
             (file,) = Path(folder).rglob("*.xplane.pb")
             planes = list(jax.profiler.ProfileData.from_file(str(file)).planes)
-        except Exception as error:  # a profiler that is not there takes nothing from the rest
+        except Exception as error:  # a missing profiler must not affect the other results
             return {"profiler": f"{type(error).__name__}: {str(error)[:200]}"}
     spans, operations = [], Counter[str]()
     for plane in planes:

@@ -1,4 +1,4 @@
-"""Time of an optimizer's update: kernel and unfused, in several precisions, against its two bounds."""
+"""Time of an optimizer's update, as a kernel and unfused, in several precisions, and its two lower bounds."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from inner_tasks import find_task
 from meta_train.report.baselines import baseline
 from meta_train.report.costs import repeated_updates
 
-# Of `mlp`, per parameter: moved by a step and by the pass over the mean squares; computed.
+# For `mlp`, per parameter: bytes moved by a step and by the pass over the mean squares; operations.
 BYTES, OPERATIONS = 60 + 32, 2_688
 ROUNDS = 5
-# The form is a setting of the whole process: one program is lowered at a time.
+# The form is a setting of the whole process, so only one program is lowered at a time.
 FORM = threading.Lock()
 LAYERS = 10
 
 
 class Variant(NamedTuple):
-    """An optimizer in a form and a precision."""
+    """An optimizer in one form and one precision."""
 
     optimizer: str
     form: str  # "kernel", "unfused", or "optax"
@@ -53,13 +53,13 @@ class Case(NamedTuple):
 
     what: str
     params: Any  # shapes
-    leading: tuple[int, ...]  # of particles
+    leading: tuple[int, ...]  # leading axes, of particles
     steps: int  # updates in a turn
     variants: tuple[Variant, ...]
 
 
 def run(emit: Callable[..., None], arguments: argparse.Namespace) -> None:
-    """One line for each size: picoseconds per parameter of each variant."""
+    """Emit one line for each size, with the picoseconds per parameter of each variant."""
     if arguments.miniature:
         cases = [Case("10,000 parameters", _perceptron(10_000), (), 2, FLOAT32)]
     else:
@@ -69,7 +69,7 @@ def run(emit: Callable[..., None], arguments: argparse.Namespace) -> None:
         cases = [Case("64 particles of cifar10-mlp", cifar10, (64,), 20, FLOAT32 + PRECISIONS)]
         for exponent, steps in ((8, 3), (4, 50), (6, 50)):
             cases.append(Case(f"1e{exponent} parameters", _perceptron(10**exponent), (), steps, FLOAT32))
-    with ThreadPoolExecutor() as pool:  # the compiler of a GPU runs without Python's lock
+    with ThreadPoolExecutor() as pool:  # the GPU compiler releases Python's lock
         compiling = [
             {variant: pool.submit(_compiled, case, variant) for variant in case.variants} for case in cases
         ]
@@ -82,7 +82,7 @@ def _key() -> jax.Array:
 
 
 def _perceptron(parameters: int) -> Any:
-    """Shapes of ten square matrices and their biases."""
+    """The shapes of ten square matrices and their biases."""
     width = round((parameters / LAYERS) ** 0.5)
     layer = {
         "kernel": jax.ShapeDtypeStruct((width, width), jnp.float32),
@@ -93,7 +93,7 @@ def _perceptron(parameters: int) -> Any:
 
 def _measured(case: Case, programs: Mapping[Variant, Future[Any]]) -> dict[str, Any]:
     """Time all variants in turns, on the same parameters."""
-    generator = np.random.default_rng(0)  # a GPU would compile a program for each shape
+    generator = np.random.default_rng(0)  # in NumPy, because a GPU would compile a program for each shape
     params = jax.tree.map(
         lambda x: 0.05 * generator.standard_normal((*case.leading, *x.shape), np.float32), case.params
     )
@@ -103,7 +103,7 @@ def _measured(case: Case, programs: Mapping[Variant, Future[Any]]) -> dict[str, 
     for variant, program in programs.items():
         try:
             turns[variant] = program.result()
-        except Exception as error:  # one form that cannot be compiled is a result too
+        except Exception as error:  # that a form cannot be compiled is a result too
             failed[_name(variant)] = f"{type(error).__name__}: {str(error)[:200]}"
     seconds: dict[str, list[float]] = {}
     for number in range(ROUNDS + 1):
@@ -112,7 +112,7 @@ def _measured(case: Case, programs: Mapping[Variant, Future[Any]]) -> dict[str, 
                 began = time.perf_counter()
                 jax.block_until_ready(turns[variant](params))
                 taken = time.perf_counter() - began
-            except Exception as error:  # out of memory, say
+            except Exception as error:  # out of memory, for example
                 failed[_name(variant)] = f"{type(error).__name__}: {str(error)[:200]}"
                 del turns[variant]
                 continue
@@ -132,7 +132,7 @@ def _name(variant: Variant) -> str:
 
 
 def _compiled(case: Case, variant: Variant) -> Callable[[Any], object]:
-    """A function of parameters that makes a turn of updates."""
+    """A function of parameters that runs one turn of updates."""
     if variant.form == "optax":
         optimizer, theta = baseline("adam", case.steps).optimizer, jnp.float32(1e-3)
     else:
