@@ -40,8 +40,8 @@ class Evaluate:
 
     optimizers: tyro.conf.Positional[tuple[str, ...]]
     """Optimizer files, run folders, names of pretrained optimizers, or names of hand-designed ones, which are
-    tuned: adam, adamw, nadam, sgdm, rmsprop, muon, or another optax optimizer such as lion; append -cosine or
-    -linear for a schedule, as in lion-cosine."""
+    tuned: adam, adamw, nadam, sgdm, rmsprop, muon, or another optax optimizer; append -cosine or -linear for
+    a schedule, as in lion-cosine."""
     architectures: tuple[str, ...] = ()
     """Your own architectures, as module:name, that the files may use; their modules are imported."""
     tasks: tuple[str, ...] = ("digits-mlp",)

@@ -111,7 +111,7 @@ def command(argv: Sequence[str]) -> None:
     arguments = parse(argv)
     config = arguments.settings
     many = _processes(arguments)
-    # Not left to Rich: a notebook sets FORCE_COLOR for the programs that it starts, but reads from a pipe.
+    # Not left to Rich, because a notebook sets FORCE_COLOR for its programs but reads from a pipe.
     console = Console(stderr=True, soft_wrap=True, force_terminal=sys.stderr.isatty())
     if arguments.resume:
         folder = RunFolder.open(arguments.resume)

@@ -37,7 +37,7 @@ class Arguments(Generic[Options]):
     """Run an experiment of the Persistent Evolution Strategies paper, and report whether its claim holds."""
 
     name: tyro.conf.Positional[str]
-    """Name of an experiment; all runs every one and writes a page of results; list prints the experiments."""
+    """Name of an experiment; or all, to run every one and write a page of results; or list, to print them."""
     options: tyro.conf.OmitArgPrefixes[Options]
     """Options of this experiment only."""
     scale: Literal["small", "paper"] = "small"
@@ -179,7 +179,7 @@ def print_result(result: Result, console: Console) -> None:
     """Print a line for each method, single numbers with their expected values, and the verdict."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("method", no_wrap=True)
-    for column in ("final loss: median", "least", "greatest"):
+    for column in ("final loss: median", "lowest", "highest"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, outcome in result.methods.items():
         losses = outcome.final_loss

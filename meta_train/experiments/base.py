@@ -18,7 +18,7 @@ Scale = Literal["small", "paper"]
 
 @dataclass(frozen=True)
 class NoOptions:
-    """No options beside the scale and the seeds."""
+    """No options besides the scale and the seeds."""
 
 
 class Settings(NamedTuple):

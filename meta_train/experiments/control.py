@@ -205,7 +205,7 @@ def _draw_gait(axes: Axes, policy: np.ndarray) -> None:
 
 EXPERIMENT = Experiment(
     name="control",
-    summary="a linear policy for the swimmer of MuJoCo",
+    summary="a linear policy for MuJoCo's swimmer",
     source="Vicol, Metz, Sohl-Dickstein, ICML 2021, and its published code (control)",
     run=run,
     draw=draw,

@@ -300,7 +300,7 @@ def draw(result: Result, folder: Path) -> Sequence[Path]:
 
 EXPERIMENT = Experiment(
     name="many-hyperparameters",
-    summary="learning rates and momenta of every tensor of an MLP, against random search",
+    summary="learning rates and momenta of every tensor of an MLP, compared with random search",
     source="Vicol, Metz, Sohl-Dickstein, ICML 2021, section 5 (many hyperparameters), and its published code",
     run=run,
     draw=draw,

@@ -256,7 +256,7 @@ def _draw_surface(axes: Axes, surface: np.ndarray, target: Target) -> Any:
 
 EXPERIMENT = Experiment(
     name="mnist-schedule",
-    summary="a learning-rate schedule of two numbers for an MLP on MNIST, for its loss or its accuracy",
+    summary="a learning-rate schedule of two numbers for an MLP on MNIST, tuned for loss or accuracy",
     source="Vicol, Metz, Sohl-Dickstein, ICML 2021, section 5 (MNIST), and its published code",
     run=run,
     draw=draw,

@@ -230,7 +230,7 @@ def _draw_thetas(axes: Axes, outcome: Outcome, colour: str) -> None:
 
 EXPERIMENT = Experiment(
     name="regularisation",
-    summary="an L2 coefficient, for which short truncations find another optimum",
+    summary="an L2 coefficient, for which short truncations find a different optimum",
     source="the published code of Vicol, Metz, Sohl-Dickstein, ICML 2021 (log L2 coefficient)",
     run=run,
     draw=draw,

@@ -419,7 +419,7 @@ def draw(result: Result, folder: Path) -> Sequence[Path]:
 EXPERIMENT = Experiment(
     name="variance",
     summary="how the variance of PES grows with the number of unrolls, on random, repeated and real text",
-    source="Vicol, Metz, Sohl-Dickstein, ICML 2021, variance of PES; sizes of its published code",
+    source="Vicol, Metz, Sohl-Dickstein, ICML 2021, variance of PES; with the sizes of its published code",
     run=run,
     draw=draw,
     protocol=__doc__,

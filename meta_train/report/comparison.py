@@ -99,7 +99,7 @@ class Comparison(NamedTuple):
         return self.gradient_seconds + self.costs[name].seconds
 
     def relative_cost(self, name: str) -> tuple[float, float]:
-        """Time and memory of an optimizer's update, divided by those of Adam's."""
+        """Time and memory of an optimizer's update, divided by Adam's."""
         own, adam = self.costs[name], self.costs[REFERENCE]
         return own.seconds / adam.seconds, own.state_bytes / adam.state_bytes
 

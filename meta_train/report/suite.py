@@ -75,8 +75,8 @@ def print_overall(suite: Sequence[Comparison], console: Console) -> None:
         "\n\nfailed",
         "ratio\nto\nbest",
         "ratio\nto\nAdam",
-        "time,\nof\nAdam's",
-        "memory,\nof\nAdam's",
+        "time\nvs\nAdam",
+        "memory\nvs\nAdam",
     ):
         table.add_column(column, justify="right", no_wrap=True)
     for name in names:
@@ -101,7 +101,7 @@ def table(suite: Sequence[Comparison]) -> Iterable[list[str]]:
     metrics = list(dict.fromkeys(m for c in suite for r in c.results.values() for m in r.runs.metrics))
     columns = ["task", "steps", "optimizer", "learning rate", "ratio to the best", "ratio to Adam"]
     columns += ["mean loss", "final loss", *metrics, "speed-up", "seconds per step"]
-    columns += ["time of an update, of Adam's", "state memory, of Adam's"]
+    columns += ["update time relative to Adam's", "state memory relative to Adam's"]
     yield columns
     yield ["---"] * len(columns)
     for comparison in suite:
