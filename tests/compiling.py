@@ -1,4 +1,4 @@
-"""``jax.jit`` for programs that run for longer than they compile."""
+"""``jax.jit`` for programs that take longer to run than to compile."""
 
 from __future__ import annotations
 

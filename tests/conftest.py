@@ -1,4 +1,4 @@
-"""What every test stands on: four CPU devices, programs that are compiled once, and nobody's account."""
+"""Settings of all tests: four CPU devices, a cache of compiled programs, and no W&B account."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-# Bits are promised on a CPU. The environment also reaches the processes that tests start.
+# Equal bits are guaranteed on a CPU only. Processes started by tests inherit the environment.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _session = tempfile.TemporaryDirectory(prefix="learned-opt-tests-")
-# Compiling is most of what the tests cost: little is optimized, and what is compiled once is kept.
+# Most of the tests' time is compile time, so programs are optimized little and cached.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 os.environ.setdefault("LEARNED_OPT_CACHE", f"{_session.name}/data")
-os.environ["NETRC"] = f"{_session.name}/netrc"  # no such file: nobody is logged in to W&B
+os.environ["NETRC"] = f"{_session.name}/netrc"  # no such file, so nobody is logged in to W&B
 for _name in [name for name in os.environ if name.startswith("WANDB_")]:
     del os.environ[_name]
 
@@ -30,15 +30,15 @@ import pytest  # noqa: E402
 from meta_train.report.evaluation import MEAN_LOSS  # noqa: E402
 from tests.meta_train.command import TINY, TINY_RIVALS, Run, against, meta_train, without_comparing  # noqa: E402
 
-MAX_KEPT = 2**30  # bytes of compiled programs
+MAX_KEPT = 2**30  # bytes of cached programs
 
 jax.config.update("jax_num_cpu_devices", 4)
-jax.devices()  # started now, so that no test gets another number
+jax.devices()  # initialised now, so that no test changes their number
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep compiled programs from one run of the tests to the next, in pytest's cache folder."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # xdist's workers have it from their controller
+    """Cache compiled programs between test runs, in pytest's cache folder."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # xdist's workers inherit it from their controller
         folder = config.cache.mkdir("compiled")
         if sum(file.stat().st_size for file in folder.iterdir()) > MAX_KEPT:
             shutil.rmtree(folder)
@@ -52,14 +52,14 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs() -> Iterator[None]:
-    """Drop each module's compiled programs: all together need more memory maps than Linux gives a process."""
+    """Drop each module's compiled programs, because all of them exceed Linux's limit on memory maps."""
     yield
     jax.clear_caches()
 
 
 @pytest.fixture
 def optimized() -> Iterator[None]:
-    """Programs are compiled as users have them: for tests of their bits, memory or speed."""
+    """Compile programs with full optimization, as for users; for tests of bits, memory or speed."""
     jax.clear_caches()
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
@@ -69,13 +69,13 @@ def optimized() -> Iterator[None]:
     jax.clear_caches()
 
 
-# ``once(name, make)``: the run that ``make(folder)`` returns.
+# ``once(name, make)`` returns the run that ``make(folder)`` makes.
 Once = Callable[[str, Callable[[Path], Run]], Run]
 
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
-    """Makes a run in one of xdist's workers, for all of them."""
+    """Make a run in one of xdist's workers, for all of them."""
     base = tmp_path_factory.getbasetemp()
     base = base if worker_id == "master" else base.parent
 
@@ -86,7 +86,7 @@ def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
             if not kept.exists():
                 shutil.rmtree(base / name, ignore_errors=True)
                 made = make(base / name)
-                # A function, which cannot be pickled, makes up the criterion.
+                # A criterion contains a function, which cannot be pickled.
                 made = made._replace(comparison=made.comparison._replace(criterion=None))
                 kept.write_bytes(pickle.dumps(made))
         run = pickle.loads(kept.read_bytes())
@@ -97,7 +97,7 @@ def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
 
 @pytest.fixture(scope="session")
 def tiny_run(once: Once) -> Run:
-    """Three updates on two devices, and a real comparison with two rivals. Not to be changed."""
+    """Three updates on two devices, and a real comparison with two rivals. Tests must not modify it."""
     from meta_train.run.run import compare
 
     def make(path: Path) -> Run:
@@ -121,14 +121,14 @@ def tiny_run(once: Once) -> Run:
 
 @pytest.fixture
 def no_comparing(tiny_run: Run) -> Iterator[None]:
-    """Runs in this process end with the comparison of ``tiny_run``."""
+    """Make runs in this process reuse the comparison of ``tiny_run``."""
     with without_comparing(tiny_run.comparison):
         yield
 
 
 @pytest.fixture(scope="session")
 def fifty_updates(once: Once, tiny_run: Run) -> Run:
-    """Fifty updates on two devices, uninterrupted. Not to be changed."""
+    """Fifty updates on two devices, uninterrupted. Tests must not modify it."""
 
     def make(path: Path) -> Run:
         with without_comparing(tiny_run.comparison):

@@ -1,4 +1,4 @@
-"""The newest whole checkpoint is restored, and only into the structure it was saved from."""
+"""The newest undamaged checkpoint is restored, and only into the structure that it was saved from."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def assert_restores(folder: Path, update: int, damaged: list[int]) -> list[str]:
 
 
 def largest_array_file(checkpoint: Path) -> Path:
-    """Most of it is theta, so its middle is."""
+    """Most of this file is theta, so its middle is inside theta."""
     files = [path for path in (checkpoint / "arrays").rglob("*") if path.is_file()]
     return max(files, key=lambda path: path.stat().st_size)
 
@@ -112,7 +112,7 @@ def test_damage_falls_back(tmp_path: Path, kind: str) -> None:
 
 
 def test_what_orbax_reads_without_complaint_is_checked(tmp_path: Path) -> None:
-    """Arrays that are whole as files, but not those that the digests were made of."""
+    """The files of arrays are undamaged, but the arrays do not match the digests."""
     save(tmp_path, [10, 20])
     with CheckpointStore(tmp_path / "other") as store:
         changed = state_of(20)
@@ -165,7 +165,7 @@ def test_after_a_fallback_the_run_writes_its_history_anew(tmp_path: Path) -> Non
 
 
 def test_an_equal_checkpoint_is_left_alone(tmp_path: Path) -> None:
-    """To replace it would leave a moment in which a kill loses it."""
+    """While it is being replaced, a kill would lose it."""
     save(tmp_path, [10])
     inode = (tmp_path / "10").stat().st_ino
     with CheckpointStore(tmp_path) as store:
@@ -191,7 +191,7 @@ def other_structures() -> dict[str, tuple[Any, str]]:
 
 @pytest.mark.parametrize("kind", other_structures())
 def test_another_structure_is_refused(tmp_path: Path, kind: str) -> None:
-    """And is no damage: an older checkpoint that would fit is not taken instead."""
+    """It does not count as damage: an older checkpoint that fits is not used instead."""
     like, words = other_structures()[kind]
     with CheckpointStore(tmp_path) as store:
         store.save(10, like, {})
@@ -202,7 +202,7 @@ def test_another_structure_is_refused(tmp_path: Path, kind: str) -> None:
 
 
 def test_arrays_that_are_not_needed_are_left_out(tmp_path: Path) -> None:
-    """As an older version may have saved them."""
+    """An older version may have saved more arrays."""
     with CheckpointStore(tmp_path) as store:
         store.save(10, LIKE, {})
         state = store.restore({"theta": LIKE["theta"]}).state

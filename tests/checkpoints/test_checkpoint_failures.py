@@ -1,4 +1,4 @@
-"""Kills, full disks and folders that cannot be written: what is on disk stays usable."""
+"""After kills, full disks and folders that cannot be written, the files on disk stay usable."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
 
 
 def failing_once(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next save fails when it is half written."""
+    """Make the next save fail halfway through writing."""
     write = store._files.write
 
     def fail(folder: Path, *_: Any) -> None:
@@ -176,7 +176,7 @@ def test_a_failure_is_raised_by_the_next_call(tmp_path: Path, monkeypatch: pytes
         store.save(1, LIKE, {})
         with pytest.raises(LearnedOptError, match="update 1 .* input/output error"):
             store.save(2, LIKE, {})
-        assert list(tmp_path.iterdir()) == []  # what was half written does not fill the disk
+        assert list(tmp_path.iterdir()) == []  # no partial files remain to fill the disk
         store.save(3, LIKE, {})
         store.wait()
         assert store.updates() == [3]

@@ -1,4 +1,4 @@
-"""Which parts a run's checkpoints are in, and what is left once another number has taken their place."""
+"""The parts of a run's checkpoints, and the parts that remain after a change of their number."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_single_process_keeps_its_checkpoints_in_the_folder_itself(tmp_path: P
         ([], [], [], 1),
         ([10], [], [], 1),
         ([10], [20], [20], 2),
-        # The second was killed before it had saved what the first has: the newest that both have counts.
+        # The second process was killed before it saved what the first has: the newest common update counts.
         ([10], [10, 20], [10, 15], 1),
         ([5], [10, 20], [10, 15], 2),
         ([30], [20], [20], 1),

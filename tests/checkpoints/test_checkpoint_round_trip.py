@@ -1,4 +1,4 @@
-"""What is restored is what was saved, to the bit: any leaf, any container, any devices."""
+"""A restored state equals the saved one to the bit, for any leaf, container and number of devices."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_every_kind_of_leaf_and_container(tmp_path: Path) -> None:
     assert_same_bits(restored.state, state)
     for leaf in jax.tree.leaves(restored.state):
         assert isinstance(leaf, np.ndarray) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    # A typed key goes on as the key that it was, implementation included.
+    # A typed key is restored with its implementation.
     for new, old in zip(restored.state["keys"], state["keys"], strict=True):
         assert new.dtype == old.dtype
 
@@ -117,7 +117,7 @@ def test_text_cannot_be_saved(tmp_path: Path) -> None:
 
 
 def test_save_copies_before_it_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Buffers may be overwritten and donated while the background thread has not begun."""
+    """The caller may overwrite and donate buffers before the background thread has started."""
     with CheckpointStore(tmp_path) as store:
         may_write = threading.Event()
         write = store._files.write
@@ -130,7 +130,7 @@ def test_save_copies_before_it_returns(tmp_path: Path, monkeypatch: pytest.Monke
         on_host = np.arange(1000.0)
         on_device = jnp.arange(1000.0)
         store.save(1, {"host": on_host, "device": on_device}, {})
-        assert store.updates() == []  # so save did not wait for the disk
+        assert store.updates() == []  # save did not wait for the disk
         on_host += 1
         on_device = jax.jit(lambda x: x + 1, donate_argnums=0)(on_device)
         on_device.block_until_ready()

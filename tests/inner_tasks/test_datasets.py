@@ -1,4 +1,4 @@
-"""Data sets: the digits, reading of prepared TFDS copies, and the cache."""
+"""Data sets: the digits, prepared TFDS copies, and the cache."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ TFDS_NAMES = DATASET_NAMES[1:]
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of the test's own."""
+    """A cache folder for one test."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("LEARNED_OPT_CACHE", str(folder))
     return folder
 
 
 def rows(*splits) -> np.ndarray:
-    """Images with their labels, sorted: equal for equal collections in any order."""
+    """Images with their labels, sorted, to compare collections regardless of order."""
     table = np.concatenate([np.column_stack([split.images, split.labels]) for split in splits])
     return table[np.lexsort(table.T)]
 
@@ -203,11 +203,11 @@ def test_damaged_copy(damage: str, tmp_path: Path):
 
 @pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
 def test_copy_that_names_code_is_refused(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """TFDS imports the module of a feature that it does not know."""
+    """TFDS would import the module of an unknown feature."""
     import tensorflow_datasets as tfds
 
     folder = write_tfds("mnist", tmp_path, random_splits("mnist"))
-    module = f"my_evil_{key}"  # Python imports each but once
+    module = f"my_evil_{key}"  # a new name, because Python imports each module once
     (tmp_path / f"{module}.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n")
     monkeypatch.syspath_prepend(tmp_path)
     features = json.loads((folder / "features.json").read_text())
@@ -228,7 +228,7 @@ def test_copy_that_names_code_is_refused(key: str, tmp_path: Path, monkeypatch: 
 
 @pytest.fixture
 def cached(tmp_path: Path, cache: Path, capfd: pytest.CaptureFixture) -> tuple[Dataset, Path, Path]:
-    """A data set, the folder that it came from, and its cache file."""
+    """A data set, the folder from which it was loaded, and its cache file."""
     write_tfds("mnist", tmp_path, random_splits("mnist"))
     dataset = load_dataset("mnist", tmp_path)
     (file,) = (cache / "datasets").iterdir()
@@ -282,7 +282,7 @@ def flip(data: bytes, at: int) -> bytes:
 
 
 def test_two_copies_do_not_share_a_cache_file(tmp_path: Path):
-    for seed in range(2):  # of equal sizes, and with equal metadata
+    for seed in range(2):  # with equal sizes and equal metadata
         splits = random_splits("mnist", seed=seed)
         write_tfds("mnist", tmp_path / str(seed), splits)
         labels = load_dataset("mnist", tmp_path / str(seed)).test.labels

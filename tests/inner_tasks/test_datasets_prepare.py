@@ -1,4 +1,4 @@
-"""Data sets that are not there yet: downloads, manual files, and no network."""
+"""Preparing data sets: downloads, manual files, and failures without a network."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPLITS = {name: random_splits(name, seed=i) for i, name in enumerate(NAMES)}
 
 @pytest.fixture(autouse=True)
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache of the test's own, no proxies, and no address beyond this machine."""
+    """A cache folder for one test, no proxies, and no access to other machines."""
     monkeypatch.setenv("LEARNED_OPT_CACHE", str(tmp_path / "cache"))
     for variable in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(variable, raising=False)
@@ -42,7 +42,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for each set with made-up official files, whose digests are expected."""
+    """A folder for each set with fake official files, and their digests as the expected ones."""
     for name in NAMES:
         sha256 = write_official(name, tmp_path / "downloads" / name, SPLITS[name])
         assert list(sha256) == list(official.OFFICIAL[name].sha256)
@@ -51,7 +51,7 @@ def downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Serves a folder; asked as a proxy, it looks at the last part of the address."""
+    """Serves a folder; as a proxy, it uses the last part of the address."""
 
     asked: list[str] = []
     length_error = 0
@@ -72,7 +72,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(downloads: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a server of the made-up files, which takes the place of the official ones."""
+    """The address of a server of the fake files, which replaces the official addresses."""
     monkeypatch.setattr(Handler, "asked", [])
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=downloads)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -85,7 +85,7 @@ def server(downloads: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def assert_holds(dataset: Dataset, name: str) -> None:
-    """Compare with the made-up images; TFDS shuffles what it prepares."""
+    """Compare with the fake images in any order, because TFDS shuffles them."""
 
     def ordered(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         table = np.column_stack([images.reshape(len(labels), -1), labels])
@@ -184,7 +184,7 @@ def test_proxies_of_the_environment_are_used(server: str, tmp_path, monkeypatch)
     assert Handler.asked[0] == "http://nowhere.invalid/mnist/train-images-idx3-ubyte.gz"
 
 
-# --- Two at the same time ---
+# --- Two processes at the same time ---
 
 
 def test_slower_of_two_preparations_takes_the_copy_of_the_faster(server, tmp_path, monkeypatch):
@@ -217,7 +217,7 @@ def test_two_processes_at_once(server: str, tmp_path: Path):
     assert len(list((tmp_path / "cache" / "datasets").iterdir())) == 1
 
 
-# --- Without ---
+# --- Without the official files ---
 
 
 @pytest.mark.parametrize("name", NAMES)

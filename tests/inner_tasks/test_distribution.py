@@ -1,4 +1,4 @@
-"""Tasks that need no download, and the distribution made of them, against NumPy."""
+"""Tasks without a download, and distributions of tasks, against NumPy."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_convolution_is_that_of_flax(shape: tuple[int, int]) -> None:
 
 
 def test_reconstruction_is_the_mean_squared_error() -> None:
-    """A network without weights that matter says zero: the mean square of standardised pixels."""
+    """With zero weights the network outputs zero, so the loss is the mean square of standardised pixels."""
     task = autoencoder_task("digits", TaskSettings((4,), batch_size=200, horizon=1))
     data = task.load(None)
     silent = jax.tree.map(jnp.zeros_like, task.init(jax.random.key(0)))
@@ -79,7 +79,7 @@ def test_held_out_tasks() -> None:
     assert max(task.horizon for task in shorter) == 300 and min(task.horizon for task in shorter) == 200
 
 
-SUITES = {  # name -> task -> loss of a guess
+SUITES = {  # name -> task -> loss of an uninformed guess
     "development": {
         "text-transformer 2 blocks of 48, batch 16": math.log(64),
         "text-gru 64, batch 16": math.log(64),
@@ -102,7 +102,7 @@ SUITES = {  # name -> task -> loss of a guess
     ("suite", "name"), [(suite, name) for suite, tasks in SUITES.items() for name in tasks]
 )
 def test_tasks_of_the_suites(suite: str, name: str) -> None:
-    """What has learned nothing loses as much as a guess, and a few steps of Adam lose less."""
+    """The initial loss is that of an uninformed guess, and a few steps of Adam lower it."""
     registration, guess = find_task(suite), SUITES[suite][name]
     members = registration.build(registration.settings).members
     task, tx = members[name], optax.adam(1e-3)
@@ -127,7 +127,7 @@ def test_tasks_of_the_suites(suite: str, name: str) -> None:
     assert guesses.mean() == pytest.approx(guess, rel=0.2)
     assert losses[-3:].mean() < losses[:3].mean()
     assert np.isfinite(metrics["validation_loss"])
-    assert losses[0] < 3 * guess or "patients" in name  # whose columns are badly scaled
+    assert losses[0] < 3 * guess or "patients" in name  # its columns are badly scaled
 
 
 def test_text_batches_are_stretches_of_the_text() -> None:
@@ -135,11 +135,11 @@ def test_text_batches_are_stretches_of_the_text() -> None:
     data = task.load(None)
     batch = task.sample(data, jax.random.key(3))
     text = " ".join(topics.values())
-    letters = {}  # number -> character, wherever one number means one character
+    letters = {}  # number -> character, for the numbers that mean a single character
     for number, character in zip(np.asarray(data.train)[:200_000], text, strict=False):
         letters.setdefault(int(number), set()).add(character)
     named = {number: next(iter(each)) for number, each in letters.items() if len(each) == 1}
-    assert len(named) == 63  # all but the one for rare characters
+    assert len(named) == 63  # all numbers except the one for rare characters
     assert named[0] == " "  # the most frequent
     found = 0
     for context, following in zip(np.asarray(batch.context), np.asarray(batch.following), strict=True):
@@ -172,7 +172,7 @@ def test_labels_are_those_of_the_teacher() -> None:
     batch = task.sample(weights, jax.random.key(5))
     inputs = np.asarray(batch.inputs, np.float64)
     logits = NumPyMLP(weights).forward(inputs)[-1]
-    assert np.mean(logits.argmax(1) == batch.labels) > 0.999  # but for ties in the last bit
+    assert np.mean(logits.argmax(1) == batch.labels) > 0.999  # except for ties in the last bit
     deviations = inputs.std(0)
     np.testing.assert_allclose(deviations / deviations[0], np.arange(1, 21) ** -0.7, rtol=0.1)
     assert np.mean(inputs**2) == pytest.approx(1, rel=0.05)
@@ -180,7 +180,7 @@ def test_labels_are_those_of_the_teacher() -> None:
 
 
 def test_reparametrised_task_is_the_same_task_in_other_units() -> None:
-    """Parameters s times smaller have gradients s times larger: SGD with its rate over s^2 does the same."""
+    """Parameters s times smaller have gradients s times larger: SGD with its rate over s^2 is the same."""
     scale, rate = 2.5, 0.1
     plain = build("digits-mlp", TaskSettings((16,), batch_size=32, horizon=10))
     scaled = reparametrised(plain, scale)

@@ -1,4 +1,4 @@
-"""Families of tasks: what their members have in common, and what each has of its own."""
+"""Task families: the common and the individual properties of their members."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from meta_train.estimators import pes
 from tests.inner_tasks.test_tasks import SGD
 
 SETTINGS = find_task("general-tasks").settings
-GUESS = {  # parameters, and the loss of a network that has learned nothing
+GUESS = {  # parameters, and the loss of an uninformed guess
     "digits-mlp": (3_010, math.log(10)),
     "digits-resnet": (1_386, math.log(10)),
     "text-transformer": (3_504, math.log(32)),
@@ -93,7 +93,7 @@ def test_a_network_that_is_silent_guesses_and_adam_learns(name: str) -> None:
 
     guesses, losses, metrics = train(data(name), jax.random.key(4))
     if name == "table":
-        guess += float(drawn(name).own.target_shift) ** 2  # a target of another mean is guessed as 0
+        guess += float(drawn(name).own.target_shift) ** 2  # the guess is 0, not the mean of the target
     assert guesses.mean() == pytest.approx(guess, rel=0.2)
     assert np.isfinite(losses).all() and losses[0] > 0.5 * guess
     assert losses[-20:].mean() < 0.8 * min(guess, losses[:5].mean())
@@ -102,7 +102,7 @@ def test_a_network_that_is_silent_guesses_and_adam_learns(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["digits-mlp", "text-transformer", "ratings"])
 def test_a_member_is_the_same_task_in_other_units(name: str) -> None:
-    """The loss is that of the usual units, times its scale, and gradients follow the chain rule."""
+    """The loss is its scale times the loss in the usual units, and gradients follow the chain rule."""
     leaves, tree = jax.tree.flatten(plain(name).units)
     units, scale = tree.unflatten(list(jnp.logspace(-3, 3, len(leaves)))), 30.0
 
@@ -140,8 +140,8 @@ def test_what_is_drawn() -> None:
     assert usual.mean() == pytest.approx(0.75, abs=0.03)
     exponents = np.log10(units[~usual])
     assert exponents.min() == pytest.approx(-3, abs=0.01) and exponents.max() == pytest.approx(3, abs=0.01)
-    assert exponents.std() == pytest.approx(6 / 12**0.5, rel=0.05)  # of a uniform distribution
-    assert np.abs(np.corrcoef(exponents.T) - np.eye(units.shape[1])).max() < 0.1  # each of its own
+    assert exponents.std() == pytest.approx(6 / 12**0.5, rel=0.05)  # uniform distribution
+    assert np.abs(np.corrcoef(exponents.T) - np.eye(units.shape[1])).max() < 0.1  # uncorrelated
     long = draws.horizon > 2000
     assert long.mean() == pytest.approx(0.1, abs=0.025)
     for horizons, low, high in ((draws.horizon[~long], 100, 2_000), (draws.horizon[long], 2_000, 10_000)):
@@ -201,11 +201,11 @@ def test_a_small_minibatch_in_the_shape_of_a_large_one() -> None:
     assert counts.min() > 400 and len(counts) == 10
 
 
-# Training a member as a part of a family
+# Training a member as part of a family
 
 
 def toy(length: int = 6) -> TaskFamily:
-    """Members that fit a number, each with a scale of its loss; their horizons are `length` or one more."""
+    """Members that fit a number, with different loss scales; their horizons are `length` or one more."""
 
     def draw(key: jax.Array) -> Variation:
         more, scale, target = jax.random.split(key, 3)
@@ -236,7 +236,7 @@ def toy(length: int = 6) -> TaskFamily:
 
 @pytest.mark.parametrize("objective", ["training-loss", "mean-and-end"])
 def test_an_episode_is_that_of_its_member(objective: str) -> None:
-    """The losses of training the member by itself, in the units of the family, and then nothing more."""
+    """The losses equal those of training the member alone, in the units of the family, followed by zeros."""
     problem = FamilyTraining(jnp.float32(0.5), toy(), SGD, OBJECTIVES[objective])
     for seed in range(4):
         key = jax.random.key(seed)

@@ -1,4 +1,4 @@
-"""The networks of tasks, against Flax's own layers and against NumPy."""
+"""The networks of the tasks, against Flax's layers and against NumPy."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_batch_norm_is_that_of_flax_in_training() -> None:
 
 
 def test_attention_is_that_of_flax() -> None:
-    """A block whose dense layers give zero is ``x + attention(norm(x))``."""
+    """With dense layers that output zero, a block is ``x + attention(norm(x))``."""
     width, heads, length = 8, 2, 5
     x = jax.random.normal(KEY, (3, length, width))
     block = Block(heads, hidden=16, causal=True)
@@ -77,7 +77,7 @@ def test_language_models_do_not_see_what_they_are_to_guess(model: nn.Module) -> 
     assert logits.shape == (2, 7, 9)
     changed = model.apply(params, text.at[:, 4].set((text[:, 4] + 1) % 9))
     np.testing.assert_allclose(changed[:, :4], logits[:, :4], atol=1e-6)
-    assert np.abs(changed[:, 4:] - logits[:, 4:]).max(axis=(0, 2)).min() > 1e-4  # nor do they forget at once
+    assert np.abs(changed[:, 4:] - logits[:, 4:]).max(axis=(0, 2)).min() > 1e-4  # they see earlier ones
 
 
 def test_gru_is_that_of_numpy() -> None:
@@ -151,7 +151,7 @@ def test_random_params_are_as_large_as_those_of_flax() -> None:
     jax.tree_util.tree_map_with_path(compare, ours, theirs)
     flat = np.concatenate([np.asarray(x).reshape(-1) for x in jax.tree.leaves(ours)])
     values = flat[(flat != 0) & (flat != 1)]
-    assert len(np.unique(values)) > 0.99 * len(values)  # no numbers are drawn twice
+    assert len(np.unique(values)) > 0.99 * len(values)  # no number is drawn twice
 
 
 @pytest.mark.parametrize(
@@ -176,6 +176,6 @@ def test_networks_of_images_use_every_pixel_and_parameter(model: nn.Module) -> N
         assert np.isfinite(gradient).all()
     params_gradient, pixels_gradient = jax.grad(loss, (0, 1))(params, images)
     assert (np.abs(pixels_gradient) > 0).mean() > 0.95
-    # A bias that a batch norm takes away again has a gradient of 0, up to rounding.
+    # A bias that a batch norm cancels has a gradient of 0, up to rounding.
     silent = [x for x in jax.tree.leaves(params_gradient) if not np.any(x)]
     assert not silent

@@ -1,4 +1,4 @@
-"""What may be asked of an inner step, against the same computed apart from it in NumPy."""
+"""The objectives, against an independent computation in NumPy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OPTIMIZER = get_architecture("sgdm")
 
 @functools.cache
 def unrolled(name: str) -> tuple[Training, list]:
-    """The problem, and what came of each of its steps: state before, key, loss, state after."""
+    """The problem, and for each of its steps: state before, key, loss, state after."""
     problem = Training(TASK.load(None), TASK, OPTIMIZER, SETTINGS.horizon, find_objective(name, TASK))
     theta = problem.init_theta(jax.random.key(0)) | {"log_learning_rate": jnp.array([-1.5])}
     step = jax.jit(lambda problem, state, key: problem.step(theta, state, key))
@@ -57,7 +57,7 @@ def measured(params: dict, images: np.ndarray, labels: np.ndarray) -> tuple[floa
 
 
 def examples(problem: Training, split: str, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The minibatch that a key stands for, standardised in NumPy."""
+    """The minibatch drawn with a key, standardised in NumPy."""
     images, labels = (np.asarray(part) for part in getattr(problem.data, split))
     chosen = np.asarray(jax.random.randint(key, (SETTINGS.batch_size,), 0, len(labels)))
     train = np.asarray(problem.data.train.images, np.float64)
@@ -73,7 +73,7 @@ def test_against_numpy(name: str) -> None:
         return bound * np.log(1 + loss / (0.003 * bound)) / np.log(1 + 1 / 0.003)
 
     for number, (before, key, loss, after) in enumerate(steps, 1):
-        last = number > 0.9 * SETTINGS.horizon  # the end of eight steps is the eighth
+        last = number > 0.9 * SETTINGS.horizon  # the last tenth of eight steps is the eighth
         fresh = jax.random.fold_in(key, 2**32 - 1)
         own = measured(before.params, *examples(problem, "train", key))[0]
         expected = {
@@ -93,7 +93,7 @@ def test_against_numpy(name: str) -> None:
 
 
 def test_the_objective_draws_with_no_key_that_a_task_makes_of_its_own() -> None:
-    """Whatever number of keys its `sample` splits that of the step into, and not that key itself."""
+    """Its key is neither the key of the step nor one into which `sample` may split that."""
     objective = Objective(lambda task, data, step, key: jax.random.key_data(key))
     problem = Training(TASK.load(None), TASK, OPTIMIZER, SETTINGS.horizon, objective)
     key, theta = jax.random.key(2), problem.init_theta(jax.random.key(0))
@@ -122,7 +122,7 @@ def test_a_final_loss_that_is_not_finite_counts_as_the_greatest() -> None:
 
 @pytest.mark.parametrize("name", ["mean-and-end", "mean-and-validation-end", "log-mean-and-validation-end"])
 def test_losses_are_clipped_before_the_end_gets_its_weight(name: str) -> None:
-    """What diverged counts as ``max_loss`` in every step; a loss that is not finite is left to be counted."""
+    """A diverged loss counts as ``max_loss`` in every step; a non-finite loss is left for the estimator."""
     problem, _ = unrolled(name)
     assert problem.max_loss == pytest.approx(5.5 * TASK.max_loss)
     state = problem.init(jax.random.key(1))
@@ -147,7 +147,7 @@ def test_the_end_is_judged_by_training_examples_where_there_are_no_others() -> N
 
 
 def test_validation_examples_are_those_of_the_validation_split() -> None:
-    """For every task that has them: the mean over many minibatches is what its metrics say."""
+    """For every task with validation examples, the mean over many minibatches equals its metrics."""
     distributed = find_task("small-tasks").build(find_task("small-tasks").settings)
     assert isinstance(distributed, TaskDistribution)
     for name in ("digits-mlp", "text-mlp", "patches-autoencoder", "teacher-mlp", "digits-conv"):

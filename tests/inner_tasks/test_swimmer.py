@@ -1,4 +1,4 @@
-"""The swimmer, against the simulator in C and Gymnasium's own environment."""
+"""The swimmer, against the simulator in C and Gymnasium's environment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROBLEM = swimmer()
 
 @pytest.mark.slow
 def test_it_swims_as_in_c():
-    """400 physics steps with random torques, some beyond their limits."""
+    """400 physics steps with random torques, some of them beyond the limits."""
     rng = np.random.default_rng(0)
     qpos, qvel = rng.uniform(-0.1, 0.1, (2, 5))
     actions = rng.uniform(-1.5, 1.5, (100, 2))

@@ -1,4 +1,4 @@
-"""The inner tasks: their networks, data and metrics, and training them, against NumPy."""
+"""The inner tasks: networks, data, metrics and training, against NumPy."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def shapes(made: Task) -> list[tuple[int, ...]]:
 
 
 class NumPyMLP:
-    """The network written out again: ReLU, softmax cross-entropy, and their gradients."""
+    """The network reimplemented: ReLU, softmax cross-entropy, and their gradients."""
 
     def __init__(self, params: dict) -> None:
         self.layers = [
@@ -97,7 +97,7 @@ def test_networks_by_default(name: str, layers: list[int], parameters: int) -> N
     assert shapes(made) == expected
     assert sum(map(math.prod, expected)) == parameters
     assert made.horizon == 200
-    # A fresh network guesses, on inputs of unit variance: the loss is a little above ln 10.
+    # A fresh network on inputs of unit variance guesses: its loss is a little above ln 10.
     inputs, labels = jax.random.normal(jax.random.key(1), (200, layers[0])), jnp.arange(200) % 10
     loss = made.loss(made.init(jax.random.key(2)), ImageBatch(inputs, labels))
     assert math.log(10) - 0.1 < loss < math.log(10) + 0.8
@@ -133,10 +133,10 @@ def test_minibatches_are_standardised_training_examples(digits: Dataset) -> None
         return Counter((x.astype(np.uint8).tobytes(), int(y)) for x, y in zip(images, labels, strict=True))
 
     drawn, train = examples(raw.round(), np.asarray(batch.labels)), examples(*digits.train)
-    # Each of the 1,400 is drawn 21 times, give or take 5; and nothing else is.
+    # Each of the 1,400 is drawn about 21 times, plus or minus 5; nothing else is drawn.
     assert drawn.keys() == train.keys()
     assert max(drawn.values()) < 50
-    # All of them together have mean 0 and variance 1; the draws nearly so.
+    # All examples together have mean 0 and variance 1, the draws approximately.
     assert batch.images.mean() == pytest.approx(0, abs=0.01)
     assert batch.images.std() == pytest.approx(1, abs=0.01)
 
@@ -171,7 +171,7 @@ def test_loss_and_metrics_against_numpy(hidden: tuple[int, ...], digits: Dataset
 
 @pytest.mark.parametrize("hidden", [(), (6,), (8, 4)])
 def test_training_against_sgd_in_numpy(hidden: tuple[int, ...]) -> None:
-    """The loss of a step is that of its minibatch before its update."""
+    """The loss of a step is that of its minibatch before the update."""
     made = build("digits-mlp", TaskSettings(hidden, batch_size=7))
     training = Training(made.load(None), made, SGD, horizon=4)
     state = training.init(jax.random.key(5))
@@ -191,7 +191,7 @@ def test_training_against_sgd_in_numpy(hidden: tuple[int, ...]) -> None:
 
 
 def test_windows_that_do_not_divide_the_episode() -> None:
-    """Windows of 4, 4 and 2 of 10 steps end where 10 steps end, and their losses add up."""
+    """Windows of 4, 4 and 2 steps end in the state after 10 steps, and their losses add up."""
     made = build("digits-mlp", TaskSettings((6,), batch_size=7, horizon=10))
     training = Training(made.load(None), made, SGD, made.horizon)
     theta, state = jnp.float32(0.5), training.init(jax.random.key(0))
@@ -212,12 +212,12 @@ def test_windows_that_do_not_divide_the_episode() -> None:
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-# A task of one's own.
+# User-defined tasks.
 
 
 @pytest.fixture
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test registers and imports is forgotten after it."""
+    """Undo the registrations and imports of a test."""
     modules = set(sys.modules)
     monkeypatch.setattr(task, "_REGISTRY", dict(task._REGISTRY))
     yield
@@ -270,7 +270,7 @@ def test_a_task_in_a_file_of_ones_own(
         "horizon": 6,
         "objective": "training-loss",
     }
-    # A resumed run finds it by the same name.
+    # A resumed run finds the task by the same name.
     assert "is finished" in meta_train("--resume", folder, "--task my_tasks:bowl").err
 
 

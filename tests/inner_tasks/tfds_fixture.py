@@ -40,7 +40,7 @@ def write_tfds(name: str, data_dir: Path, splits: Mapping[str, Arrays]) -> Path:
     Args:
         name: `mnist`, `fashion_mnist` or `cifar10`.
         data_dir: folder of TFDS sets (for instance `tmp_path`).
-        splits: what `random_splits` gives.
+        splits: as from `random_splits`.
 
     Returns:
         The folder `<data_dir>/<name>/<version>`.
@@ -65,7 +65,7 @@ def write_tfds(name: str, data_dir: Path, splits: Mapping[str, Arrays]) -> Path:
     for split, (images, labels) in splits.items():
         records = []
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-            # As a picture, since TFDS would encode an array by TensorFlow.
+            # As a PIL image, because TFDS would use TensorFlow to encode an array.
             example = {"image": Image.fromarray(image.squeeze()), "label": int(label)}
             if name == "cifar10":
                 example["id"] = f"{split}_{i:05d}"

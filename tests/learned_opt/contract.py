@@ -1,4 +1,4 @@
-"""What the tests of all architectures and pretrained optimizers share."""
+"""Helpers for the tests of all architectures and pretrained optimizers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BLOCKS = 4  # tensors of `tree`
 
 
 def transformation(name: str, blocks: int = BLOCKS) -> optax.GradientTransformationExtraArgs:
-    """A pretrained optimizer, or one with weights as meta-training might leave them: not its initial ones."""
+    """A pretrained optimizer, or one with random weights like those after meta-training."""
     if name in learned_opt.pretrained_names():
         return learned_opt.pretrained(name)
     optimizer = learned_opt.get_architecture(name)
@@ -32,7 +32,7 @@ def transformation(name: str, blocks: int = BLOCKS) -> optax.GradientTransformat
 
 
 def tree(dtype: Any = jnp.float32) -> dict[str, Any]:
-    """Four tensors, and containers without any."""
+    """Four tensors, and empty containers."""
     return {
         "matrix": jnp.linspace(-1, 1, 12).reshape(3, 4).astype(dtype),
         "vector": jnp.arange(1.0, 5.0).astype(dtype),
@@ -55,7 +55,7 @@ def assert_equal(found: Any, expected: Any) -> None:
 
 
 def assert_close(found: Any, expected: Any) -> None:
-    """Norm-wise, tensor by tensor."""
+    """Compare norms of differences, tensor by tensor."""
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
@@ -77,7 +77,7 @@ INPUTS = jnp.sin(jnp.arange(20.0)).reshape(5, 4)
 
 
 def named(name: str, blocks: int, **options: Any) -> optax.GradientTransformationExtraArgs:
-    """An optimizer by the name of its architecture, or the pretrained one, for so many tensors."""
+    """The optimizer with the name of an architecture or a pretrained optimizer, for `blocks` tensors."""
     if name in learned_opt.pretrained_names():
         return learned_opt.pretrained(name, **options)
     optimizer = learned_opt.get_architecture(name)

@@ -1,9 +1,9 @@
-"""Mutated optimizer files, each read in a second of CPU time and 100 MB: a program of its own.
+"""A program that mutates optimizer files and reads each within a second of CPU time and 100 MB.
 
 python -m tests.learned_opt.fuzz COUNT SEED
 
-Prints one JSON object: how many mutated files were the same to a reader, how many were refused, and the
-longest time that one took. Anything else ends it with a traceback.
+Prints one JSON object: how many mutated files were read with equal content, how many were refused, and the
+longest time that a file took. Any other outcome ends the program with a traceback.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CARD = {"task": "digits-mlp", "steps": 200, "seeds": 8, "own": {"mean_loss": 0.1
 
 
 def originals(folder: Path) -> list[tuple[bytes, dict]]:
-    """A file of each kind of weights, with what is in it."""
+    """A file for each kind of weights, with its content."""
     found = []
     for name, blocks in {"mlp": 1, "celo2-style": 1, "sgdm-per-block": 4}.items():
         theta = learned_opt.get_architecture(name).init_theta(jax.random.key(0), blocks)
@@ -38,7 +38,7 @@ def originals(folder: Path) -> list[tuple[bytes, dict]]:
 
 
 def mutate(content: bytes, rng: np.random.Generator) -> bytes:
-    """One to three changes; half of them in the header, where the structure is."""
+    """Make one to three changes, half of them in the header, which has the structure."""
     header = 8 + int.from_bytes(content[:8], "little")
     data = bytearray(content)
     for _ in range(rng.integers(1, 4)):
@@ -57,7 +57,7 @@ def mutate(content: bytes, rng: np.random.Generator) -> bytes:
         elif kind == 4:
             del data[at:]
         elif kind == 5:
-            data[at:at] = data[at : at + int(rng.integers(1, 2000))]  # once more
+            data[at:at] = data[at : at + int(rng.integers(1, 2000))]  # duplicated
         elif kind == 6:
             lengths = [0, 1, header, 2**31, 2**40, 2**63 - 1, 2**64 - 1]
             data[:8] = lengths[rng.integers(len(lengths))].to_bytes(8, "little")
@@ -67,7 +67,7 @@ def mutate(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _change_text(data: bytearray, rng: np.random.Generator) -> bytearray:
-    """Another number or word in the header, whose length is then told truly."""
+    """Change a number or word in the header, and update the header's length."""
     end = 8 + min(int.from_bytes(data[:8], "little"), len(data))
     header, rest = bytes(data[8:end]), bytes(data[end:])
     places = list(re.finditer(rb"\d+|[A-Za-z_]{3,}", header))
@@ -80,7 +80,7 @@ def _change_text(data: bytearray, rng: np.random.Generator) -> bytearray:
 
 
 def main(count: int, seed: int) -> None:
-    """Mutate, read, and count what came of it."""
+    """Mutate, read, and count the outcomes."""
     rng = np.random.default_rng(seed)
     outcomes: Counter[str] = Counter()
     slowest = 0.0

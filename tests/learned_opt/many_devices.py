@@ -1,9 +1,9 @@
-"""Sharded parameters on all devices, and a checkpoint of them: a program of its own, to have as many.
+"""A program that tests sharded parameters and a checkpoint of them on any number of devices.
 
 python -m tests.learned_opt.many_devices auto|explicit PATH
 
-Where PATH is not there yet it checks sharded updates of some optimizers and saves the states; where it is, it
-restores them on the devices that there are. Prints one JSON object.
+If PATH does not exist, it checks sharded updates of some optimizers and saves the states; otherwise it
+restores them on the available devices. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MOVES = ("all-gather", "all-to-all", "collective-permute")
 
 
 def parameters(place: Any) -> dict[str, jax.Array]:
-    """Spread over the devices in every way, and not at all; some of one type."""
+    """Parameters that are sharded in every way, or not at all; some have equal types."""
     values = jnp.sin(jnp.arange(32 * 24.0)).reshape(32, 24)
     return {
         **{f"rows {i}": place(values + i, PartitionSpec("data", None)) for i in range(5)},
@@ -52,7 +52,7 @@ def same_places(found: Any, expected: Any) -> None:
 
 
 def check(kind: AxisType) -> dict[str, Any]:
-    """Four states of each optimizer, and an update from one that was made under ``jit``."""
+    """Four states of each optimizer, and an update from a state that was made under ``jit``."""
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(kind,))
     sharded = parameters(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)))
     whole = parameters(lambda x, spec: x)
@@ -83,7 +83,7 @@ def check(kind: AxisType) -> dict[str, Any]:
 
 
 def main(kind: str, path: Path) -> None:
-    """Check and save, or restore."""
+    """Check and save, or restore, the states."""
     with ocp.StandardCheckpointer() as checkpointer:
         if not path.exists():
             states = check(AxisType.Auto if kind == "auto" else AxisType.Explicit)

@@ -1,4 +1,4 @@
-"""Every architecture as a plain formula in float64 NumPy, computed apart from the package."""
+"""Every architecture as a plain formula in float64 NumPy, independent of the package."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TIME_SCALES = (1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4, 3e4, 1e5)
 
 
 def ema(gradients: list[np.ndarray], decay: float, power: int = 1) -> np.ndarray:
-    """Moving average of the gradients' powers, from zero."""
+    """Moving average of powers of the gradients, starting from zero."""
     average = np.zeros_like(gradients[0])
     for gradient in gradients:
         average = decay * average + (1 - decay) * gradient**power
@@ -23,7 +23,7 @@ def ema(gradients: list[np.ndarray], decay: float, power: int = 1) -> np.ndarray
 
 
 def network(theta: Theta, columns: list[np.ndarray], epsilon: float, constants: np.ndarray) -> np.ndarray:
-    """One row of inputs per parameter, through the layers: ``[n, outputs]``."""
+    """The outputs for one row of inputs per parameter: ``[n, outputs]``."""
     x = np.stack([c.reshape(-1) / np.sqrt(epsilon + np.mean(c**2)) for c in columns], axis=1)
     x = np.concatenate([x, np.broadcast_to(constants, (len(x), len(constants)))], axis=1)
     for number in range(len(theta)):
@@ -47,7 +47,7 @@ def mlp(theta: Theta, gradients: list[np.ndarray], param: np.ndarray, count: int
 
 
 def metz2019(theta: Theta, gradients: list[np.ndarray], param: np.ndarray, count: int) -> np.ndarray:
-    """The released network with all of its 31 inputs; theta is that of the 21 that are alive."""
+    """The released network with all of its 31 inputs; theta has weights for the 21 that are not constant."""
     live = theta["Dense_0"]["kernel"]
     first = np.random.RandomState(0).normal(size=(31, 32))
     first[:12], first[22:] = live[:12], live[12:]
@@ -65,7 +65,7 @@ def metz2019(theta: Theta, gradients: list[np.ndarray], param: np.ndarray, count
 
 
 def factored(gradients: list[np.ndarray], decay: float) -> tuple[np.ndarray, ...]:
-    """Rows and columns, and ``1 / sqrt`` of their product for gradients and for momenta: of one shape all."""
+    """Rows, columns, and ``1 / sqrt`` of their product for gradients and for momenta, in one shape."""
     squares = [g**2 + 1e-30 for g in gradients]
     shape = squares[0].shape
     if len(shape) < 2:
@@ -88,7 +88,7 @@ def factored_columns(gradients: list[np.ndarray], momenta: list[np.ndarray]) -> 
 
 
 def small_fc(theta: Theta, gradients: list[np.ndarray], param: np.ndarray, count: int) -> np.ndarray:
-    """With decays that have not been moved (theta has zeros for them)."""
+    """With the initial decays (theta is zero for them)."""
     momenta = [ema(gradients, d) for d in (0.9, 0.99, 0.999)]
     moment = ema(gradients, 0.999, 2)
     root = 1 / np.sqrt(moment + 1e-6)
@@ -140,10 +140,10 @@ def relative_mlp(theta: Theta, gradients: list[np.ndarray], param: np.ndarray, c
 
 
 class Corrected(NamedTuple):
-    """What nadam_mlp and muon_mlp have in common."""
+    """The common part of nadam_mlp and muon_mlp."""
 
     direction: np.ndarray
-    sizes: np.ndarray  # exp of the outputs of the network for steps
+    sizes: np.ndarray  # exp of the outputs of the step network
     schedule: float
     scale: float
     wide: tuple[int, int]  # rows and columns
@@ -233,7 +233,7 @@ def adam(theta: Theta, gradients: list[np.ndarray], param: np.ndarray, count: in
 
 
 def waiting(rule: Rule) -> Rule:
-    """Entries that have had no gradient so far stay."""
+    """The rule, with zero steps for entries that have had no gradient so far."""
 
     def update(theta: Theta, gradients: list[np.ndarray], param: np.ndarray, count: int) -> np.ndarray:
         return np.where(np.any(gradients, axis=0), rule(theta, gradients, param, count), 0)

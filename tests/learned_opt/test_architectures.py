@@ -1,4 +1,4 @@
-"""Every architecture against its plain formula, computed apart from it in float64 NumPy."""
+"""Every architecture against its plain formula, an independent computation in float64 NumPy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def relative_error(found, expected):
 
 
 def random_theta(name, seed):
-    """Weights such as meta-training makes: larger than the initial ones, with biases."""
+    """Weights like those after meta-training: larger than the initial ones, with biases."""
     theta = get_architecture(name).init_theta(jax.random.key(seed), 1)
     keys = iter(jax.random.split(jax.random.key(seed + 1), len(jax.tree.leaves(theta))))
     moved = jax.tree.map(lambda w: w + 0.3 * jax.random.normal(next(keys), w.shape), theta)
@@ -45,7 +45,7 @@ def random_theta(name, seed):
 def test_weights(name):
     theta = get_architecture(name).init_theta(jax.random.key(0), 4)
     assert sum(w.size for w in jax.tree.leaves(theta)) == SIZES[name]
-    # A weak type would be lost in the first update of meta-training, and all be compiled again.
+    # A weak type would be lost in the first update of meta-training and cause a second compilation.
     assert all(w.dtype == jnp.float32 and not w.weak_type for w in jax.tree.leaves(theta))
 
 
@@ -59,7 +59,7 @@ def test_every_architecture_is_tested():
 )
 @pytest.mark.parametrize("name", RULES)
 def test_updates_equal_the_plain_formula(name, shape):
-    """Five steps from the start, with gradients that a network might have, small ones among them."""
+    """Five steps from the start, with realistic gradients, some of them small."""
     optimizer, theta = get_architecture(name), random_theta(name, 5)
     keys = jax.random.split(jax.random.key(3), 6)
     param = 0.3 * jax.random.normal(keys[0], shape) + 0.1
@@ -73,7 +73,7 @@ def test_updates_equal_the_plain_formula(name, shape):
         found.append(updates["w"])
         expected.append(RULES[name](exact_theta, gradients, np.asarray(param, np.float64), count))
         param = param + updates["w"]
-    # In float32 1 - 0.9999 is off by 1.7e-4 of itself.
+    # In float32, 1 - 0.9999 has a relative error of 1.7e-4.
     assert relative_error(found, np.stack(expected)) < 1e-4
     assert int(state.count) == 5
 
@@ -81,7 +81,7 @@ def test_updates_equal_the_plain_formula(name, shape):
 @pytest.mark.parametrize("count", [0, 1, 100_000])
 @pytest.mark.parametrize("name", ["mlp", "metz2019", "small-fc", "sgdm"])
 def test_steps_are_counted_from_zero(name, count):
-    """With one gradient so far, as if the others had been zero: only the step number is another."""
+    """After a single gradient, as if all earlier ones had been zero: only the step number differs."""
     optimizer, theta, param = get_architecture(name), random_theta(name, 1), jnp.linspace(-1, 1, 9)
     state = optimizer.init(param)
     state = jax.tree.unflatten(jax.tree.structure(state), [jnp.int32(count), *jax.tree.leaves(state)[1:]])
@@ -105,7 +105,7 @@ def test_tensors_do_not_see_each_other(name):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_network_equals_flax_module(packed):
-    """For one tensor in its own shape, and for three that share their blocks with one another."""
+    """For one tensor in its own shape, and for three that share blocks."""
     network = PerParameterMLP(hidden=(5, 6, 7), outputs=3)
     keys = jax.random.split(jax.random.key(0), 6)
     shapes = [(3, BLOCK_SIZE, 2), (), (7, 11)] if packed else [(3, BLOCK_SIZE, 2)]
@@ -138,8 +138,8 @@ def test_network_equals_flax_module(packed):
 
 @pytest.mark.parametrize("name", ["mlp", "relative-mlp"])
 def test_scale_of_loss_hardly_matters(name):
-    """Features are divided by their root mean square: 1,000 times the gradient gives the same step,
-    where even the slowest momentum is well above the epsilon of that division."""
+    """Features are divided by their root mean square, so 1,000 times the gradient gives the same step,
+    as long as even the slowest momentum is well above the epsilon of that division."""
     optimizer, theta = get_architecture(name), random_theta(name, 2)
     param, gradient = jnp.linspace(-1, 1, 50), 1e4 * (2 + jnp.cos(jnp.arange(50.0)))
     state = optimizer.init(param)
@@ -150,7 +150,7 @@ def test_scale_of_loss_hardly_matters(name):
 
 @pytest.mark.parametrize("name", ["relative-mlp", "nadam-mlp", "muon-mlp"])
 def test_relative_steps_follow_the_units_of_the_parameters(name):
-    """Parameters 1,000 times as large, gradients as much smaller: steps 1,000 times as large."""
+    """With parameters 1,000 times larger and gradients 1,000 times smaller, steps are 1,000 times larger."""
     optimizer, theta = get_architecture(name), random_theta(name, 3)
     param, gradient = jnp.linspace(-50, 50, 60).reshape(6, 10), jnp.cos(jnp.arange(60.0)).reshape(6, 10)
     state = optimizer.init(param)
@@ -161,7 +161,7 @@ def test_relative_steps_follow_the_units_of_the_parameters(name):
 
 @pytest.mark.parametrize("name", ["relative-mlp", "nadam-mlp", "muon-mlp"])
 def test_relative_steps_change_wide_and_narrow_layers_alike(name):
-    """In the spectral norm, an update for a gradient of rank one is the same share of the weights."""
+    """In the spectral norm, an update for a rank-one gradient is the same share of the weights."""
     optimizer, theta, shares = get_architecture(name), random_theta(name, 4), []
     for width in (16, 144):
         keys = jax.random.split(jax.random.key(width), 3)
@@ -195,19 +195,19 @@ def test_unit_rate_of_celo2_style():
 
 
 def test_learned_decays_of_small_fc():
-    """They move as ``1 - (1 - d) exp(10 theta)``, and stay between 0 and 1."""
+    """They are ``1 - (1 - d) exp(10 theta)``, clipped to between 0 and 1."""
     optimizer = get_architecture("small-fc")
     theta = optimizer.init_theta(jax.random.key(0), 1)
     theta |= {"momentum_decays": jnp.array([0.1, -0.1, 1.0])}
     param = jnp.ones(3)
     _, state = optimizer.update(theta, param, optimizer.init(param), param)
-    expected = [0.1 * np.e, 0.01 / np.e, 1.0]  # shares of the first gradient; 0.001 e^10 is more than 1
+    expected = [0.1 * np.e, 0.01 / np.e, 1.0]  # shares of the first gradient; 0.001 e^10 exceeds 1
     np.testing.assert_allclose(state.accumulators.momenta[:, 0], expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["sgdm", "adam"])
 def test_hyperparameters_of_each_block(name):
-    """A set for each tensor, in order of leaves: each moves as with that set for all."""
+    """With a set for each tensor, in order of leaves, each moves as if its set were used for all."""
     optimizer, single = get_architecture(f"{name}-per-block"), get_architecture(name)
     thetas = [random_theta(name, seed) for seed in (1, 2)]
     both = jax.tree.map(lambda *x: jnp.concatenate(x), *thetas)

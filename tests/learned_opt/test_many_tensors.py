@@ -1,4 +1,4 @@
-"""Many tensors: equal ones are one program, and layers stored as one tensor move as separate ones."""
+"""Many tensors: equal ones share one program, and stacked layers move like separate tensors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.marks import slow
 
 
 def transformer(layers: int) -> dict[str, Any]:
-    """The parameters of a small one: 16 tensors a layer of five shapes, and three more."""
+    """The parameters of a small transformer: per layer 16 tensors of five shapes, and three more."""
     d = 4
     layer = {
         **{part: {"w": jnp.ones((d, d)), "b": jnp.ones(d)} for part in "qkvo"},
@@ -42,7 +42,7 @@ def transformer(layers: int) -> dict[str, Any]:
 
 
 def equations(jaxpr: Any, names: frozenset[str]) -> int:
-    """How many equations of these primitives there are, inner ones included."""
+    """The number of equations with these primitives, including inner ones."""
     found = 0
     for eqn in jaxpr.eqns:
         found += eqn.primitive.name in names
@@ -55,7 +55,7 @@ NETWORKS = [n for n in EVERY if not n.startswith(("adam", "sgdm"))]
 
 @pytest.mark.parametrize("name", ["mlp", *(slow(n) for n in NETWORKS if n != "mlp")])
 def test_equal_tensors_are_one_program(name: str) -> None:
-    """99 tensors have as many products of matrices as 67 of the same shapes, and are compiled as few."""
+    """The program for 99 tensors has no more operations than that for 67 of the same shapes."""
     names = frozenset({"dot_general", "reduce_sum", "rsqrt"})
     counts = []
     for layers in (4, 6):
@@ -68,7 +68,7 @@ def test_equal_tensors_are_one_program(name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_outside_jit_an_update_is_one_program(name: str) -> None:
-    """What is dispatched one by one where the caller does not compile: nothing but that program."""
+    """If the caller does not compile, that program is the only thing dispatched."""
     params = transformer(2)
     tx = named(name, len(jax.tree.leaves(params)))
     jaxpr = jax.make_jaxpr(tx.update)(params, tx.init(params), params)
@@ -97,7 +97,7 @@ def test_ranks_are_not_promoted(name: str) -> None:
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("name", NAMES)
 def test_stacked_layers_move_as_separate_tensors(name: str, axis: int) -> None:
-    """Layers along an axis of one tensor, as ``nn.scan`` stores them, beside a tensor that has none."""
+    """Layers along an axis of one tensor, as ``nn.scan`` stores them, next to a tensor without layers."""
     keys = jax.random.split(jax.random.key(0), 4)
     layers = [{"w": jax.random.normal(key, (3, 5)), "b": jax.random.normal(key, (3,))} for key in keys]
     stacked = jax.tree.map(lambda *x: jnp.stack(x, axis), *layers)
@@ -117,7 +117,7 @@ def test_stacked_layers_move_as_separate_tensors(name: str, axis: int) -> None:
 
 
 def test_layers_of_flax_scan() -> None:
-    """Named as a user would; the answer without it is another one."""
+    """``layer_axes`` as a user would give it; without it the updates differ."""
 
     class Block(nn.Module):
         @nn.compact
@@ -146,7 +146,7 @@ def test_an_axis_that_no_layer_lies_along_is_named() -> None:
 
 
 def test_separate_layers_is_of_any_optimizer() -> None:
-    """A rule of a user's own, whose state is a tree of momenta."""
+    """A user-defined rule whose state is a tree of momenta."""
     own = learned_opt.LearnedOptimizer(
         init_theta=lambda key, blocks: jnp.zeros(()),
         init=lambda params: jax.tree.map(jnp.zeros_like, params),

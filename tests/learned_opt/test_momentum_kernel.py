@@ -1,4 +1,4 @@
-"""The kernel for GPUs against the formulation that every other device runs; no GPU is needed."""
+"""The GPU kernel against the formulation for all other devices; no GPU is needed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHAPES = {
 
 @pytest.fixture
 def kernel_here(monkeypatch):
-    """Optimizers take the kernel, interpreted."""
+    """Make optimizers use the kernel, interpreted."""
     interpreted = partial(momentum_kernel.momentum_kernel, interpret=True)
     monkeypatch.setattr(momentum_kernel, "momentum_kernel", interpreted)
     monkeypatch.setattr(per_tensor, "_fits_kernel", lambda *_: True)
@@ -39,7 +39,7 @@ def kernel_here(monkeypatch):
 
 @pytest.fixture
 def gpu_is_there(monkeypatch):
-    """A machine with a GPU, as far as the choice of the kernel goes."""
+    """A machine with a GPU, as far as the choice of the kernel is concerned."""
     monkeypatch.setattr(per_tensor, "_fits_kernel", lambda *_: True)
 
 
@@ -54,7 +54,7 @@ def network(shapes=SHAPES):
 
 
 def two_steps(name, theta, params, gradients):
-    """Update and state of the second step: by then the momenta are not multiples of the gradient."""
+    """Update and state of the second step, where the momenta are no longer multiples of the gradient."""
     optimizer = get_architecture(name)
     other = jax.tree.map(lambda g, p: 0.2 * g + p, gradients, params)
     _, state = optimizer.update(theta, other, optimizer.init(params), params)
@@ -109,7 +109,7 @@ def test_every_particle_has_its_own_theta(kernel_here):
 
 @pytest.mark.parametrize("name", [slow("mlp"), "metz2019"])
 def test_derivative_is_that_of_the_plain_formulation(name, kernel_here, monkeypatch):
-    """Truncated backpropagation goes through the optimizer."""
+    """Truncated backpropagation differentiates the optimizer."""
     shapes = {"small": SHAPES["small"], "vector": SHAPES["vector"]}
     theta, (params, gradients) = random_theta(name, 7), network(shapes)
 
@@ -127,7 +127,7 @@ def test_derivative_is_that_of_the_plain_formulation(name, kernel_here, monkeypa
 @pytest.mark.parametrize("vmapped", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_compiled_for_a_gpu_it_is_the_kernel(name, vmapped, gpu_is_there):
-    """All the way to what is handed to the GPU's compiler; on a CPU the same program runs the plain one."""
+    """Lowered to the input of the GPU's compiler; on a CPU the same program runs the plain formulation."""
     params, gradients = network()
     optimizer, theta = get_architecture(name), random_theta(name, 7)
     state = optimizer.init(params)
@@ -141,7 +141,7 @@ def test_compiled_for_a_gpu_it_is_the_kernel(name, vmapped, gpu_is_there):
     with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=h100)):
         traced = jax.jit(function).trace(argument)
         for_gpu = traced.lower(lowering_platforms=("cuda",)).as_text()
-    # One kernel for the large tensor, one for the small ones together.
+    # One kernel for the large tensor, one for all small ones together.
     assert for_gpu.count("stablehlo.custom_call @mosaic_gpu") == 2
     assert "mosaic" not in traced.lower(lowering_platforms=("cpu",)).as_text()
 
@@ -163,7 +163,7 @@ def test_kernel_is_for_hopper_and_later(backend, capability, expected, monkeypat
 @pytest.mark.parametrize("asked", [None, "tensorfloat32"])
 @pytest.mark.parametrize("name", ["mlp", "metz2019", "small-fc", "celo2-style", "relative-mlp"])
 def test_precision_of_every_product_is_stated(name, asked, gpu_is_there):
-    """A GPU's own default is tf32: that, only where JAX was told so."""
+    """A GPU's default is tf32, which is used only if JAX is set to it."""
     params, gradients = network()
     optimizer, theta = get_architecture(name), random_theta(name, 7)
     state = optimizer.init(params)

@@ -1,4 +1,4 @@
-"""Optimizers that are told the number of steps of a run."""
+"""Optimizers that take the number of steps of a run."""
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,13 @@ FRESH = NADAM_MLP.init_theta(jax.random.key(0), 1)
 
 
 def gradients(count, shape=(6, 8)):
-    """Of any sign, and of sizes around 1."""
+    """Gradients of both signs and sizes around 1."""
     drawn = [jax.random.normal(key, shape) for key in jax.random.split(jax.random.key(1), count)]
     return [x + 0.5 * jnp.sign(x) for x in drawn]
 
 
 def steps(tx, param, count):
-    """Updates for some gradients, the parameters held fixed."""
+    """Updates for some gradients with fixed parameters."""
     state, found = tx.init(param), []
     for gradient in gradients(count, param.shape):
         update, state = tx.update(gradient, state, param)
@@ -37,7 +37,7 @@ def moved(optimizer):
 @pytest.mark.parametrize("num_steps", [7, 200])
 @pytest.mark.parametrize("name", ["nadam-mlp", "muon-mlp"])
 def test_updates_equal_the_plain_formula(name, num_steps):
-    """Also at the end of the run, and after it."""
+    """At the end of the run and after it, too."""
     optimizer, rule = get_architecture(name), {"nadam-mlp": plain.nadam_mlp, "muon-mlp": plain.muon_mlp}[name]
     param, theta = jax.random.normal(jax.random.key(2), (6, 8)), moved(optimizer)
     found = steps(as_optax(optimizer, theta, num_steps=num_steps), param, 9)
@@ -52,7 +52,7 @@ def test_updates_equal_the_plain_formula(name, num_steps):
 
 @pytest.mark.parametrize("num_steps", [100, None])
 def test_a_fresh_one_is_nadam(num_steps):
-    """With a warm-up over a fiftieth of the steps and a cosine, or with one over ten steps."""
+    """With a warm-up over a fiftieth of the steps and a cosine, or with a warm-up over ten steps."""
     param = jax.random.normal(jax.random.key(2), (6, 8))
     scale = jnp.sqrt(jnp.mean(param**2) + 1e-4) * (6**-0.5 + 8**-0.5)
 

@@ -1,7 +1,7 @@
-"""What optax users expect of an optimizer, asked of every architecture and of every pretrained one.
+"""What optax users expect of an optimizer, for every architecture and every pretrained optimizer.
 
-The conditions are those that optax asks of its own contributed optimizers, and more. Each is a row of the
-table in docs/optimizers.md.
+The conditions include those that optax sets for its contributed optimizers. Each is a row of the table in
+docs/optimizers.md.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def test_parameters_that_are_not_real_floats_are_named(tx: Any, leaf: Any) -> No
 
 
 def test_structure_shapes_and_dtypes_are_kept(tx: Any) -> None:
-    """None, empty containers, scalars, tensors of rank 5; also where JAX checks it, in a ``cond``."""
+    """None, empty containers, scalars, tensors of rank 5; also in a ``cond``, where JAX checks it."""
     params, state = tree(), tx.init(tree())
     updates, after = jax.jit(tx.update)(gradients(params), state, params)
     assert described(updates) == described(params)
@@ -90,7 +90,7 @@ def test_empty_arrays_pass_by(name: str) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
 @pytest.mark.parametrize("name", NAMES)
 def test_updates_have_the_dtype_of_the_parameters(name: str, dtype: str) -> None:
-    """And the state is float32 for anything smaller, float64 for float64."""
+    """The state is float64 for float64, and float32 for all others."""
     with jax.enable_x64(dtype == "float64"):
         tx, params = transformation(name), tree(dtype)
         updates, state = jax.jit(tx.update)(gradients(params), tx.init(params), params)
@@ -115,7 +115,7 @@ def test_chains(tx: Any) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_masked_and_partition(name: str) -> None:
-    """Only the tensors that it is given move, and as they would alone."""
+    """Only the selected tensors move, and they move as they would alone."""
     tx, params = transformation(name, 2), tree()
     chosen = jax.tree.map(lambda _: False, params) | {"matrix": True, "nested": [{"scalar": False}, True]}
     alone, _ = steps(tx, {"matrix": params["matrix"], "nested": params["nested"][1]})
@@ -133,7 +133,7 @@ def test_masked_and_partition(name: str) -> None:
 
 
 def test_multi_steps(tx: Any) -> None:
-    """A step for the mean of two gradients, and none in between."""
+    """A step for the mean of two gradients, and no step in between."""
     wrapped, params = optax.MultiSteps(tx, 2), tree()
     state, update = wrapped.init(params), jax.jit(wrapped.update)
     each = [jax.tree.map(lambda g, f=factor: f * g, gradients(params)) for factor in (0.5, 1.5)]
@@ -155,7 +155,7 @@ def test_apply_if_finite(tx: Any) -> None:
 
 
 def test_flatten_runs_but_makes_one_tensor_of_all() -> None:
-    """Named in the docs: the features are then those of one long vector, and the updates are other ones."""
+    """As the docs say: the features are then those of one long vector, and the updates differ."""
     tx = transformation("mlp")
     flat, plain = steps(optax.flatten(tx), tree(), 1)[0], steps(tx, tree(), 1)[0]
     assert described(flat) == described(plain)
@@ -204,7 +204,7 @@ def test_donated_state(tx: Any) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradient_through_an_update(name: str) -> None:
-    """With respect to the gradients, against finite differences in a random direction."""
+    """The derivative with respect to the gradients, against finite differences in a random direction."""
     with jax.enable_x64(True):
         tx, params = transformation(name), tree(jnp.float64)
         keys = iter(jax.random.split(jax.random.key(0), BLOCKS))
@@ -238,7 +238,7 @@ def test_state_through_orbax(tx: Any, tmp_path: Any) -> None:
 
 
 def matrices(place: Callable[[jax.Array, PartitionSpec], jax.Array]) -> dict[str, jax.Array]:
-    """Tensors that are spread over four devices in every way, and some that are not."""
+    """Tensors that are sharded over four devices in every way, and some that are not."""
     values = jnp.sin(jnp.arange(64 * 48.0)).reshape(64, 48)
     return {
         "rows": place(values, PartitionSpec("data", None)),
@@ -251,7 +251,7 @@ def matrices(place: Callable[[jax.Array, PartitionSpec], jax.Array]) -> dict[str
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("name", NAMES)
 def test_sharded_parameters_stay_sharded(name: str, kind: AxisType) -> None:
-    """No gather in the compiled program, the same placement at every step, and the updates of one device."""
+    """The program has no gather, the sharding never changes, and updates are those of a single device."""
     tx = transformation(name)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
     sharded = matrices(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)))
@@ -272,7 +272,7 @@ def test_sharded_parameters_stay_sharded(name: str, kind: AxisType) -> None:
 
 
 def test_learning_rate_of_the_users_own() -> None:
-    """A number, a schedule, one that is injected, and the parts composed by hand, all do the same."""
+    """A number, a schedule, an injected rate, and manual composition all give the same updates."""
     optimizer = learned_opt.get_architecture("celo2-style")
     theta = optimizer.init_theta(jax.random.key(1), 1)
     make = partial(learned_opt.as_optax, optimizer, theta)

@@ -1,4 +1,4 @@
-"""A learned optimizer where an optax optimizer stood: whole models, and the import."""
+"""A learned optimizer in place of an optax optimizer: whole models, and the import."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_parameters_that_are_not_real_floats(tx, leaf):
 
 @pytest.mark.parametrize("kind", ["flax", "dict"])
 def test_trains_flax_and_plain_models(tx, kind):
-    """With untrained weights any movement will do: all parameters move, and stay finite."""
+    """With untrained weights it is enough that all parameters move and stay finite."""
     x = jax.random.normal(jax.random.key(1), (16, 5))
     if kind == "flax":
         model = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)])

@@ -1,4 +1,4 @@
-"""The optimizer file: whole, stable, and refused with one message when it is not."""
+"""The optimizer file: complete, stable, and otherwise refused with one message."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def path(tmp_path):
 
 
 def rewrite_metadata(path, **changes):
-    """Another file with some of the metadata changed, as a different writer would leave it."""
+    """Change some of the metadata of a file, as if another program had written it."""
     artifact = learned_opt.read(path)
     tensors = {
         f"{layer}/{name}": np.asarray(w)
@@ -128,7 +128,7 @@ def test_truncated(path, kept):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_mutated_files_load_to_the_same_or_fail_with_the_one_error(count):
-    """Within 100 MB (the program sets itself this limit) and a second of the CPU each."""
+    """Within 100 MB (the program limits itself) and a second of CPU time each."""
     command = [sys.executable, "-m", "tests.learned_opt.fuzz", str(count), "0"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
@@ -136,7 +136,7 @@ def test_mutated_files_load_to_the_same_or_fail_with_the_one_error(count):
     found = json.loads(done.stdout)
     print(found)
     assert found["same"] + found["refused"] == count
-    assert found["same"] > 0.01 * count  # changes of the card, which no digest guards
+    assert found["same"] > 0.01 * count  # changes of the model card, which no digest protects
     assert found["slowest"] < 1
 
 
@@ -157,7 +157,7 @@ def test_hyperparameters_are_described_one_by_one(tmp_path):
 
 @pytest.mark.parametrize("name", ["celo2-style", "sgdm-per-block"])
 def test_other_architectures_in_a_file(tmp_path, name):
-    """Nested weights, a learning rate of the user's own, hyperparameters for each of three tensors."""
+    """Nested weights, a learning rate of the user, hyperparameters for each of three tensors."""
     optimizer = learned_opt.get_architecture(name)
     theta = optimizer.init_theta(jax.random.key(0), 3)
     learned_opt.save(tmp_path / "file", name, theta, {})
@@ -178,7 +178,7 @@ def test_other_architectures_in_a_file(tmp_path, name):
 
 
 def test_a_file_of_version_1_is_read_for_ever():
-    """Kept as it was written, and not to be made anew. Its updates are those of the plain formula."""
+    """The file must not be regenerated. Its updates are those of the plain formula."""
     path = Path(__file__).parent / "data" / "version-1-mlp.safetensors"
     assert hashlib.sha256(path.read_bytes()).hexdigest() == VERSION_1
     artifact, tx = learned_opt.read(path), learned_opt.load(path)

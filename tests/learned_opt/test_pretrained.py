@@ -1,4 +1,4 @@
-"""The optimizers that come with the package: whole, documented, and of use without any setting."""
+"""The optimizers that come with the package: complete, documented, and useful without settings."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_each_has_a_card_a_log_and_the_configuration_that_made_it(name):
 
 
 def test_one_beats_tuned_adam_on_most_held_out_tasks_and_fails_on_none():
-    """As its card says; the card was written by ``learned-opt evaluate --record``."""
+    """According to its card, which ``learned-opt evaluate --record`` wrote."""
     comparisons = learned_opt.read(learned_opt.pretrained_path("relative-mlp-small-tasks")).metadata[
         "comparisons"
     ]
@@ -59,7 +59,7 @@ def test_one_beats_tuned_adam_on_most_held_out_tasks_and_fails_on_none():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_card_is_described_in_sentences(name):
-    """Cards from before there were scheduled rivals, too."""
+    """Cards older than the scheduled rivals, too."""
     artifact = learned_opt.read(learned_opt.pretrained_path(name))
     for number, each in enumerate(artifact.metadata["comparisons"], 1):
         said = learned_opt.describe(artifact)[f"comparison {number}"]
@@ -82,7 +82,7 @@ def test_each_trains_a_small_network_as_it_is(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_gives_the_updates_of_its_formula(name):
-    """Files of format version 1, over three steps, beside the formula in float64 NumPy."""
+    """Files of format version 1, over three steps, against the formula in float64 NumPy."""
     artifact, tx = learned_opt.read(learned_opt.pretrained_path(name)), learned_opt.pretrained(name)
     assert artifact.metadata["format_version"] == 1
     theta = jax.tree.map(lambda w: np.asarray(w, np.float64), artifact.theta)

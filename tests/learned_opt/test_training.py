@@ -1,4 +1,4 @@
-"""Whole training runs with every optimizer, and what keeps them stable."""
+"""Whole training runs with every optimizer, and their stability."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def parabola(target: Any) -> Any:
 
 
 def objectives() -> dict[str, tuple[Any, Any, Any]]:
-    """Where optax starts its own optimizers, where they must arrive, and what they minimise on the way."""
+    """The test objectives of optax: start, minimum, and function."""
     vector, matrix = jnp.array([1.0, -1.0, 1.0]), jnp.array([[3.0, -2.0], [1.0, 4.0]])
     mixed = jnp.array([1.0, -1.0, 2.0]), jnp.array([[1.0, 0.0], [-1.0, 1.0]])
     return {
@@ -56,7 +56,7 @@ def objectives() -> dict[str, tuple[Any, Any, Any]]:
 @pytest.mark.parametrize("objective", objectives())
 @pytest.mark.parametrize("name", PRETRAINED)
 def test_pretrained_ones_arrive(name: str, objective: str) -> None:
-    """In 30,000 steps, to 3%: the condition of optax."""
+    """Within 30,000 steps, to 3%, as optax requires."""
     start, target, loss = objectives()[objective]
     tx = learned_opt.pretrained(name)
 
@@ -100,7 +100,7 @@ def test_apply_if_finite_in_a_chain_with_weight_decay(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_zero_gradients_in_float16(name: str) -> None:
-    """For a hundred steps: nothing becomes NaN, and nothing moves."""
+    """For a hundred steps, nothing becomes NaN and nothing moves."""
     tx, params = named(name, 2), {"w": jnp.ones((2, 3), jnp.float16), "b": jnp.zeros(3, jnp.float16)}
 
     @often
@@ -127,7 +127,7 @@ def labels(params: Any) -> Any:
 
 @pytest.mark.parametrize("name", PRETRAINED)
 def test_the_recipe_trains_a_real_model(name: str) -> None:
-    """Digits, 150 steps: the loss falls to less than a quarter, and the frozen layer is as it was."""
+    """On digits in 150 steps, the loss falls to less than a quarter, and the frozen layer does not change."""
     from sklearn.datasets import load_digits
 
     images, digits = load_digits(return_X_y=True)
@@ -163,7 +163,7 @@ def test_the_recipe_trains_a_real_model(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["auto", "explicit"])
 def test_eight_devices_and_one(kind: str, tmp_path: Path) -> None:
-    """States made four ways on eight devices; no gather; a checkpoint of eight devices restored on one."""
+    """States made in four ways on eight devices; no gather; a checkpoint of theirs restored on one."""
     program = [sys.executable, "-m", "tests.learned_opt.many_devices", kind, str(tmp_path / "state")]
     for devices in (8, 1):
         environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
@@ -173,7 +173,7 @@ def test_eight_devices_and_one(kind: str, tmp_path: Path) -> None:
 
 
 def test_public_names() -> None:
-    """What ``dir`` shows is what is public; an architecture is no attribute of the package."""
+    """``dir`` shows the public names; architectures are not attributes of the package."""
     assert [name for name in dir(learned_opt) if not name.startswith("_")] == sorted(learned_opt.__all__)
     assert not hasattr(learned_opt, "adam")
     assert learned_opt.pretrained_names() == sorted(learned_opt.pretrained_names())

@@ -1,7 +1,7 @@
-"""What training scripts do with an optimizer, asked of every architecture and of every pretrained one.
+"""What training scripts do with an optimizer, for every architecture and every pretrained optimizer.
 
-Each is something that works with ``optax.adam``: Flax, Equinox, Orbax, optax's wrappers and tree functions,
-and the conditions that optax sets its own contributed optimizers.
+Each test is of something that works with ``optax.adam``: Flax, Equinox, Orbax, optax's wrappers and tree
+functions, and the conditions that optax sets for its contributed optimizers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from tests.marks import slow
 
 @pytest.mark.parametrize("name", EVERY)
 def test_the_state_has_one_structure_however_it_is_made(name: str) -> None:
-    """From arrays, traced arrays, and shapes; and its leaves are arrays."""
+    """From arrays, traced arrays, and shapes; all leaves are arrays."""
     tx = named(name, 4)
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), tree())
     made = tx.init(tree())
@@ -56,7 +56,7 @@ def test_the_state_has_one_structure_however_it_is_made(name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_map_params_and_get_know_the_state(name: str) -> None:
-    """The accumulators are trees like the parameters; the count is the one thing that is called so."""
+    """The accumulators are trees like the parameters; only one field is called count."""
     tx = named(name, 4)
     state = tx.init(tree())
     assert int(optax.tree.get(state, "count")) == 0
@@ -89,7 +89,7 @@ def nnx_loss(model: Model) -> jax.Array:
 @pytest.mark.parametrize("wrapped", [slow(False), True], ids=["alone", "MultiSteps"])
 @pytest.mark.parametrize("name", NAMES)
 def test_flax_nnx(name: str, wrapped: bool) -> None:
-    """Four updates of ``nnx.Optimizer`` under ``nnx.jit`` are those of the transformation."""
+    """Four updates of ``nnx.Optimizer`` under ``nnx.jit`` equal those of the transformation."""
     tx = named(name, 4)
     tx = optax.MultiSteps(tx, 2) if wrapped else tx
     model = Model()
@@ -144,7 +144,7 @@ def test_train_state_through_bytes(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_equinox(name: str) -> None:
-    """Filtered by arrays; or in ``update`` the whole model, with its functions, as Adam takes it."""
+    """With the model filtered to arrays; or, as for Adam, with the whole model in ``update``."""
     tx = named(name, 4)
     model = eqx.nn.MLP(4, "scalar", width_size=3, depth=1, key=jax.random.key(2))
     gradients = eqx.filter_grad(lambda m: jnp.mean((jax.vmap(m)(INPUTS) - 1) ** 2))(model)
@@ -162,7 +162,7 @@ def test_equinox(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_weight_decay_shrinks(name: str) -> None:
-    """``scale (u - decay p)``, and only where the mask says so."""
+    """``scale (u - decay p)``, only where the mask is true."""
     params = {"w": jnp.linspace(1, 2, 6).reshape(2, 3), "b": jnp.linspace(1, 2, 3)}
     plain, _ = jax.jit(named(name, 2).update)(gradients(params), named(name, 2).init(params), params)
     for mask in ({"w": True, "b": False}, lambda params: jax.tree.map(lambda p: p.ndim > 1, params)):
@@ -173,7 +173,7 @@ def test_weight_decay_shrinks(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_scale_is_a_number_or_a_schedule_and_can_be_injected(name: str) -> None:
-    """Three steps: warm-up over two, as a schedule, by hand, and injected; nothing at the first."""
+    """Three steps with a warm-up over two: as a schedule, by hand, and injected; the first step is zero."""
     schedule = optax.linear_schedule(0.0, 1.0, 2)
     params, plain = tree(), named(name, 4)
 
@@ -210,7 +210,7 @@ def test_numbers_of_any_kind_leave_the_dtype_of_the_updates(dtype: str, factor: 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
 @pytest.mark.parametrize("name", NAMES)
 def test_an_entry_that_is_not_finite_does_not_touch_its_neighbours(name: str, broken: float) -> None:
-    """In a gradient, and at the next step in the parameter: the others move as if it had been zero."""
+    """In a gradient, and at the next step in the parameter: other entries move as if it were zero."""
     tx, params = named(name, 1), jnp.linspace(-1, 1, 12).reshape(3, 4)
     clean = jnp.cos(3 * params).at[1, 2].set(0)
     update = jax.jit(tx.update)
@@ -228,7 +228,7 @@ def test_an_entry_that_is_not_finite_does_not_touch_its_neighbours(name: str, br
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_of_an_embedding_wait_for_their_first_gradient(name: str) -> None:
-    """A row moves from the step on at which its word is first seen."""
+    """A row starts to move at the step at which its word is first seen."""
     tx, params = transformation(name, 1), jnp.linspace(-1, 1, 20).reshape(5, 4)
     gradient = jnp.zeros_like(params).at[:2].set(jnp.cos(params[:2]))
     update = jax.jit(tx.update)
