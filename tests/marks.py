@@ -6,4 +6,4 @@ from functools import partial
 
 import pytest
 
-slow = partial(pytest.param, marks=pytest.mark.slow)  # parameters of a test that is slow with these
+slow = partial(pytest.param, marks=pytest.mark.slow)  # parameters with which a test is slow

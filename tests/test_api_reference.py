@@ -1,4 +1,4 @@
-"""Every public name is documented: it has a docstring, and a page of the reference has an entry for it."""
+"""Every public name is documented: it has a docstring and an entry in the API reference."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ ENTRY = re.compile(r"^\.\. (automodule|auto\w+|py:data|py:type):: (\w[\w.]*)", f
 
 
 def public_modules() -> list[str]:
-    """The packages, and the folders in them, that name what they show in ``__all__``."""
+    """The packages, and the folders in them, that define ``__all__``."""
     inits = (init for package in PACKAGES for init in (ROOT / package).rglob("__init__.py"))
     public = (init.parent for init in inits if re.search(r"^__all__ = ", init.read_text(), re.MULTILINE))
     return sorted(folder.relative_to(ROOT).as_posix().replace("/", ".") for folder in public)
 
 
 def public_names(module: str) -> dict[str, Any]:
-    """What a module shows, but for the modules in it."""
+    """The public members of a module, except for modules."""
     package = importlib.import_module(module)
     members = {name: getattr(package, name) for name in package.__all__}
     return {name: member for name, member in members.items() if not inspect.ismodule(member)}
 
 
 def entries() -> dict[str, set[str]]:
-    """The names that the reference has under each module."""
+    """The names in the reference, by module."""
     found: dict[str, set[str]] = {}
     for page in sorted((ROOT / "docs" / "api").glob("*.rst")):
         module = ""
@@ -43,9 +43,9 @@ def entries() -> dict[str, set[str]]:
 
 
 def undocumented(name: str, member: Any) -> Iterator[str]:
-    """The names without a docstring of their own: a function; a class and its public methods and properties.
+    """The names without a docstring, for a function or for a class with its public methods and properties.
 
-    The text that Python itself writes for a NamedTuple or a dataclass, ``Name(field, ...)``, is none.
+    Python's automatic text for a NamedTuple or a dataclass, ``Name(field, ...)``, does not count.
     """
     if inspect.isclass(member):
         text = vars(member).get("__doc__") or ""
@@ -69,8 +69,8 @@ def test_every_public_name_has_a_docstring(module: str):
 def test_the_reference_has_the_public_names(module: str):
     names, shown = set(public_names(module)), entries().get(module, set())
     assert shown == names, (
-        f"docs/api, under '.. automodule:: {module}': to be added: {sorted(names - shown)}, "
-        f"to be removed: {sorted(shown - names)}"
+        f"docs/api, under '.. automodule:: {module}': add {sorted(names - shown)}, "
+        f"remove {sorted(shown - names)}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The arrows of docs/architecture.md: which package and which folder may import which."""
+"""The arrows of docs/architecture.md: the allowed imports between packages and folders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# What each package may import of the others.
+# The other packages that each package may import.
 PACKAGES = {
     "learned_opt": set(),
     "inner_tasks": {"learned_opt"},
@@ -22,20 +22,20 @@ FOLDERS = {
     "inner_tasks": ("networks", "datasets", "problems", "tasks"),
     "meta_train": ("devices", "estimators", "outer", "report", "run", "experiments", "commands"),
 }
-# The numeric core, and what it does without.
+# The numeric core, and the packages that it must not import.
 CORE = ("devices", "estimators", "outer")
 NOT_IN_THE_CORE = {"argparse", "tyro", "yaml", "rich", "wandb", "matplotlib", "orbax", "checkpoints"}
 
 
 def modules() -> dict[str, Path]:
-    """All modules of the project by name; a package is called as its folder."""
+    """All modules of the project by name; a package has the name of its folder."""
     files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
     names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
     return {name.removesuffix(".__init__"): file for name, file in zip(names, files, strict=True)}
 
 
 def statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
-    """Every import in a module, those inside functions included, and those for type checkers left out."""
+    """Every import in a module, including those inside functions, but without those for type checkers."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import | ast.ImportFrom):
             yield child
@@ -44,13 +44,13 @@ def statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
 
 
 def imports(file: Path, known: dict[str, Path]) -> set[str]:
-    """The modules that a file imports; one of the project is named whole, of others the top is enough."""
+    """The modules that a file imports, with full names for modules of the project."""
     found = set()
     for statement in statements(ast.parse(file.read_text())):
         if isinstance(statement, ast.Import):
             found |= {alias.name for alias in statement.names}
         else:
-            assert statement.level == 0, f"{file}: import by the whole name"
+            assert statement.level == 0, f"{file}: import by the full name"
             whole = {f"{statement.module}.{alias.name}" for alias in statement.names}
             found |= {name if name in known else str(statement.module) for name in whole}
     return found
@@ -83,7 +83,7 @@ def test_arrows_between_folders(package: str) -> None:
 
 
 def test_no_circles() -> None:
-    """Not even by imports inside functions."""
+    """Imports inside functions count, too."""
     project = {name: imported & MODULES.keys() for name, imported in IMPORTS.items()}
     graphlib.TopologicalSorter(project).prepare()
 

@@ -1,4 +1,4 @@
-"""The benchmarks run, in miniature: what they find is not looked at."""
+"""The benchmarks run in miniature; their results are not checked."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SLOW = {
     "scaling": "--rounds 1",
     "throughput": "--tasks digits-mlp --rounds 1",
 }
-# Minutes, gigabytes and real data: by hand alone.
+# These take minutes, gigabytes and real data, so they are only run by hand.
 BY_HAND = {"estimates"}
 NO_SCRIPT = {"common", "peer"}
 

@@ -1,4 +1,4 @@
-"""The notebooks of docs/: committed as they were executed, and fit to be executed again."""
+"""The notebooks of docs/: committed with the outputs of one execution, and executable."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_committed_outputs_are_those_of_one_execution(path: Path):
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert all(output["output_type"] != "error" for output in outputs)
     assert any("image/png" in output.get("data", {}) for output in outputs)
-    assert "\\u001b" not in path.read_text(), "a progress bar or colours of a terminal"
+    assert "\\u001b" not in path.read_text(), "contains a progress bar or terminal colours"
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Running `meta-train` in a test: in this process for its speed, or in one of its own."""
+"""Running `meta-train` in a test: in this process, which is faster, or in a separate one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from meta_train.report.comparison import Comparison
 from meta_train.run.folder import MetricsFile
 
 ROOT = Path(meta_train_command.__file__).parents[2]
-# The smallest run that has everything: windows that do not divide an episode, and pairs for 4 devices.
+# The smallest run with all features: windows that do not divide an episode, and pairs for 4 devices.
 TINY = (
     "--task.horizon 10 --task.hidden 4 --outer.learning-rate 0.02 "
     "--estimator.sigma 0.03 --estimator.truncation 4 --estimator.particles 8 "
@@ -32,7 +32,7 @@ TINY_RIVALS = ("adam", "sgdm-linear")
 
 
 class Outcome(NamedTuple):
-    """What a command left behind in the terminal."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -40,7 +40,7 @@ class Outcome(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A run that came to its end."""
+    """A finished run."""
 
     path: Path
     outcome: Outcome
@@ -52,12 +52,12 @@ class Run(NamedTuple):
 
 
 def words(*argv: object) -> list[str]:
-    """A command line: strings are split as a shell does, anything else is one word."""
+    """A command line: strings are split as in a shell, anything else is one word."""
     return [word for part in argv for word in (shlex.split(part) if isinstance(part, str) else [str(part)])]
 
 
 def in_process(program: str, command: Callable[[Sequence[str]], None], *argv: object) -> Outcome:
-    """Run a command here, as its entry point does."""
+    """Run a command in this process, like its entry point."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -68,28 +68,28 @@ def in_process(program: str, command: Callable[[Sequence[str]], None], *argv: ob
 
 
 def meta_train(*argv: object) -> Outcome:
-    """`meta-train`, here."""
+    """Run `meta-train` in this process."""
     return in_process("meta-train", meta_train_command.command, *argv)
 
 
 def learned_opt(*argv: object) -> Outcome:
-    """`learned-opt`, here."""
+    """Run `learned-opt` in this process."""
     return in_process("learned-opt", learned_opt_command.command, *argv)
 
 
 def pes_paper(*argv: object) -> Outcome:
-    """`pes-paper`, here."""
+    """Run `pes-paper` in this process."""
     return in_process("pes-paper", pes_paper_command.command, *argv)
 
 
 def without_comparing(comparison: Comparison) -> contextlib.AbstractContextManager[Any]:
-    """Runs get this comparison at their end and make none: that is most of the time of a small run."""
+    """Make runs use this comparison instead of computing one, which takes most of the time of a small run."""
     return mock.patch("meta_train.run.run.compare", lambda *_, **__: comparison)
 
 
 @contextlib.contextmanager
 def against(*rivals: str) -> Iterator[None]:
-    """Comparisons have these rivals and no others: each is a program to compile."""
+    """Limit comparisons to these rivals, because each rival is a program to compile."""
     with (
         mock.patch("meta_train.run.run.DEFAULT_BASELINES", rivals),
         mock.patch("meta_train.report.baselines.DEFAULT_BASELINES", rivals),
@@ -98,7 +98,7 @@ def against(*rivals: str) -> Iterator[None]:
 
 
 def start(*argv: object, program: str | None = None) -> subprocess.Popen[str]:
-    """`meta-train` in a process of its own, or a program that stands for it."""
+    """Start `meta-train`, or another program, in a separate process."""
     return subprocess.Popen(
         [sys.executable, *(["-c", program] if program else ["-m", "meta_train"]), *words(*argv)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -116,7 +116,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def at_update(update: int, act: Callable[[], object]) -> Iterator[None]:
-    """Do something in a run of this process, once the line of an update is in its metrics file."""
+    """Call `act` in a run of this process, once the line of an update is in its metrics file."""
     write = MetricsFile.write
 
     def write_and_act(self: MetricsFile, record: Mapping[str, Any]) -> None:

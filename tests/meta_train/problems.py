@@ -1,4 +1,4 @@
-"""Small unrolled problems, each the smallest that shows what it is made to show."""
+"""Small unrolled problems, each as small as its purpose allows."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 
 
 def static(default: Any) -> Any:
-    """A field of a problem that is no array."""
+    """A field of a problem that is not an array."""
     return dataclasses.field(default=default, metadata={"static": True})
 
 
 def problem(cls: type) -> type:
-    """A class decorator: a frozen dataclass that is a pytree, as problems are."""
+    """A class decorator that makes a frozen dataclass and a pytree, as problems are."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
 
@@ -42,7 +42,7 @@ class Pendulum:
 
 @problem
 class Noise:
-    """A loss that does not depend on theta; or, on request, one that is out of bounds."""
+    """A loss that does not depend on theta, or optionally one that is out of bounds."""
 
     value: float | None = static(None)
     horizon: int = static(6)
@@ -59,7 +59,7 @@ class Noise:
 
 @problem
 class Cliff:
-    """The state is lost for good where theta is above 1; else the loss is theta."""
+    """The state breaks for good if theta is above 1; otherwise the loss is theta."""
 
     horizon: int = static(6)
     max_loss: float | None = static(None)
@@ -122,7 +122,7 @@ class TinyLearnedOptimizer:
 class Wave:
     """``s_t = sin(a s_{t-1}) + b``, ``L_t = s_t^2``, ``s_0 = 0.3``, with ``theta = {"a": a, "b": b}``.
 
-    Nothing in it is random, and its state is a single number. ``window`` is the same in NumPy.
+    Nothing is random, and the state is a single number. ``window`` is the same in NumPy.
     """
 
     horizon: int = static(5)
@@ -141,9 +141,9 @@ class Wave:
 
     @staticmethod
     def window(theta: np.ndarray, state: complex, steps: int) -> tuple[complex, complex]:
-        """The state after so many steps with ``theta = [a, b]``, and the sum of their losses.
+        """The state after `steps` steps with ``theta = [a, b]``, and the sum of their losses.
 
-        Complex numbers are taken: a step of 1e-30 into the imaginary gives a derivative to all digits.
+        It accepts complex numbers, for the complex-step method.
         """
         total = 0.0
         for _ in range(steps):
@@ -156,9 +156,9 @@ class Wave:
 class Fragile:
     """``x_t = 0.5 x_{t-1} + theta``, ``L_t = x_t^2``, ``x_0 = 1``; broken, the factor is 1.5e19, not 0.5.
 
-    From a state of 1 a broken system has one loss of 2e38, a float32 whose derivative need not be one, and
-    then infinite losses. Tests break it by hand, wherever an estimator keeps the state: the flag and the
-    counter of steps are known by types that nothing else has.
+    From a state of 1 a broken system has one loss of 2e38, which is a float32 although its derivative may not
+    be, and then infinite losses. Tests break it by hand, wherever an estimator keeps the state: the flag and
+    the step counter have dtypes that nothing else has.
     """
 
     horizon: int = static(7)
@@ -179,7 +179,7 @@ class Fragile:
 
 @problem
 class Layers:
-    """A wide state that goes through four layers in a step: more is computed than has to be kept."""
+    """A wide state and four layers per step: a step computes more than has to be kept."""
 
     horizon: int = static(1000)
     width: int = static(4096)
@@ -201,7 +201,7 @@ class Layers:
 class Multiplied:
     """``s_t = tanh(theta s_{t-1})`` with a matrix theta: one matrix times one vector a step.
 
-    Its products are found in a program by the name of their scope.
+    The name of their scope identifies its products in a program.
     """
 
     horizon: int = static(1000)

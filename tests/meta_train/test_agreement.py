@@ -1,4 +1,4 @@
-"""Signal across updates: pure noise and a known gradient."""
+"""The signal across updates, for pure noise and for a known gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ P = 400
 
 
 def after(gradients: np.ndarray) -> list[float]:
-    """The signal after each of some meta-gradients ``[updates, P]``."""
+    """The signal after each of the meta-gradients ``[updates, P]``."""
 
     def step(agreement, gradient):
         agreement = agreed(agreement, {"w": gradient})
@@ -22,7 +22,7 @@ def after(gradients: np.ndarray) -> list[float]:
 
 
 def plain(gradients: np.ndarray) -> float:
-    """The same number from the definition."""
+    """The same number from its definition."""
     t = len(gradients)
     weights = DECAY ** np.arange(t)[::-1] * (1 - DECAY)
     weights /= weights.sum()
@@ -46,7 +46,7 @@ def test_pure_noise_gives_one():
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.3])
 def test_a_known_gradient_shows(share: float):
-    """Of norm `share` times the noise of one update, which alone has a norm of sqrt(P)."""
+    """Its norm is `share` times that of the noise of one update, which is sqrt(P)."""
     gradient = np.zeros(P)
     gradient[0] = share * P**0.5
     found = after(gradient + np.random.RandomState(2).normal(size=(1500, P)))[-1]

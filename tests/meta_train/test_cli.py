@@ -1,4 +1,4 @@
-"""The command line: what its flags mean, where settings come from, and how it ends."""
+"""The command line: the meaning of flags, the sources of settings, and exit codes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from meta_train.run.config import config_flags, default_config, save_config, to_
 from meta_train.run.interrupt import Interrupted
 from tests.meta_train.command import ROOT, learned_opt, meta_train, words
 
-# Names that others script against.
+# Names on which scripts of users depend.
 FLAGS = words(
     "--task --optimizer --estimator --updates --seed --run-dir --devices --chunk --data-dir --resume",
     "--config --wandb --checkpoint-every --debug --estimator.sigma --estimator.truncation",
@@ -30,12 +30,12 @@ TASKS = ["digits-mlp", "mnist-mlp", "fashion-mnist-mlp", "cifar10-mlp"]
 def test_help_documents_every_flag() -> None:
     outcome = meta_train("--help")
     assert outcome.code == 0
-    text = outcome.out.replace("│", " ")  # tyro frames it where the terminal can
+    text = outcome.out.replace("│", " ")  # tyro draws frames
     described = dict(re.findall(r"^ +(--[a-z][a-z.-]*)(.*?)\(default: ", text, re.MULTILINE | re.DOTALL))
     assert described.keys() >= set(FLAGS)
     for flag, description in described.items():
         first, *others = description.split()
-        takes_a_value = not re.fullmatch("[A-Z][a-z]+", first)  # a switch begins with its sentence
+        takes_a_value = not re.fullmatch("[A-Z][a-z]+", first)  # a switch has no value before its sentence
         said = " ".join(others if takes_a_value else [first, *others])
         assert re.search(r"[A-Z].{15,}\.$", said), f"{flag} is not described by a sentence: {said}"
 
@@ -74,7 +74,7 @@ def test_settings_of_every_type(tmp_path: Path) -> None:
     "flags",
     [
         "",
-        "--task.hidden",  # none: a linear classifier
+        "--task.hidden",  # no value: a linear classifier
         "--task cifar10-mlp --task.hidden 64 32 --data-dir /some/where --devices 4 --chunk 3",
         "--estimator truncated-es --estimator.sigma 1e-05 --wandb offline --seed 7",
         "--estimator pes --estimator.analytic",
@@ -95,7 +95,7 @@ def test_flags_override_a_file_and_a_file_the_defaults_of_its_task(tmp_path: Pat
     assert (config.updates, config.estimator.sigma, config.task.horizon) == (6, 0.25, 70)
     assert config.task.hidden == default_config("cifar10-mlp").task.hidden
     assert config.checkpoint_every == default_config("cifar10-mlp").checkpoint_every
-    # Another task on the command line brings its own defaults for what the file does not say.
+    # Another task on the command line brings its defaults for settings that are not in the file.
     config = parse(["--config", str(file), "--task", "digits-mlp"]).settings
     assert (config.task.hidden, config.task.horizon) == (default_config("digits-mlp").task.hidden, 70)
 
@@ -171,7 +171,7 @@ def test_learned_opt_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
 
 
 def test_a_mistake_is_noticed_before_jax_starts(tmp_path: Path) -> None:
-    """As a user meets it: the module as a program, and no second wasted."""
+    """In a separate process, like a user's command."""
     script = """
 import sys
 from unittest import mock

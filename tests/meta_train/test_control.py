@@ -1,4 +1,4 @@
-"""The control experiment: its gradient by hand, and the whole of it in miniature."""
+"""The control experiment: its gradient by hand, and the whole experiment in miniature."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.meta_train.command import pes_paper  # noqa: E402
 
 
 def test_gradient_is_over_the_standard_deviation_of_the_losses():
-    """``sum(L u) / (std(L) N)`` over all 2 N' particles, from the losses of each."""
+    """``sum(L u) / (std(L) N)`` over all 2 N' particles, from their losses."""
     problem, theta, sigma, truncation, pairs = LinearRecurrence(horizon=6), jnp.float32(0.2), 0.3, 2, 4
     unit = pes(problem, sigma=sigma, truncation=truncation)
     many = control.standardised(mean_of(unit, pairs), sigma)
@@ -35,7 +35,7 @@ def test_gradient_is_over_the_standard_deviation_of_the_losses():
         _, moved, info = unit.estimate(theta, single, own)
         epsilon = float(moved.carried.xi - single.carried.xi)
         both = []
-        for sign in (1, -1):  # the recurrence once more, without noise
+        for sign in (1, -1):  # the recurrence again, without noise
             s, total = jnp.float32(0), 0.0
             inner = jax.tree.map(lambda x, i=(1 - sign) // 2: x[i], single.carried.inner)
             for step_key in jax.random.split(jax.random.split(own, 3)[2], truncation):
@@ -57,7 +57,7 @@ def test_steps_to_the_goal():
 
 @pytest.mark.slow
 def test_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Two updates of episodes of six steps, in a tank without physics: compiling those takes minutes."""
+    """Two updates with episodes of six steps, without the physics, which take minutes to compile."""
 
     def drift(model, state, action):
         speed = state.qvel.at[:2].add(0.1 * action)

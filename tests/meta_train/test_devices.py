@@ -17,7 +17,7 @@ from tests.meta_train.problems import Pendulum
 
 
 def updates_of(strategy: Strategy, devices: int) -> list[np.ndarray]:
-    """Everything that two updates give, and a state that was gathered and scattered in between."""
+    """All results of two updates, with the state gathered and scattered in between."""
     whole = population(
         partial(pes, sigma=0.1, truncation=4), Pendulum(), units=8, devices=devices, strategy=strategy
     )
@@ -43,7 +43,7 @@ def test_both_strategies_give_the_same_bits(devices: int) -> None:
 
 @pytest.mark.parametrize("strategy", [PMAP, SHARD_MAP], ids=["pmap", "shard_map"])
 def test_a_function_is_mapped_in_order(strategy: Strategy) -> None:
-    """Also where the last group is not full; each element sees what is shared."""
+    """Also if the last group is not full; each element sees the shared arguments."""
     done: list[int] = []
     mapped = map_over_devices(
         lambda shared, x: shared["factor"] * x["value"],

@@ -1,4 +1,4 @@
-"""What a run needs: the memory as it should grow, the message that refuses, the lines that are printed."""
+"""The needs of a run: how memory grows, the message of a refusal, and the printed lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.meta_train.command import TINY, meta_train
 
 
 def needed(pairs: int = 2, truncation: int = 4, horizon: int = 20) -> Memory:
-    """Of PES on a small digits task, on one device."""
+    """The needs of PES on a small digits task, on one device."""
     registration = find_task("digits-mlp")
     task = registration.build(registration.settings._replace(hidden=(8,), horizon=horizon))
     problem = Training(task.load(None), task, get_architecture("sgdm"), horizon)

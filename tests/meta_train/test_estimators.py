@@ -1,4 +1,4 @@
-"""What is special to single estimators, and to populations; what all promise is in the folder estimators."""
+"""Tests of single estimators and of populations; the folder estimators has those common to all."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def test_wrong_attribution_of_the_last_loss_would_be_seen(windows, predicted):
     """The rule of google/learned_optimization: the last loss of an episode weighted by the newest
     perturbation alone.
 
-    Its reset takes a step of its own, so that episodes of 4 steps fall on windows of 2 in these two ways
-    in turn: 7.06 on average.
+    Its reset takes an extra step, so that episodes of 4 steps alternate between these two positions in the
+    windows of 2: 7.06 on average.
     """
 
     def episode(key):
@@ -76,7 +76,7 @@ def test_losses_are_clipped_and_counted(value, max_loss, loss, clipped, nonfinit
 @pytest.mark.parametrize("max_loss", [None, 5.0])
 @pytest.mark.parametrize("make_estimator", [pes, nres, truncated_es])
 def test_a_pair_of_which_one_member_breaks_is_dropped_until_its_episode_ends(make_estimator, max_loss):
-    """Against the perturbations themselves: a particle breaks where its own takes theta above 1."""
+    """Against the perturbations: a particle breaks if its perturbation takes theta above 1."""
     estimator = make_estimator(Cliff(max_loss=max_loss), sigma=1.0, truncation=2)
     estimate = jax.jit(estimator.estimate)
     theta, broken = jnp.float32(0), 0
@@ -85,9 +85,9 @@ def test_a_pair_of_which_one_member_breaks_is_dropped_until_its_episode_ends(mak
         for window in range(3):
             before = state.carried
             gradient, state, info = estimate(theta, state, jax.random.fold_in(jax.random.key(seed), window))
-            lost = lost and make_estimator is not truncated_es  # whose pairs start from their mean
+            lost = lost and make_estimator is not truncated_es  # there, pairs start from the mean
             lost = lost or float(info["nonfinite"]) > 0
-            if float(info["nonfinite"]) == 4:  # by now the other particle has broken as well
+            if float(info["nonfinite"]) == 4:  # by now the other particle has broken too
                 break
             assert float(info["dropped"]) == lost
             # The losses of a window of 2 steps add up to 2 (theta + epsilon): g = xi (2 epsilon) / K.
@@ -102,7 +102,7 @@ def test_a_pair_of_which_one_member_breaks_is_dropped_until_its_episode_ends(mak
 
 @pytest.mark.parametrize("make_estimator", [pes, truncated_es])
 def test_particles_together_or_in_turn(make_estimator):
-    """The same estimate, but for rounding."""
+    """The estimates are equal up to rounding."""
     theta = {"damping": jnp.float32(0.8), "push": jnp.float32(0.2)}
     estimates = []
     for chunk in (1, 2):
@@ -150,7 +150,7 @@ def test_partial_sums():
 
 
 def test_large_population_adds_up_partial_sums():
-    """More pairs than partial sums: still the mean over all of them."""
+    """With more pairs than partial sums, the result is still the mean over all pairs."""
     units = 4 * MAX_PARTIAL_SUMS
     whole = population(
         partial(pes, sigma=SIGMA, truncation=4, chunk=2), LINEAR, units=units, devices=1, chunk=64

@@ -47,7 +47,7 @@ STEPS = 30
 
 
 def quadratic(scale: float = 1.0) -> Task:
-    """``0.5 * scale * |x|^2`` with nothing random but the initialisation."""
+    """``0.5 * scale * |x|^2``, where only the initialisation is random."""
     return Task(
         init=lambda key: jax.random.normal(key, (5,)),
         sample=lambda data, key: None,
@@ -103,7 +103,7 @@ def test_exported_optimizer_in_a_plain_loop_gives_the_same_losses_to_the_bit(
 
 @pytest.mark.parametrize("steps", [200, 30, 1])
 def test_schedules_are_their_formulas(steps):
-    """Beside NumPy: at every step, the first, the last of the warm-up and the last of all among them."""
+    """Against NumPy, at every step, including the first, the last of the warm-up and the very last."""
     rate, t = 0.3, np.arange(steps)
     warm_up = max(1, round(0.02 * steps))
     falling = (t - (warm_up - 1)) / (steps - (warm_up - 1))
@@ -113,7 +113,7 @@ def test_schedules_are_their_formulas(steps):
     for ending, values in expected.items():
 
         @jax.jit
-        def at(rate, step, make=SCHEDULES[ending].make):  # the rate is traced, as where many are tried
+        def at(rate, step, make=SCHEDULES[ending].make):  # the rate is traced, as when many are tried
             made = make(rate, steps)
             return made(step) if callable(made) else made
 
@@ -149,7 +149,7 @@ def test_every_comparison_has_scheduled_optimizers():
 
 
 def test_only_scheduled_optimizers_know_the_number_of_steps():
-    """In a run of twice the length, the first half of all others is the same."""
+    """The losses of all others are the same in the first half of a run twice as long."""
     short, long = on_quadratic(), dataclasses.replace(on_quadratic(), horizon=2 * STEPS)
     learned = Contestant(short.optimizer, short.init_theta(jax.random.key(0)))
 
@@ -166,7 +166,7 @@ def test_only_scheduled_optimizers_know_the_number_of_steps():
 
 
 def by_seed() -> Training:
-    """A quadratic whose curvature the seed draws, from 0.01 to 100: each seed has a best rate of its own."""
+    """A quadratic with a random curvature between 0.01 and 100, so that the best rate depends on the seed."""
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
         return {"x": jnp.ones(()), "curvature": 10 ** jax.random.uniform(key, minval=-2, maxval=2)}
@@ -179,7 +179,7 @@ def by_seed() -> Training:
 
 
 def test_rates_are_tuned_on_seeds_that_are_not_reported():
-    """The rate that is best on the tuning seed stays, though another is better on the seed reported."""
+    """The best rate on the tuning seed is used, although another one is better on the reported seed."""
     training, rates = by_seed(), [1e-3, 1e-2, 1e-1, 1.0, 10.0]
     tuned = run(training, baseline("sgdm", STEPS), seeds=1, rates=rates, devices=1)
 
@@ -202,7 +202,7 @@ def test_rates_are_tuned_on_seeds_that_are_not_reported():
 
 
 def test_tuning_and_reporting_seeds_are_disjoint(monkeypatch):
-    """The last seeds that a tuned run trains with are those reported, and no rate is tried on any of them."""
+    """The last seeds that a tuned run trains with are the reported ones; no rate is tried on any of them."""
     seen = []
     runner = evaluation.runner
 
@@ -233,7 +233,7 @@ def test_rates_that_diverge_lose():
     tuned = run(training, baseline("sgdm", STEPS), seeds=2, rates=rates, devices=1)
     assert tuned.tried[1e18] == np.inf
     assert tuned.learning_rate < 1e-2
-    # Also where what they are judged by is finite all the same.
+    # Even if the criterion is finite.
     blind = Criterion("constant", "", lambda runs: np.where(np.isfinite(runs.losses[:, -1]), 1.0, 0.0))
     tuned = run(training, baseline("sgdm", STEPS), seeds=2, rates=rates, criterion=blind, devices=1)
     assert tuned.tried[1e18] == np.inf
@@ -286,7 +286,7 @@ def test_mean_and_final_loss():
     )
     np.testing.assert_array_equal(runs.mean_loss, [9.5, np.inf])
     np.testing.assert_array_equal(runs.final_loss, [18.5, 38.5])
-    # A run that went non-finite has lost, whatever it ends with.
+    # A run with a non-finite loss has lost, whatever its final loss.
     for objective, value in {
         "training-loss": 9.5,
         "later-training-loss": 9.5,
@@ -314,18 +314,18 @@ def test_the_criterion_follows_the_objective(digits):
         assert find_criterion([objective, objective], [metrics]) is criterion
     assert find_criterion(["validation-loss", "training-loss"], [metrics]) is MEAN_LOSS
     assert find_criterion([], [metrics]) is MEAN_LOSS
-    # This task measures neither a validation loss nor an accuracy.
+    # This task has neither a validation loss nor an accuracy.
     assert find_criterion(["validation-loss"], [metrics, metrics_of(on_quadratic())]) is MEAN_LOSS
 
 
 def compared(results: dict[str, Result], criterion: Criterion = MEAN_LOSS) -> Comparison:
-    """What was found, with costs that are made up."""
+    """A comparison with these results and arbitrary costs."""
     steps = next(iter(results.values())).runs.losses.shape[1]
     return Comparison("made up", steps, results, {n: Cost(1e-3, 8) for n in results}, 2e-3, criterion)
 
 
 def test_the_ranking_follows_the_criterion():
-    """One that trains fast and overfits is the best by training loss and the worst by validation."""
+    """An optimizer that trains fast and overfits is the best by training loss and the worst by validation."""
 
     def result(loss: float, validation: float, accuracy: float, rate: float | None) -> Result:
         metrics = {"validation_loss": np.full(2, validation), "validation_accuracy": np.full(2, accuracy)}
@@ -427,7 +427,7 @@ def test_non_finite_learned_optimizer_is_null_in_the_summary(comparison):
 
 
 def test_speed_up_and_failure():
-    """Against curves for which both can be read off."""
+    """For curves from which both can be read off."""
     adam = np.tile(np.linspace(10, 1, 20, dtype=np.float32), (2, 1))
 
     def with_curve(curve: np.ndarray) -> Comparison:
@@ -437,7 +437,7 @@ def test_speed_up_and_failure():
     assert with_curve(adam).speed_up("own") == 1
     fast = np.full((2, 20), 0.5, np.float32)
     fast[:, :5] = 10
-    # Adam's last two steps have a mean of 1.24; the mean of two steps is below that when both are 0.5.
+    # The mean of Adam's last two steps is 1.24; the mean of two steps is below that once both are 0.5.
     assert with_curve(fast).steps_to_adam("own") == 7
     assert with_curve(fast).speed_up("own") == 20 / 7
     assert with_curve(adam + 0.1).steps_to_adam("own") is None
@@ -449,7 +449,7 @@ def test_speed_up_and_failure():
 
 
 def test_adam_is_as_fast_as_adam():
-    """Also where it is at its final loss before its end, as on noisy losses, and to the last bit."""
+    """Exactly, even if it reaches its final loss before the end, as with noisy losses."""
     rng, steps = np.random.default_rng(0), []
     for _ in range(50):
         losses = np.maximum(np.linspace(2, -1, 40), 0.5) + 0.1 * rng.standard_normal((3, 40))
@@ -466,7 +466,7 @@ def test_card_has_its_own_figures_and_those_of_the_tuned(comparison):
     assert found["tuned"].keys() == set(DEFAULT_BASELINES)
     whole = summary(comparison)["optimizers"]
     assert found["own"]["mean_loss"] == whole["learned"]["mean_loss"]
-    # Nothing that another machine or another day would measure otherwise.
+    # Nothing that depends on the machine or the day.
     assert not any("seconds" in key for key in found["own"] | found["tuned"]["adam"])
     assert found["tuned"]["adam"]["learning_rate"] == whole["adam"]["learning_rate"]
 

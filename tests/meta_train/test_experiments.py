@@ -97,7 +97,7 @@ def test_mean_of_copies_is_their_mean():
 
 
 def test_rtrl_on_influence_balancing_is_the_table():
-    """Exact descent: the loss after so many updates, computed apart from this package."""
+    """Exact descent: the losses after some updates, computed independently of this package."""
     from meta_train.experiments.influence_balancing import START, descend, long_run_loss, optax
 
     outcome = descend(
@@ -125,7 +125,7 @@ QUICK = [name for name, experiment in EXPERIMENTS.items() if not experiment.spre
 @pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_small_experiments_hold(name: str, tmp_path: Path, optimized: None):
-    """Every experiment that takes no real task, small and with one seed, by the command."""
+    """Run every experiment without a real task, at the small scale with one seed, by the command."""
     folder = tmp_path / name
     ended = pes_paper(name, "--seeds 0 --out", folder)
     assert ended.code == 0, ended.err
@@ -145,7 +145,7 @@ def test_small_experiments_hold(name: str, tmp_path: Path, optimized: None):
 
 @dataclass(frozen=True)
 class Targets:
-    """What a made up experiment may be asked for."""
+    """The options of a fake experiment."""
 
     target: str = "a"
 
@@ -176,7 +176,7 @@ def test_results_are_strict_json(tmp_path: Path):
 
 
 def test_what_does_not_hold_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The result is written all the same."""
+    """The result is still written."""
     monkeypatch.setitem(EXPERIMENTS, "nothing", an_experiment(False))
     ended = pes_paper("nothing --out", tmp_path / "out")
     assert ended.code == 1
@@ -185,7 +185,7 @@ def test_what_does_not_hold_is_a_failure(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_all_experiments_make_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Those that have a result already are not run again; one that does not hold stops no other."""
+    """Experiments with a result are not run again, and one that does not hold does not stop the others."""
     ran = []
 
     def noted(holds: bool, options: type) -> Experiment:

@@ -1,4 +1,4 @@
-"""Several populations as one: against each by itself, and as a run of `meta-train`."""
+"""Several populations as one: against each alone, and in a run of `meta-train`."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_run_on_a_distribution(
     monkeypatch: pytest.MonkeyPatch,
     no_comparing: None,
 ) -> None:
-    """It names its tasks, learns, and goes on to the same bits on another number of devices."""
+    """It names its tasks, learns, and resumes to the same bits on another number of devices."""
     monkeypatch.setattr(small_tasks, "MEMBERS", 3)
     monkeypatch.setattr(general_tasks, "FAMILIES", {k: v for k, v in FAMILIES.items() if k in names})
     whole, parts = tmp_path / "whole", tmp_path / "parts"

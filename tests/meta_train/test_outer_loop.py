@@ -1,4 +1,4 @@
-"""The outer loop beside NumPy: clip, Adam, cosine; where a run starts; and that no key is used twice."""
+"""The outer loop against NumPy: clipping, Adam, cosine; the start of a run; and that no key is reused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def flat(theta: dict[str, Any]) -> np.ndarray:
 
 
 def numpy_outer(theta: np.ndarray, gradients: list[np.ndarray], updates: int) -> list[np.ndarray]:
-    """Theta after each update: clip by global norm, then Adam whose rate falls as a cosine."""
+    """Theta after each update: clipping by global norm, then Adam with a cosine schedule."""
     m, v, count, thetas = np.zeros(4), np.zeros(4), 0, []
     for g in gradients:
         if np.isfinite(g).all():
@@ -43,7 +43,7 @@ def numpy_outer(theta: np.ndarray, gradients: list[np.ndarray], updates: int) ->
 
 
 def returning(gradients: list[np.ndarray]) -> Population:
-    """A population whose estimates are given; its state is the number of those that it has made."""
+    """A population with given estimates; its state is the number of estimates so far."""
 
     def estimate(theta: Any, made: int, key: jax.Array) -> tuple[Any, int, Metrics]:
         g = jnp.asarray(gradients[made], jnp.float32)
@@ -53,7 +53,7 @@ def returning(gradients: list[np.ndarray]) -> Population:
 
 
 def test_updates_are_those_of_numpy():
-    """Gradients of norms below and above the clip, and one that is not finite, which changes nothing."""
+    """Gradients with norms below and above the clip norm, and a non-finite one, which changes nothing."""
     rng, updates = np.random.default_rng(0), 9
     norms = np.array([0.3, 20, 1.0, 5, 0.01, 100, 1.4, 1.6, 2])
     gradients = [norm * g / np.linalg.norm(g) for norm, g in zip(norms, rng.normal(size=(9, 4)), strict=True)]
@@ -70,7 +70,7 @@ def test_updates_are_those_of_numpy():
 
 
 def saved(run: Run, update: int) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint of a run, by their paths."""
+    """The arrays of a run's checkpoint, by path."""
     folder = run.path / "checkpoints" / str(update)
     saved = orbax_files.read_index(folder)["arrays"]
     like = {path: np.empty(array["shape"], array["dtype"]) for path, array in saved.items()}
@@ -78,19 +78,19 @@ def saved(run: Run, update: int) -> dict[str, np.ndarray]:
 
 
 def part(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
-    """Theta, or a tree like it in the state of the outer optimizer, as one vector."""
+    """Theta, or a tree like it in the outer optimizer's state, as one vector."""
     return np.concatenate([x.ravel() for path, x in sorted(arrays.items()) if f".{name}[" in path])
 
 
 def test_the_last_update_of_a_run_is_that_of_numpy(tiny_run: Run):
-    """From its checkpoints of updates 2 and 3, the last: the settings of a run reach its outer optimizer."""
+    """Computed from the checkpoints of updates 2 and 3: the settings of a run reach its outer optimizer."""
     first, before, after = (saved(tiny_run, update) for update in (0, 2, 3))
     assert not part(first, "mu").any() and not part(first, "nu").any()
     m, v = part(after, "mu"), part(after, "nu")
     gradient = (m - 0.9 * part(before, "mu")) / 0.1
     norm = lines(tiny_run.path)[-1]["gradient_norm"]
     assert np.linalg.norm(gradient) == pytest.approx(min(norm, 1), rel=1e-4)
-    # `nu` keeps 7 digits, of which the newest square is a thousandth.
+    # `nu` has 7 digits, and the newest square is a thousandth of it.
     np.testing.assert_allclose(v - 0.999 * part(before, "nu"), 0.001 * gradient**2, atol=1e-6 * v.max())
     rate = 0.02 * (0.1 + 0.9 * (1 + math.cos(math.pi * 2 / 3)) / 2)
     step = rate * (m / (1 - 0.9**3)) / (np.sqrt(v / (1 - 0.999**3)) + 1e-8)
@@ -102,7 +102,7 @@ def test_the_last_update_of_a_run_is_that_of_numpy(tiny_run: Run):
 
 @problem
 class Remembered:
-    """The inner state tells the key that it was made with, and those of the steps since."""
+    """The inner state records the key from which it was made and the keys of its steps."""
 
     horizon: int = static(5)
     max_loss: float | None = static(None)
@@ -120,11 +120,11 @@ class Remembered:
 
 
 class Keys(NamedTuple):
-    """The keys of a run, each as a pair of numbers, as often as it was drawn."""
+    """The keys of a run, as pairs of numbers, once per use."""
 
     starts: list[tuple[int, int]]  # of episodes
     steps: list[tuple[int, int]]  # of inner steps
-    epsilons: list[float]  # perturbations, which stand for the keys that they were drawn with
+    epsilons: list[float]  # perturbations, one for each key from which one was drawn
 
 
 def pairs(keys: np.ndarray) -> list[tuple[int, int]]:
@@ -132,7 +132,7 @@ def pairs(keys: np.ndarray) -> list[tuple[int, int]]:
 
 
 def keys_of_a_run(seed: int, devices: int) -> Keys:
-    """Of 8 updates of 6 pairs: two episodes and more, in windows of 2, 2 and 1 steps."""
+    """The keys of 8 updates with 6 pairs: more than two episodes, in windows of 2, 2 and 1 steps."""
     unrolled = partial(pes, sigma=0.1, truncation=2)
     particles = population(unrolled, Remembered(), units=6, devices=devices)
     tx, theta = outer_optimizer(CONFIG, 8), jnp.float32(0)
@@ -141,7 +141,7 @@ def keys_of_a_run(seed: int, devices: int) -> Keys:
     found = Keys(pairs(carried.inner["start"][:, 0]), [], [])
     for update in outer_loop(particles, tx, state, 0, 8):
         before, carried = carried, particles.gather(update.state.particles).carried
-        # Both particles of a pair meet the same data.
+        # Both particles of a pair see the same data.
         jax.tree.map(lambda x: np.testing.assert_array_equal(x[:, 0], x[:, 1]), carried.inner)
         for pair in range(6):
             old, new = (jax.tree.map(lambda x, i=pair: x[i, 0], each.inner) for each in (before, carried))
@@ -153,7 +153,7 @@ def keys_of_a_run(seed: int, devices: int) -> Keys:
 
 
 def test_no_key_of_a_run_is_used_twice():
-    """Neither by two updates nor by two pairs, and not for two purposes."""
+    """Neither by two updates, nor by two pairs, nor for two purposes."""
     found = keys_of_a_run(seed=3, devices=2)
     keys = found.starts + found.steps
     assert (len(found.epsilons), len(found.steps) > 70, len(found.starts) > 15) == (48, True, True)
@@ -162,7 +162,7 @@ def test_no_key_of_a_run_is_used_twice():
 
 
 def test_evaluation_meets_no_key_of_meta_training():
-    """Whatever the seed of the run: reports are of data and starts that no run has learned from."""
+    """For any seed of the run, reports use data and initialisations that it has not seen."""
     evaluated = set()
     for seed in (*range(4), *range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + 4)):
         init_key, data_key = jax.random.split(evaluation_key(seed))

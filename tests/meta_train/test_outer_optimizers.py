@@ -1,4 +1,4 @@
-"""Each outer optimizer beside its formulas."""
+"""Each outer optimizer against its formulas."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def by_hand(name: str, gradients: list[np.ndarray]) -> np.ndarray:
 
 @pytest.mark.parametrize("name", OUTER_OPTIMIZERS)
 def test_theta_moves_as_the_formulas_say(name: str) -> None:
-    """Clip before the optimizer, then its rule with the rate of the schedule."""
+    """Clipping first, then the optimizer's rule with the rate of the schedule."""
     gradients = [np.array(g) for g in ([3.0, 4.0], [0.1, -0.2], [-30.0, 1.0], [1.0, 1.0])]
     tx = outer_optimizer(OuterConfig(RATE, FRACTION, CLIP, name), UPDATES)
     theta = jnp.array([1.0, -2.0])

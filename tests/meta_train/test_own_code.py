@@ -1,6 +1,6 @@
-"""Code of the user's own: a task, an optimizer and an estimator by `module:name`, where the user names them.
+"""User-defined tasks, optimizers and estimators by `module:name`, if the user names them.
 
-And the commands beside the user's files, whatever these are called.
+And the commands in a folder with the user's files, whatever their names.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ SMALL = (
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder, with a module of the user's own; what it registers is forgotten in the end."""
+    """The current folder, with a user's module; its registrations are undone after the test."""
     (tmp_path / "my_code.py").write_text(MY_CODE)
     (tmp_path / "my_data.py").write_text("import jax.numpy as jnp\n\ntarget = jnp.float32(3.0)\n")
     monkeypatch.chdir(tmp_path)
@@ -88,7 +88,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_a_run_and_its_file(folder: Path) -> None:
-    """Named by the user, it is found and recorded; named by a file alone, it is not imported."""
+    """Code named by the user is found and recorded; code named only by a file is not imported."""
     outcome = meta_train(ALL_OWN, SMALL, "--run-dir run")
     assert outcome.code == 0, outcome.err
     assert "run: my_code:bowl (T 6), my_code:signs (sigma " in outcome.err
@@ -96,7 +96,7 @@ def test_a_run_and_its_file(folder: Path) -> None:
     assert "name: my_code:bowl" in config and "name: my_code:signs" in config
     assert "optimizer: my_code:rule" in config
 
-    # As in a process that does not know it yet.
+    # As in a process in which it is not registered yet.
     del learned_opt.ARCHITECTURES["my_code:rule"]
     refused = "'my_code:rule', which is code outside this package and was not imported"
     for subcommand in ("inspect", "evaluate"):
@@ -165,7 +165,7 @@ def test_what_is_not_there_is_said(folder: Path, flags: str, says: str) -> None:
 
 
 def test_meta_training_in_a_thread(tiny_run: Run, no_comparing: None, tmp_path: Path) -> None:
-    """It ends in the same bits; only the main thread can note a signal."""
+    """It ends with the same bits, although only the main thread can handle signals."""
     outcomes = []
 
     def run() -> None:
@@ -179,7 +179,7 @@ def test_meta_training_in_a_thread(tiny_run: Run, no_comparing: None, tmp_path: 
     assert (tmp_path / "run" / "optimizer.safetensors").read_bytes() == tiny_run.optimizer
 
 
-# As a user meets the commands: as they are installed, in a folder with files of any name.
+# The commands as installed for users, in a folder with files of any name.
 
 OURS = ["checkpoints", "inner_tasks", "learned_opt", "meta_train"]
 OTHERS = ["sklearn", "yaml", "tyro", "numpy", "wandb", "tensorflow"]
@@ -189,7 +189,7 @@ TRAP = 'open({executed!r}, "a").write(f"{{__name__}} ")\nraise SystemExit(9)\n'
 def installed(
     *argv: object, cwd: Path, blocking: str = "", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """A command, as it is installed; packages of the names in `blocking` cannot be imported."""
+    """Run a command as installed; the packages named in `blocking` cannot be imported."""
     name, *arguments = words(*argv)
     script = Path(sysconfig.get_path("scripts")) / name
     program = BLOCKED.format(names=blocking.split()) + AS_PROGRAM
@@ -225,7 +225,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.fixture
 def traps(tmp_path: Path) -> Path:
-    """A folder with files that are called like packages, and a plugin of JAX: each writes `executed`."""
+    """A folder with files named like packages, and a JAX plugin; each writes `executed` when imported."""
     trap = TRAP.format(executed=str(tmp_path / "executed"))
     work = tmp_path / "work"
     (work / "jax_plugins" / "trap").mkdir(parents=True)
@@ -251,7 +251,7 @@ def test_the_traps_work(traps: Path) -> None:
         slow("meta-train --updates 0", 2),
         slow("learned-opt inspect adam-small-tasks", 0),
         slow("pes-paper list", 0),
-        # By way of a process that is watched.
+        # In a watched child process.
         ("meta-train --updates 0 --coordinator 127.0.0.1:1 --processes 1 --process-id 0", 2),
     ],
 )
@@ -263,7 +263,7 @@ def test_commands_beside_files_of_any_name(argv: str, code: int, traps: Path) ->
 
 @pytest.mark.slow
 def test_a_run_beside_files_of_any_name(traps: Path) -> None:
-    """And on digits, without W&B, it imports no package that only other runs need."""
+    """On digits and without W&B, it imports no package that only other runs need."""
     done = installed("meta-train --optimizer sgdm", SMALL, cwd=traps, PYTHONPROFILEIMPORTTIME="1")
     assert (done.returncode, executed(traps)) == (0, ""), done.stderr
     imported = set(re.findall(r"^import time:.*\| +(\w+)$", done.stderr, re.MULTILINE))
@@ -273,7 +273,7 @@ def test_a_run_beside_files_of_any_name(traps: Path) -> None:
 
 @pytest.mark.slow
 def test_python_m_beside_files_of_any_name(traps: Path) -> None:
-    """All but `meta_train.py`, which is what Python is asked for then."""
+    """With all traps except `meta_train.py`, which Python would rightly run."""
     (traps / "meta_train.py").unlink()
     line = [sys.executable, "-m", "meta_train", "--updates", "0"]
     done = subprocess.run(line, cwd=traps, capture_output=True, text=True)
@@ -283,7 +283,7 @@ def test_python_m_beside_files_of_any_name(traps: Path) -> None:
 
 @pytest.mark.slow
 def test_the_folder_of_ones_own_code_is_searched_last(traps: Path) -> None:
-    """Packages that are installed come before its files."""
+    """Installed packages come before its files."""
     (traps / "my_code.py").write_text(MY_CODE)
     (traps / "my_data.py").write_text("target = 3.0\n")
     for absent in ("tensorflow.py", "jax_plugins/trap/__init__.py"):
@@ -294,7 +294,7 @@ def test_the_folder_of_ones_own_code_is_searched_last(traps: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_imports_only_what_it_needs(folder: Path) -> None:
-    """Without W&B and on a task without a download, it needs neither W&B nor TFDS."""
+    """Without W&B and with a task without a download, a run needs neither W&B nor TFDS."""
     absent = "wandb tensorflow_datasets array_record mujoco requests"
     done = installed("meta-train", ALL_OWN, SMALL, cwd=folder, blocking=absent)
     assert done.returncode == 0, done.stderr
@@ -332,7 +332,7 @@ def test_a_package_that_is_missing_is_said_with_its_extra(argv: str, missing: st
 
 
 def test_an_optimizer_is_used_with_the_core_alone() -> None:
-    """What `learned_opt` imports is what the package requires without extras."""
+    """`learned_opt` imports only what the package requires without extras."""
     names = "orbax tensorflow_datasets array_record wandb sklearn tyro matplotlib requests PIL"
     program = "import learned_opt; learned_opt.pretrained('adam-small-tasks')"
     script = f"{BLOCKED.format(names=names.split())}\n{program}"

@@ -1,4 +1,4 @@
-"""A run of two processes: the same bits as of one, and an end in good order when one is lost."""
+"""A run of two processes: the same bits as with one, and an orderly end when one is lost."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pytest
 import learned_opt
 from tests.meta_train.command import TINY, Run, lines, meta_train, start
 
-SECONDS = 240  # to meet, compile and run
+SECONDS = 240  # to connect, compile and run
 
 
 def start_two(*argv: object) -> list[subprocess.Popen[str]]:
-    """Two processes of one run, a device each."""
+    """Start two processes of one run, with a device each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -27,18 +27,18 @@ def start_two(*argv: object) -> list[subprocess.Popen[str]]:
 
 
 def end(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
-    """The exit code of each, and what it wrote."""
+    """The exit code and the output of each process."""
     wrote = [process.communicate(timeout=SECONDS)[1] for process in processes]
     return [(process.returncode, err) for process, err in zip(processes, wrote, strict=True)]
 
 
 def digest(folder: Path) -> str:
-    """That of the learned weights."""
+    """The digest of the learned weights."""
     return learned_opt.read(folder / "optimizer.safetensors").metadata["digest"]
 
 
 def wait_for_line(folder: Path, count: int) -> None:
-    """Wait until so many updates are in the metrics file."""
+    """Wait until `count` updates are in the metrics file."""
     deadline = time.monotonic() + SECONDS
     while not (folder / "metrics.jsonl").exists() or len(lines(folder)) < count:
         assert time.monotonic() < deadline
@@ -52,7 +52,7 @@ def test_two_processes_give_the_bits_of_one(fifty_updates: Run, tmp_path: Path) 
     )
     assert (code, other_code) == (0, 0), err + other_err
     assert "on 2 devices" in err and "report:" in err
-    # The second says nothing of its own.
+    # The second process prints no report.
     assert "devices" not in other_err and "report:" not in other_err
     assert digest(tmp_path / "run") == digest(fifty_updates.path)
     assert lines(tmp_path / "run") == lines(fifty_updates.path)
@@ -60,7 +60,7 @@ def test_two_processes_give_the_bits_of_one(fifty_updates: Run, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_two_processes_go_on_from_the_newest_checkpoint_of_both(fifty_updates: Run, tmp_path: Path) -> None:
-    """The second was slower to save its last checkpoint, and was killed."""
+    """As if the second process had been killed before it saved its last checkpoint."""
     ended = end(start_two(TINY, "--updates 50 --checkpoint-every 20 --run-dir", tmp_path / "run"))
     assert [code for code, _ in ended] == [0, 0], ended
     parts = tmp_path / "run" / "checkpoints"
@@ -81,7 +81,7 @@ def test_two_processes_go_on_from_the_newest_checkpoint_of_both(fifty_updates: R
 
 
 def test_a_signal_to_one_stops_both_and_two_go_on_from_one(fifty_updates: Run, tmp_path: Path) -> None:
-    # Saved by one process.
+    # This run was saved by one process.
     shutil.copytree(fifty_updates.path, tmp_path / "run")
     processes = start_two("--resume", tmp_path / "run", "--updates 100000")
     wait_for_line(tmp_path / "run", 55)

@@ -29,7 +29,7 @@ GRAM, MOMENT = X.T @ X, X.T @ Y
 
 
 def ridge(theta):
-    """The least of ``|X w - y|^2 + exp(theta) |w|^2``, from its normal equations."""
+    """The minimiser of ``|X w - y|^2 + exp(theta) |w|^2``, from the normal equations."""
     return np.linalg.solve(GRAM + np.exp(theta) * np.eye(len(GRAM)), MOMENT)
 
 
@@ -46,7 +46,7 @@ def test_data_are_two_halves_standardised_by_the_first():
 
 
 def test_step_descends_the_penalised_training_loss():
-    """Against a numerical derivative of that loss, and the loss after the step."""
+    """Against a numerical derivative of that loss; the loss is taken after the step."""
     theta, weights = 1.5, np.random.RandomState(1).normal(size=55) / 10
 
     def training_loss(w):
@@ -62,7 +62,7 @@ def test_step_descends_the_penalised_training_loss():
 
 @pytest.mark.parametrize("theta", [1.0, 5.0])
 def test_long_training_ends_at_the_ridge_solution(theta):
-    """The slowest direction needs some 1 / (0.001 exp(theta)) steps."""
+    """The slowest direction needs about 1 / (0.001 exp(theta)) steps."""
     steps = int(20 / (1e-3 * np.exp(theta)))
     weights, losses = jax.lax.scan(
         lambda w, _: PROBLEM.step(jnp.float32(theta), w, KEY), PROBLEM.init(KEY), length=steps
@@ -79,11 +79,11 @@ def test_optimum_is_found_by_search():
         best = thetas[np.argmin([ridge_loss(theta) for theta in thetas])]
         spacing /= 10
     assert EXACT.optimum == pytest.approx(best, abs=5e-3)
-    assert -5 < EXACT.short_sighted < EXACT.optimum - 1 < 4  # they can be told apart, and lie inside
+    assert -5 < EXACT.short_sighted < EXACT.optimum - 1 < 4  # they differ, and lie inside
 
 
 def test_slope_is_that_of_rtrl_in_the_long_run():
-    """With a theta that stands still RTRL ends at the derivative of the closed form."""
+    """With a fixed theta, RTRL converges to the derivative of the closed form."""
     thetas = jnp.array([2.0, 3.0, 4.5])
     estimator = side_by_side(rtrl(PROBLEM, truncation=1))
 
@@ -96,7 +96,7 @@ def test_slope_is_that_of_rtrl_in_the_long_run():
 
 
 def test_truncated_es_follows_the_slope_of_a_single_step():
-    """Its mean, from trained weights; between its zero and the optimum the sign is wrong."""
+    """On average, from trained weights; between the zero of that slope and the optimum the sign is wrong."""
     thetas = np.array([0.0, 1.5, 2.5, 4.0])
     estimator = truncated_es(PROBLEM, sigma=regularisation.SIGMA, truncation=1, chunk=2)
 
@@ -116,7 +116,7 @@ def test_truncated_es_follows_the_slope_of_a_single_step():
 
 
 def test_entries_side_by_side_are_runs_of_their_own():
-    """What comes of one entry does not depend on the others."""
+    """The result for one entry does not depend on the others."""
     estimator = side_by_side(truncated_es(PROBLEM, sigma=0.01, truncation=1))
 
     @jax.jit
@@ -131,10 +131,10 @@ def test_entries_side_by_side_are_runs_of_their_own():
 
 def test_a_short_run_writes_strict_json_and_a_picture(tmp_path, monkeypatch):
     monkeypatch.setitem(regularisation.UPDATES, "small", 200)
-    monkeypatch.setattr(regularisation, "mean_of", lambda pair, _: pair)  # a single pair compiles sooner
+    monkeypatch.setattr(regularisation, "mean_of", lambda pair, _: pair)  # a single pair compiles faster
     settings = Settings("small", (0, 1))
     result = regularisation.run(settings, Console(quiet=True))
-    assert not result.verdict.holds  # no time to settle
+    assert not result.verdict.holds  # it had no time to converge
     picture, path = write_result(regularisation.EXPERIMENT, settings, result, tmp_path)
     assert picture.stat().st_size > 10_000
 

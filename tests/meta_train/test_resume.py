@@ -1,4 +1,4 @@
-"""Stopped in any way and gone on with: the same bits as if nothing had happened."""
+"""Runs that were stopped in any way and resumed end with the same bits as uninterrupted ones."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
 def run_fifty(folder: Path) -> Outcome:
-    """The run of ``fifty_updates``, in another folder."""
+    """Make the run of ``fifty_updates`` in another folder."""
     return meta_train(TINY, "--updates 50 --checkpoint-every 20 --devices 2 --run-dir", folder)
 
 
 def assert_same(folder: Path, run: Run) -> None:
-    """A folder has the optimizer and the metrics of an uninterrupted run."""
+    """Check that a folder has the optimizer and the metrics of an uninterrupted run."""
     assert (folder / "optimizer.safetensors").read_bytes() == run.optimizer
     assert lines(folder) == lines(run.path)
 
@@ -71,7 +71,7 @@ def test_a_signal_saves_and_the_resumed_run_ends_in_the_same_bits(
 def test_updates_after_the_checkpoint_are_made_again(
     fifty_updates: Run, tmp_path: Path, no_comparing: None
 ) -> None:
-    """A crash between checkpoints: the lines that no checkpoint knows of go, and come again."""
+    """After a crash between checkpoints, lines after the last checkpoint are removed and written again."""
 
     def crash() -> None:
         raise OSError("pulled the plug")
@@ -103,7 +103,7 @@ def test_a_signal_during_the_comparison(number: signal.Signals, tiny_run: Run, t
     assert outcome.err.splitlines()[-1] == (
         f"meta-train: stopped during the comparison; continue with: meta-train --resume {folder}"
     )
-    # The file is written before the comparison begins, and gets its card after it.
+    # The file is written before the comparison; the model card is added after it.
     before, whole = (learned_opt.read(path).metadata for path in (folder, tiny_run.path))
     assert before == whole | {"comparisons": []}
     with without_comparing(tiny_run.comparison):
@@ -137,7 +137,7 @@ def test_a_second_ctrl_c_ends_it_at_once(first: int) -> None:
         child.send_signal(first)
         assert child.stdout.readline() == b"asked\n"
         child.send_signal(signal.SIGINT)
-        assert child.wait(60) == -signal.SIGINT  # a shell calls it 130
+        assert child.wait(60) == -signal.SIGINT  # 130 in a shell
 
 
 def test_a_finished_run_says_so(tiny_run: Run) -> None:
@@ -157,12 +157,12 @@ def test_more_updates_for_a_finished_run(tiny_run: Run, tmp_path: Path, no_compa
     assert lines(folder)[:3] == lines(tiny_run.path) and len(lines(folder)) == 5
     assert (folder / "optimizer.safetensors").read_bytes() != tiny_run.optimizer
     assert json.loads((folder / "report" / "summary.json").read_text())["updates"] == 5
-    # From now on that is what the run is.
+    # The new number of updates is now part of the run.
     assert "all 5 updates are done" in meta_train("--resume", folder).err
     assert meta_train("--resume", folder, "--updates", 3).code == 2
 
 
-# Of many updates, so that a kill hits the middle of them; of few checkpoints, so that some are lost.
+# Many updates, so that a kill hits the middle of the run; few checkpoints, so that some updates are lost.
 LONG = f"{TINY} --updates 300 --checkpoint-every 50"
 
 
@@ -175,13 +175,13 @@ def long_run(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def made(folder: Path) -> int:
-    """Updates whose line is in the metrics file: also of a run that goes on, or was killed."""
+    """Number of updates in the metrics file, also of a run in progress or one that was killed."""
     metrics = folder / "metrics.jsonl"
     return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
 
 def wait_until(child: subprocess.Popen[str], folder: Path, updates: int) -> None:
-    """Until so many updates are made, or the child has ended."""
+    """Wait until `updates` updates are made, or the child has ended."""
     deadline = time.monotonic() + 300
     while child.poll() is None and made(folder) < updates and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -189,7 +189,7 @@ def wait_until(child: subprocess.Popen[str], folder: Path, updates: int) -> None
 
 @pytest.mark.slow
 def test_sigkill_then_sigterm_then_the_end(long_run: Run, tmp_path: Path, no_comparing: None) -> None:
-    """In processes of their own, and at last on another number of devices."""
+    """In separate processes, the last on another number of devices."""
     folder = tmp_path / "run"
     with start(LONG, "--devices 2 --run-dir", folder) as child:
         wait_until(child, folder, Random(0).randrange(1, 150))
@@ -208,7 +208,7 @@ def test_sigkill_then_sigterm_then_the_end(long_run: Run, tmp_path: Path, no_com
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [[2] * 6, [2, 1, 4, 1, 2, 4]], ids=["same", "other"])
 def test_five_sigkills_at_random_moments(devices: list[int], long_run: Run, tmp_path: Path) -> None:
-    """Four moments spread over the updates, and one while a resumed run starts."""
+    """Four of them spread over the updates, and one while a resumed run starts."""
     folder, random = tmp_path / "run", Random(0)
     starting = random.randrange(1, 5)
     for attempt, count in enumerate(devices[:5]):

@@ -1,4 +1,4 @@
-"""One run from start to end: what is in its folder, and that equal runs leave equal files."""
+"""One run from start to end: the content of its folder, and that equal runs leave equal files."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def test_the_terminal_names_the_folder_and_what_is_in_it(tiny_run: Run) -> None:
     assert tiny_run.outcome.out == ""
 
 
-# RTRL does not apply: the default optimizer has too many weights for it. PES itself is all over these tests.
+# Without RTRL, for which the default optimizer has too many weights, and PES, which the other tests use.
 OTHERS = [name for name in (*ESTIMATORS, "pes-analytic") if name not in ("pes", "rtrl")]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_every_estimator_meta_trains_and_resumes(name: str, tmp_path: Path, no_comparing: None) -> None:
-    """The default task; two updates and one more are the three updates of a run that never stopped."""
+    """On the default task; two updates and a resumed one equal three uninterrupted updates."""
     flags = {
         "gpes": "--estimator gpes --estimator.perturbation-period 8",
         "pes-analytic": "--estimator.analytic",
@@ -88,11 +88,11 @@ def test_metrics_have_one_line_per_update(tiny_run: Run) -> None:
             *("update", "loss", "gradient_norm", "snr", "snr_across", "xi_norm", "clipped", "nonfinite"),
             *("dropped", "episodes", "steps", "skipped", "seconds"),
         }
-        assert 2 < line["loss"] < 3.5  # a fresh network guesses: ln 10 = 2.3
+        assert 2 < line["loss"] < 3.5  # a fresh network guesses, with a loss of ln 10 = 2.3
         assert line["gradient_norm"] > 0 and line["snr"] > 0 and line["xi_norm"] > 0
         assert line["nonfinite"] == line["skipped"] == 0
         assert line["seconds"] > 0
-    # An episode has windows of 4, 4 and 2 steps; the four pairs begin at steps 0, 0, 4 and 8 of it.
+    # An episode has windows of 4, 4 and 2 steps; the four pairs start at its steps 0, 0, 4 and 8.
     assert [line["steps"] for line in metrics] == [
         2 * (4 + 4 + 4 + 2),
         2 * (4 + 4 + 2 + 4),
@@ -194,7 +194,7 @@ def test_learned_opt_evaluate_finds_what_the_run_found(
     assert own["optimizers"]["mine"] == run["optimizers"]["learned"]
     for name in TINY_RIVALS:
         assert own["optimizers"][name] == run["optimizers"][name]
-    # 64-4-10: 310 parameters. Adam keeps two numbers for each, and counts; `mlp` six momenta.
+    # 64-4-10: 310 parameters. Adam keeps two numbers for each and a count, `mlp` six momenta.
     assert costs["adam"][1] == 4 * (2 * 310 + 1) and costs["mine"][1] == 4 * (6 * 310 + 1)
     assert costs["sgdm-linear"][1] == 4 * (310 + 1)
     assert all(0 < update < step < 1 for update, _, step in costs.values())
@@ -206,7 +206,7 @@ def test_learned_opt_evaluate_finds_what_the_run_found(
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     table = (tmp_path / "table.md").read_text().splitlines()
     assert len(table) == 2 + 3 and len({line.count("|") for line in table}) == 1
-    # The card: as the run itself had written it, but for the name of the task.
+    # The model card is the one that the run wrote, except for the name of the task.
     cards = [learned_opt.read(path).metadata["comparisons"] for path in (file, tiny_run.path)]
     assert cards[0] == [cards[1][0] | {"task": "tiny"}]
     assert "tiny, 5 steps, 1 seeds: mean loss" in command.learned_opt("inspect", file).out
@@ -215,7 +215,7 @@ def test_learned_opt_evaluate_finds_what_the_run_found(
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["validation-loss", "validation-accuracy"])
 def test_the_report_is_ranked_by_the_objective(objective: str, tiny_run: Run, tmp_path: Path) -> None:
-    """Of a run, and of `learned-opt evaluate` with its file."""
+    """The report of a run, and that of `learned-opt evaluate` with its file."""
     asked = []
 
     def compare(*args: Any, criterion: Criterion, **kwargs: Any) -> Comparison:
@@ -242,7 +242,7 @@ def test_the_report_is_ranked_by_the_objective(objective: str, tiny_run: Run, tm
 def test_names_of_optimizers_do_not_collide(
     tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run called adam is not Adam, two runs of one name are two, a folder called sgdm hides nothing."""
+    """A run may be called adam, two runs may have one name, and a folder called sgdm does not hide SGD."""
     monkeypatch.chdir(tmp_path)
     Path("sgdm").mkdir()
     for folder in ("adam", "a/run", "b/run"):
@@ -274,7 +274,7 @@ def test_learned_opt_evaluate_refuses(flags: str, said: str) -> None:
 def test_fifty_updates_are_the_same_bits_on_any_number_of_devices(
     devices: int, fifty_updates: Run, tmp_path: Path, no_comparing: None
 ) -> None:
-    """Also on the same number: equal runs leave equal files."""
+    """On the same number, too: equal runs leave equal files."""
     outcome = meta_train(TINY, "--updates 50 --devices", devices, "--run-dir", tmp_path)
     assert outcome.code == 0, outcome.err
     assert f"8 particles on {devices} device" in outcome.err
@@ -284,7 +284,7 @@ def test_fifty_updates_are_the_same_bits_on_any_number_of_devices(
 
 @pytest.mark.slow
 def test_the_bits_are_the_same_as_users_compile(tmp_path: Path, no_comparing: None, optimized: None) -> None:
-    """The tests above compile with less optimization, which might hide a difference."""
+    """The tests above compile with less optimization, which might hide differences."""
     files = []
     for devices in (1, 2, 4):
         run = tmp_path / str(devices)
@@ -295,7 +295,7 @@ def test_the_bits_are_the_same_as_users_compile(tmp_path: Path, no_comparing: No
 
 
 def test_start_from_an_optimizer(tiny_run: Run, tmp_path: Path, no_comparing: None) -> None:
-    """The first update starts at its weights; the file tells; and the file may go once the run is there."""
+    """Updates start from its weights; the new file records it; and the old file is not needed to resume."""
     elsewhere, run = tmp_path / "mine.safetensors", tmp_path / "run"
     shutil.copy(tiny_run.path / "optimizer.safetensors", elsewhere)
     flags = "--updates 2 --checkpoint-every 1 --outer.learning-rate 1e-9 --devices 2"

@@ -1,4 +1,4 @@
-"""The sweep files: valid, drawn from, and run as a W&B agent runs them."""
+"""The sweep files: they are valid, and drawn configurations run as with a W&B agent."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def load(file: Path) -> dict[str, Any]:
 
 
 def draw(file: Path, count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Draws configurations one after the other, each knowing the results of those before it."""
+    """Draw configurations one after another, each with the results of the previous ones."""
     np.random.seed(seed)  # sweeps draws from NumPy's global generator
     config, runs, drawn = sweeps.SweepConfig(load(file)), [], []
     for _ in range(count):
         run = sweeps.next_run(config, runs)
         drawn.append({name: entry["value"] for name, entry in run.config.items()})
-        # A made-up result, so that the Bayesian search has something to learn from.
+        # A fake result for the Bayesian search to learn from.
         run.state = sweeps.RunState.finished
         run.summary_metrics = {"ratio_to_best": abs(np.log(drawn[-1]["estimator.sigma"] / 0.03))}
         runs.append(run)
@@ -46,7 +46,7 @@ def draw(file: Path, count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def agent_command(file: Path, values: dict[str, Any]) -> list[str]:
-    """The command line that `wandb agent` builds from a drawn configuration, by W&B's own code."""
+    """The command line that `wandb agent` builds from a drawn configuration, by W&B's code."""
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
     args = create_sweep_command_args({"args": {k: {"value": v} for k, v in values.items()}})
@@ -120,7 +120,7 @@ def test_agent_builds_the_flags_of_meta_train(file: Path):
 @pytest.mark.slow
 @every_file
 def test_drawn_configurations_run(file: Path, tmp_path: Path, no_comparing: None):
-    """Through the command line, as the agent does; the comparison at the end is not what is tested."""
+    """Through the command line, like the agent, but without the comparison at the end."""
     (values,) = draw(file, 1, seed=1)
     flags = ["--task", "digits-mlp", "--updates", "2", "--wandb", "disabled"]
     outcome = meta_train(*agent_command(file, values)[2:], *flags, "--run-dir", tmp_path / "run")

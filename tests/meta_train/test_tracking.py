@@ -1,4 +1,4 @@
-"""W&B: what an offline run holds, which mode `auto` means, and failures that stop nothing."""
+"""W&B: the content of an offline run, the meaning of the mode `auto`, and failures that do not stop a run."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from meta_train.run.tracking import Tracker, start_tracking
 from tests.meta_train.command import TINY, meta_train
 from tests.meta_train.wandb_records import read_records
 
-KEY = "0123456789" * 4  # what an API key looks like
+KEY = "0123456789" * 4  # the form of an API key
 CONFIG = {"task": "digits-mlp", "estimator": {"sigma": 0.03, "particles": 16}}
-# The smallest PNG: one grey pixel.
+# The smallest PNG, one grey pixel.
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
     "0000000a49444154789c6360000000020001e221bc330000000049454e44ae426082"
@@ -30,11 +30,11 @@ PNG = bytes.fromhex(
 
 @pytest.fixture(autouse=True)
 def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A machine where nobody uses W&B; ends W&B's service and forgets its settings after a test."""
+    """A machine on which nobody uses W&B; W&B's service and settings are reset after a test."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ERROR_REPORTING"):
-        monkeypatch.setenv(name, "")  # noted as absent, so that the tracker's own are undone
+        monkeypatch.setenv(name, "")  # so that monkeypatch undoes the tracker's changes
         monkeypatch.delenv(name)
     home = tmp_path / "home"
     home.mkdir()
@@ -51,12 +51,12 @@ def offline_files(run_dir: Path) -> list[Path]:
 
 
 def as_dict(items: Any) -> dict[str, Any]:
-    """W&B's key and value pairs, nested keys joined by dots."""
+    """W&B's key-value pairs, with nested keys joined by dots."""
     return {".".join(item.nested_key) or item.key: json.loads(item.value_json or "null") for item in items}
 
 
 def parse(file: Path) -> dict[str, Any]:
-    """What the records of one offline run hold."""
+    """The content of the records of one offline run."""
     parsed: dict[str, Any] = {"history": {}, "summary": {}, "artifacts": {}}
     for record in read_records(file):
         match record.WhichOneof("record_type"):
@@ -144,7 +144,7 @@ def test_offline_run_is_complete(tmp_path: Path):
     assert table["columns"] == ["optimizer", "learning_rate"]
     assert table["data"] == [["adam", 0.04], ["learned", None]]
     assert (folder / report["curves.path"]).read_bytes() == PNG
-    # What W&B would upload lies in the run folder, and nothing anywhere else.
+    # Everything that W&B would upload is in the run folder, and nothing is anywhere else.
     (staged,) = run["artifacts"]["run_table"].manifest.contents
     assert Path(staged.local_path).is_relative_to(run_dir.resolve())
     assert list((tmp_path / "home").iterdir()) == []
@@ -224,7 +224,7 @@ def test_an_explicit_mode_wins_over_the_environment(tmp_path, monkeypatch):
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    with socket.socket() as bound:  # bound and not listening: connections are refused
+    with socket.socket() as bound:  # bound but not listening, so connections are refused
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]
 
@@ -306,7 +306,7 @@ print(tracker.status, "wandb" in sys.modules)
 
 
 def test_it_is_quiet_and_leaves_signals_alone(tmp_path):
-    """Ctrl-C, which reaches every process of the terminal, ends neither W&B's nor changes ours."""
+    """Ctrl-C, which reaches all processes of the terminal, neither ends W&B's nor changes our handlers."""
     script = f"""
 import os, signal, time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The experiments on real tasks: their problems computed in another way, and all of them in miniature."""
+"""The experiments on real tasks: their problems against other computations, and all of them in miniature."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DIGITS = mlp_task("digits", TaskSettings((6,), 16, 5))
 
 
 def test_the_schedule_is_that_of_the_protocol() -> None:
-    """Ten steps of digits beside optax's own momentum with the schedule written out."""
+    """Ten steps on digits against optax's momentum with the schedule written out."""
     optimizer = mnist_schedule.schedule(500)
     theta = optimizer.init_theta(jax.random.key(0), 4)
     np.testing.assert_allclose(theta["log_learning_rate"], [math.log(0.003)], rtol=1e-6)
@@ -57,7 +57,7 @@ def test_the_grid_has_the_edges_of_the_protocol() -> None:
 
 
 def test_inactive_units_are_as_good_as_gone() -> None:
-    """A network with shares of 1/2 and 1/4 is one with so many units; and a step leaves the others alone."""
+    """A network with shares of 1/2 and 1/4 is a smaller one, and a step does not change inactive units."""
     wide, narrow = MLP((8, 8), 10), MLP((4, 2), 10)
     x = jax.random.normal(jax.random.key(0), (3, 5))
     params = wide.init(jax.random.key(1), x)["params"]
@@ -95,7 +95,7 @@ def test_points_are_drawn_evenly_from_their_box(box: many_hyperparameters.Box) -
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data sets of random images, as TFDS has them."""
+    """Data sets of random images, as prepared by TFDS."""
     folder = tmp_path_factory.mktemp("tfds")
     for name in ("mnist", "fashion_mnist", "cifar10"):
         write_tfds(name, folder, random_splits(name, train=120))
@@ -104,7 +104,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Protocols that take seconds; what they find means nothing."""
+    """Protocols that take seconds; their results mean nothing."""
     monkeypatch.setattr(mnist_schedule, "TRUNCATIONS", (2, 5))
     schedule = mnist_schedule.Protocol((4,), 4, 10, {2: 4, 5: 4}, {2: 50, 5: 25}, 0.1, 3, 1, 2)
     monkeypatch.setitem(mnist_schedule.PROTOCOLS, "small", schedule)
@@ -145,7 +145,7 @@ def test_in_miniature(command: str, tiny: None, data_dir: Path, tmp_path: Path) 
         final = values.min(axis=1) if "many" in command else values[:, -1]
         np.testing.assert_allclose(method["final_loss"], final, rtol=1e-6)
         assert name == "random-search" or curve["steps"][0] == 0
-    if "many" in command:  # all have had as many inner steps
+    if "many" in command:  # all have taken the same number of inner steps
         assert len({method["curve"]["steps"][-1] for method in result["methods"].values()}) == 1
     picture = tmp_path / f"{experiment.replace('-', '_')}.png"
     assert picture.stat().st_size > 10_000
@@ -155,7 +155,7 @@ def test_in_miniature(command: str, tiny: None, data_dir: Path, tmp_path: Path) 
 def test_a_stopped_experiment_goes_on(
     tiny: None, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped twice, once on the way of a seed: the result is that of one that never was."""
+    """Stopped twice, once in the middle of a seed, it gives the result of an uninterrupted one."""
     from meta_train.experiments import learning
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -210,6 +210,6 @@ def test_losses_of_thetas_are_those_of_whole_episodes(tmp_path: Path) -> None:
                 state, loss = problem.step(theta, state, key)
                 losses.append(min(float(loss), DIGITS.max_loss) if np.isfinite(loss) else DIGITS.max_loss)
         assert value == pytest.approx(np.mean(losses), rel=1e-5)
-    assert found[2] > 0.9 * DIGITS.max_loss > found[1]  # it diverges, and is clipped
+    assert found[2] > 0.9 * DIGITS.max_loss > found[1]  # it diverges and is clipped
     again = mean_losses(problem, flat, like, 2, settings=settings._replace(devices=1), **options)  # read
     np.testing.assert_array_equal(again, found)

@@ -1,4 +1,4 @@
-"""The experiment on the variance of PES: its problem, its theory, and what it reads and says."""
+"""The experiment on the variance of PES: its problem, its theory, its inputs and its verdict."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ TEXT = np.array([0, 2, 1, 3, 3, 0, 1, 2, 0, 0, 3, 1, 2], np.int32)
 
 
 def reference_loss(theta: np.ndarray, text: np.ndarray, alphabet: int) -> float:
-    """The summed loss of an LSTM with 5 units, written down again with NumPy."""
-    # Output bias and weights, embedding, recurrent bias and weights of the gates f, g, i, o, input weights.
+    """The summed loss of an LSTM with 5 units, reimplemented in NumPy."""
+    # Output bias and weights, embedding, recurrent bias and weights of gates f, g, i, o, input weights.
     shapes = [(alphabet,), (5, alphabet), (alphabet, 5)] + [(5,), (5, 5)] * 4 + [(5, 5)] * 4
     ends = np.cumsum([np.prod(shape) for shape in shapes])
     parts = [part.reshape(shape) for part, shape in zip(np.split(theta, ends[:-1]), shapes, strict=True)]
@@ -45,7 +45,7 @@ def reference_loss(theta: np.ndarray, text: np.ndarray, alphabet: int) -> float:
 
 @pytest.fixture(scope="module")
 def case() -> variance.Case:
-    """Twelve steps of a text and of one character, with weights large enough for a memory."""
+    """Twelve steps of a text and of a repeated character, with weights large enough for a memory."""
 
     @jax.jit
     def make(texts: jax.Array, key: jax.Array) -> variance.Case:
@@ -73,7 +73,7 @@ def test_the_network_and_its_gradient_are_those_of_an_lstm_written_with_numpy(ca
 
 
 def test_the_formula_of_the_variance_is_that_of_its_definition():
-    """``g = sum_ij e_i (e_j . q_ij)``, sampled, with derivatives drawn at random."""
+    """``g = sum_ij e_i (e_j . q_ij)``, sampled, with random derivatives."""
     windows, entries, samples = 4, 3, 400_000
     rng = np.random.default_rng(0)
     p = (1 + rng.standard_normal((windows, windows, entries))) * np.tri(windows)[..., None]
@@ -89,7 +89,7 @@ def test_the_formula_of_the_variance_is_that_of_its_definition():
 
     assert error < 0.01 * measured
     assert abs(measured - predicted(q)) < 3 * error
-    # Without the covariance of the terms ij and ji, and with each perturbation meeting earlier losses too.
+    # Without the covariance of the terms ij and ji, and with each perturbation affecting earlier losses too.
     uncorrelated = entries * np.sum(q**2) + np.sum(np.einsum("iia->ia", q) ** 2)
     everything = np.broadcast_to(p.sum(axis=0), q.shape)
     assert abs(measured - uncorrelated) > 10 * error
@@ -98,7 +98,7 @@ def test_the_formula_of_the_variance_is_that_of_its_definition():
 
 @pytest.mark.parametrize("name", ["pes", "pes-plain"])
 def test_estimators_have_the_variance_that_theory_predicts(name, case):
-    """On four windows of three steps."""
+    """For four windows of three steps."""
     measured = variance.measure(METHODS[name], 4, 10_000, case)
 
     assert np.all(measured["standard_error"] < 0.02 * measured["variance"])
@@ -106,7 +106,7 @@ def test_estimators_have_the_variance_that_theory_predicts(name, case):
 
 
 def test_memory_shows_in_the_predicted_variance(case):
-    """So the test above would tell the formula from that of a network without memory."""
+    """So the test above can distinguish the formula from that of a network without memory."""
     problem = CharacterLSTM(case.problems.text[0], 4)
     copies = jnp.tile(case.theta, (4, 1))
     jacobian = jax.jit(jax.jacrev(variance.window_losses, argnums=1))(problem, copies)
@@ -160,7 +160,7 @@ def test_a_text_that_cannot_be_used_is_refused(content, expected, tmp_path):
 
 
 def outcomes(**slopes: float) -> dict[str, Outcome]:
-    """What would have been found had variances grown as these powers of the number of unrolls."""
+    """Fake outcomes in which variances grow as these powers of the number of unrolls."""
     found = {}
     for name, method in METHODS.items():
         unrolls = np.array(method.unrolls)

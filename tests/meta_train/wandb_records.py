@@ -8,13 +8,13 @@ from pathlib import Path
 
 from wandb.proto.wandb_internal_pb2 import Record
 
-BLOCK = 32 * 1024  # a LevelDB log: frames never cross the border of a block
+BLOCK = 32 * 1024  # a LevelDB log, in which frames never cross a block boundary
 FILE_HEADER = struct.Struct("<4sHB")  # ":W&B", a magic number, the version
 FRAME_HEADER = struct.Struct("<IHB")  # checksum, length, whole (1), first (2), middle (3), last (4)
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """Yields every record of the `.wandb` file `path`, in the order in which they were written."""
+    """Yield every record of the `.wandb` file `path`, in the order of writing."""
     data = path.read_bytes()
     assert data.startswith(b":W&B"), f"{path} is not a W&B file"
     position, parts = FILE_HEADER.size, b""

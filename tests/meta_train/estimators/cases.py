@@ -1,4 +1,4 @@
-"""What each estimator promises; the tests in this folder hold all of ``ESTIMATORS`` to it.
+"""The promised properties of each estimator, which the tests in this folder check for all ``ESTIMATORS``.
 
 A new estimator needs a line in ``CASES``. K is the truncation length, T the horizon.
 """
@@ -16,23 +16,23 @@ from tests.marks import slow
 
 
 class Case(NamedTuple):
-    """What an estimator promises."""
+    """The promised properties of an estimator."""
 
-    particles: int  # unrolled in every window
+    particles: int  # particles unrolled in every window
     steps: Callable[[int], int]  # steps of work per inner step of the window, given the entries of theta
     states: Callable[[int], int]  # inner states carried from window to window, given the entries of theta
-    kept: int = 0  # inner states kept for each step of a window, to go back through it
-    biased: bool = False  # the state at the start of a window counts as a constant
+    kept: int = 0  # inner states kept for each step of a window, for backpropagation
+    biased: bool = False  # whether the state at the start of a window counts as a constant
     differentiates: bool = False
-    random: bool = True  # by perturbations or random signs, not by the data alone
-    period: int | None = None  # windows that a perturbation serves, where a sum of them is carried
+    random: bool = True  # whether it draws perturbations or random signs, in addition to the data
+    period: int | None = None  # windows per perturbation, if their sum is carried
     options: dict[str, Any] = {}  # settings that are off by default
 
 
-EPISODE = 1000  # windows; longer than any episode here
+EPISODE = 1000  # in windows; longer than any episode here
 
-# Of steps: one forwards is 1. Backwards it is computed again, and its derivative with respect to state and
-# theta are 2 more: with the way there 4. Forwards along a direction both are 2, and 1 for the step itself.
+# Cost in steps: a forward step is 1. A backward step computes it again and adds 2 for the derivatives with
+# respect to state and theta: 4 with the forward step. In forward mode, one direction adds 2 to a step of 1.
 CASES = {
     "pes": Case(2, lambda p: 2, lambda p: 2, period=1),
     "nres": Case(2, lambda p: 2, lambda p: 2, period=EPISODE),
@@ -42,16 +42,16 @@ CASES = {
     "tbptt": Case(1, lambda p: 4, lambda p: 1, kept=1, biased=True, differentiates=True, random=False),
     "bptt": Case(1, lambda p: 4, lambda p: 1, kept=1, differentiates=True, random=False),
     "rtrl": Case(1, lambda p: 2 * p + 1, lambda p: p + 1, differentiates=True, random=False),
-    # Forwards for the two ways back (1), forwards along a direction (3), and two ways back (3 each).
+    # A forward pass for two backward passes (1), forward mode (3), and the two backward passes (3 each).
     "uoro": Case(1, lambda p: 10, lambda p: 2, kept=1, differentiates=True),
-    # Two particles of a pair, and the third particle forwards and back.
+    # The two particles of a pair, and a third particle forward and backward.
     "pes-analytic": Case(
         3, lambda p: 6, lambda p: 3, kept=1, differentiates=True, period=1, options={"analytic": True}
     ),
 }
 NAMES = [*ESTIMATORS, "pes-analytic"]
 every_estimator = pytest.mark.parametrize("name", NAMES)
-# The others are one of these with other settings: what has to be compiled for them is slow.
+# The others are one of these with other settings; compiling them would be slow.
 DISTINCT = ("pes", "truncated-es", "tbptt", "rtrl", "uoro", "pes-analytic")
 every_estimator_compiled = pytest.mark.parametrize(
     "name", [name if name in DISTINCT else slow(name) for name in NAMES]
@@ -62,7 +62,7 @@ def case(name: str) -> Case:
     if name not in CASES:
         pytest.fail(
             f"the estimator '{name}' has no entry in CASES of tests/meta_train/estimators/cases.py; add a "
-            "line that says what it promises, and these tests hold it to that"
+            "line with its promised properties, and these tests will check them"
         )
     return CASES[name]
 
@@ -72,14 +72,14 @@ def method(name: str) -> Any:
 
 
 def make(name: str, problem: Any, truncation: int, sigma: float = 0.1) -> Estimator:
-    """The estimator of that name, with the settings it takes. A perturbation of gpes serves two windows."""
+    """The estimator with this name and the settings it takes. gpes keeps a perturbation for two windows."""
     settings = {"sigma": sigma, "truncation": truncation, "perturbation_period": 2 * truncation}
     settings |= {"analytic": False} | case(name).options
     return method(name).make(problem, **{setting: settings[setting] for setting in method(name).settings})
 
 
 def whole_episodes(name: str) -> bool:
-    """Whether its windows are episodes, so that there is no K to choose."""
+    """Whether its windows are whole episodes, so that there is no K to choose."""
     return "truncation" not in method(name).settings
 
 
@@ -91,7 +91,7 @@ def at_truncations(
 ) -> list[Any]:
     """Parameters ``name, truncation``; the last truncation is the horizon.
 
-    Quick are those of `quick_names` at the truncations `quick`, or where there is no truncation to choose.
+    Quick tests are those of `quick_names` at the truncations `quick`, or without a truncation to choose.
     """
     pairs = [
         (name, truncation)
@@ -109,7 +109,7 @@ def at_truncations(
 class Estimated(NamedTuple):
     """One estimate, as NumPy arrays."""
 
-    key: jax.Array  # that it was made with
+    key: jax.Array  # the key of the estimate
     gradient: Any
-    state: Any  # after it
+    state: Any  # the state after it
     info: Info

@@ -1,4 +1,4 @@
-"""What an estimate costs, counted in its program, and the memory that it needs."""
+"""The cost of an estimate, counted in its program, and its memory."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from tests.meta_train.problems import (
 
 
 def products(jaxpr: Any) -> int:
-    """Products of ``Multiplied`` that a program computes, those of its derivatives among them.
+    """Number of products of ``Multiplied`` in a program, including those of derivatives.
 
     Each has 3 x 3 multiplications: a matrix times a vector, or the outer product that is its derivative with
-    respect to the matrix. Loops count as often as they run, batches as many times as they have members.
+    respect to the matrix. The body of a loop counts once per iteration, a batch once per member.
     """
     total = 0
     for equation in jaxpr.eqns:
@@ -47,20 +47,20 @@ def products(jaxpr: Any) -> int:
         elif equation.primitive.name == "cond":
             total += max(inner)
         elif equation.primitive.name == "while":
-            assert sum(inner) == 0  # how often it runs is not written down
+            assert sum(inner) == 0  # its number of iterations is unknown
         else:
             total += sum(inner)
     return total
 
 
 def horizon_for(name: str, truncation: int, horizon: int) -> int:
-    """Where episodes are windows, it is the horizon that grows with K."""
+    """The horizon, or K if windows are whole episodes."""
     return truncation if whole_episodes(name) else horizon
 
 
 @every_estimator
 def test_cost_is_proportional_to_the_window_and_as_documented(name: str):
-    """And does not depend on the horizon, of which a window is a small part."""
+    """It does not depend on the horizon, of which a window is a small part."""
     theta = np.eye(Multiplied.SIZE, dtype=np.float32)
     for truncation in (4, 8):
         problem = Multiplied(horizon=horizon_for(name, truncation, 1000))
@@ -85,7 +85,7 @@ def size(tree: Any) -> int:
 
 @every_estimator
 def test_state_holds_as_many_inner_states_as_documented(name: str):
-    """Whatever the horizon and K. Shapes tell, nothing is run."""
+    """Independent of the horizon and K; computed from shapes, without running anything."""
     sizes = {
         (width, truncation, horizon): size(
             shapes(name, Layers(horizon_for(name, truncation, horizon), width), truncation)[1][1]
@@ -98,17 +98,17 @@ def test_state_holds_as_many_inner_states_as_documented(name: str):
 
 
 def temporaries(name: str, truncation: int, horizon: int) -> int:
-    """Bytes that the compiled estimate needs besides its arguments and results."""
+    """Bytes that the compiled estimate needs in addition to its arguments and results."""
     estimate, arguments = shapes(name, Layers(horizon_for(name, truncation, horizon)), truncation)
     return jax.jit(estimate).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
 
 @every_estimator_compiled
 def test_memory_does_not_depend_on_the_horizon(name: str):
-    """It grows with K by the inner states that are kept to go back through a window, and by nothing else.
+    """It grows with K only by the inner states that are kept for backpropagation through a window.
 
-    Of a step's four layers nothing is kept, and nothing at all for the hundredfold horizon. Keys and
-    losses of a window's steps are kept, of a few bytes each: less than 1% of a state.
+    The four layers of a step are not kept, and a horizon 100 times as long adds nothing. Keys and losses of
+    a window's steps are kept, with a few bytes each: less than 1% of a state.
     """
     state = 4 * Layers().width
     grown = temporaries(name, 24, 24_000) - temporaries(name, 8, 240)

@@ -49,13 +49,13 @@ def vector(tree: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def derivative(f: Callable[[np.ndarray], complex], at: np.ndarray) -> np.ndarray:
-    """By a step into the imaginary, to all digits."""
+    """The derivative by the complex-step method, exact to rounding."""
     tiny = 1e-30
     return np.array([f(at + 1j * tiny * direction).imag / tiny for direction in np.eye(len(at))])
 
 
 def windows_of_episodes(steps: list[Estimated], truncation: int) -> list[tuple[Estimated, int, int]]:
-    """With the number of each in its episode, and its real steps."""
+    """Each estimate with the number of its window in the episode, and the window's number of real steps."""
     windows = -(-Wave().horizon // truncation)
     numbers = [number % windows for number in range(len(steps))]
     return [
@@ -69,7 +69,7 @@ def reached(theta: np.ndarray, steps: int) -> complex:
 
 
 def perturbation_of(step: Estimated) -> np.ndarray:
-    """What a window draws, from the key of its noise."""
+    """The perturbation that a window draws, recomputed from its key."""
     with jax.enable_x64(True):
         noise = optax.tree.random_like(jax.random.split(step.key, 3)[1], {"a": WAVE[0], "b": WAVE[1]})
         return SIGMA * vector(jax.tree.map(np.asarray, noise))
@@ -78,7 +78,7 @@ def perturbation_of(step: Estimated) -> np.ndarray:
 def numpy_persistent(
     steps: list[Estimated], truncation: int, period: int, analytic: bool
 ) -> list[np.ndarray]:
-    """PES and its kin: ``g = xi (L(+) - L(-)) / (2 sigma^2 K)``; with the control variate
+    """PES and its variants: ``g = xi (L(+) - L(-)) / (2 sigma^2 K)``; with the control variate
     ``g = [p + xi_old (L(+) - L(-) - 2 epsilon . p) / (2 sigma^2)] / K``.
     """
     gradients = []
@@ -114,7 +114,7 @@ def numpy_truncated_es(steps: list[Estimated], truncation: int) -> list[np.ndarr
 
 
 def numpy_gradient(steps: list[Estimated], truncation: int, held: bool) -> list[np.ndarray]:
-    """Of the window's loss, with respect to the theta of all steps so far; or with its first state held."""
+    """The gradient of a window's loss by theta in all steps so far, or with the window's first state held."""
 
     def loss(theta: np.ndarray, number: int, real: int) -> complex:
         start = reached(WAVE if held else theta, number * truncation)
@@ -127,7 +127,7 @@ def numpy_gradient(steps: list[Estimated], truncation: int, held: bool) -> list[
 
 
 def numpy_uoro(steps: list[Estimated], truncation: int) -> list[np.ndarray]:
-    """The formula, with the random signs that the carried vector tells. The state is one number."""
+    """The formula, with random signs recovered from the carried vector. The state is one number."""
     from meta_train.estimators.uoro import TINY
 
     gradients = []
@@ -159,7 +159,7 @@ double_precision_truncations = pytest.mark.parametrize(
 
 @double_precision_truncations
 def test_double_precision_agrees_with_numpy(name: str, truncation: int):
-    """Those that perturb: with the formula, given what they have drawn. The others: with the gradient."""
+    """Perturbing estimators agree with their formula for the same perturbations, others with the gradient."""
     steps, promise = in_double_precision(name, truncation), case(name)
     if promise.period is not None:
         tolerance = 1e-8
@@ -182,13 +182,13 @@ persistent = [name for name in NAMES if name in CASES and CASES[name].period is 
 
 @pytest.mark.parametrize("name, truncation", at_truncations(1, 2, 3, 5, quick=(2,), names=persistent))
 def test_xi_is_the_sum_of_what_was_drawn_in_the_episode(name: str, truncation: int):
-    """It includes the newest perturbation, and starts anew with every episode."""
+    """It includes the newest perturbation, and is reset with every episode."""
     xi, drawn = np.zeros(2), []
     for step, number, _ in windows_of_episodes(in_double_precision(name, truncation), truncation):
         if number % case(name).period == 0:
             drawn.append(perturbation_of(step))
             xi = drawn[-1] if number == 0 else xi + drawn[-1]
-        # Compiled, sigma is multiplied in another order.
+        # The compiled program multiplies by sigma in another order.
         np.testing.assert_allclose(vector(step.state.carried.xi), xi, rtol=1e-14)
         assert step.info["xi_norm"] == pytest.approx(np.linalg.norm(xi), rel=1e-6)
     assert len(drawn) >= 2 and np.all(np.diff(drawn, axis=0) != 0)

@@ -1,4 +1,4 @@
-"""Ends of episodes, losses that are not finite, common randomness, and what is counted."""
+"""Ends of episodes, non-finite losses, common randomness, and the counters."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def fragile(name: str, truncation: int, max_loss: float | None) -> tuple[Estimat
 
 
 def broken(state: Any) -> Any:
-    """A state of an estimator in which every inner state is broken, wherever it is kept."""
+    """Break every inner state in the state of an estimator."""
     return jax.tree.map(lambda x: jnp.ones_like(x) if x.dtype == Fragile.FLAG else x, state)
 
 
@@ -63,8 +63,8 @@ fragile_truncations = pytest.mark.parametrize(
 
 @fragile_truncations
 def test_windows_end_with_the_episode(name: str, truncation: int):
-    """Of 7 steps, in windows of 3: 3, 3 and 1, and a new episode. Steps past the end are not counted, and
-    change no inner state.
+    """An episode of 7 steps in windows of 3 has 3, 3 and 1; then the next one starts. Steps past the end are
+    not counted and change no inner state.
     """
     particles, position, x = case(name).particles, 0, 1.0
     for window in two_episodes(name, truncation):
@@ -95,7 +95,7 @@ def test_phases_start_at_whole_windows(name: str, truncation: int):
 
 @every_estimator_compiled
 def test_common_randomness_cancels_exactly(name: str):
-    """Data and initial state are common to a pair: a loss that is noise alone has a gradient of exactly 0."""
+    """A pair shares data and initial state, so a loss of pure noise has a gradient of exactly 0."""
     estimator = make(name, Noise(horizon=6), 4)
     estimate, losses = jax.jit(estimator.estimate), []
     for seed in range(5):
@@ -109,14 +109,14 @@ def test_common_randomness_cancels_exactly(name: str):
 
 
 def check_broken_episode(name: str, truncation: int, max_loss: float | None) -> None:
-    """An episode that blows up in its last window but one (or its only one), and the episode after it."""
+    """Check an episode that diverges in its second last window (or its only one), and the next episode."""
     windows = -(-7 // truncation)
     breaks = max(0, windows - 2)
     sound = two_episodes(name, truncation, max_loss)
     spoilt = two_episodes(name, truncation, max_loss, break_before=breaks)
     for number, window in enumerate(spoilt):
         if breaks <= number < windows:
-            # The first loss of the broken system is large, all others are infinite.
+            # The first loss of the broken system is large; all others are infinite.
             large = number == breaks
             infinite = min(truncation, 7 - number * truncation) - large
             assert window.info["nonfinite"] == case(name).particles * infinite
@@ -130,7 +130,7 @@ def check_broken_episode(name: str, truncation: int, max_loss: float | None) -> 
                 )
                 assert np.all(np.isfinite(window.gradient))
         else:
-            # Before it breaks, and in the next episode, it is as if nothing had happened.
+            # Before the break and in the next episode, everything equals the unbroken run.
             np.testing.assert_array_equal(window.gradient, sound[number].gradient)
             assert window.info == sound[number].info
     assert all(np.isfinite(window.gradient) for window in sound)
@@ -138,11 +138,11 @@ def check_broken_episode(name: str, truncation: int, max_loss: float | None) -> 
 
 @fragile_truncations
 def test_losses_that_are_not_finite_are_bounded_and_counted(name: str, truncation: int):
-    """With a largest loss the gradient stays finite, and the next episode is sound."""
+    """With ``max_loss`` the gradient stays finite, and the next episode is not affected."""
     check_broken_episode(name, truncation, max_loss=100.0)
 
 
 @fragile_truncations
 def test_without_a_largest_loss_the_gradient_shows_that_it_is_not_finite(name: str, truncation: int):
-    """Its norm, that is: by it the outer loop knows what to skip."""
+    """The norm is not finite, which tells the outer loop to skip the update."""
     check_broken_episode(name, truncation, max_loss=None)

@@ -29,11 +29,11 @@ from tests.meta_train.problems import (
 
 
 class Known(NamedTuple):
-    """A problem whose gradient is known, at a theta."""
+    """A problem with a known gradient at a theta."""
 
     problem: Any
     theta: Any
-    sigma: float  # small enough for the smoothed loss to have the same gradient, to less than 0.1%
+    sigma: float  # small enough that smoothing changes the gradient by less than 0.1%
     samples: int  # enough for a standard error of 0.5%
 
 
@@ -51,10 +51,10 @@ EXACT = 9.049  # of "linear", sum_{t=1}^{4} (1 - 0.9^t) / (1 - 0.9)
 
 
 class Mean(NamedTuple):
-    """A mean of samples, and what it is uncertain by."""
+    """A mean of samples, and its uncertainty."""
 
     value: np.ndarray  # [entries of theta]
-    covariance: np.ndarray  # of the value: the square of the standard error
+    covariance: np.ndarray  # of the mean: the squared standard error
     error: float  # standard error of the whole vector
 
     @classmethod
@@ -68,8 +68,8 @@ class Mean(NamedTuple):
 def forward_mode(name: str) -> Callable[[int], Mean]:
     """``held -> `` the gradient of an episode's summed loss, with the state at every held-th step constant.
 
-    A plain loop over the problem's steps, differentiated forwards. It has random data of its own, so that
-    it shares nothing with what it is compared with.
+    A plain loop over the problem's steps, in forward mode. It draws independent random data, so that it
+    shares nothing with the estimates.
     """
     problem, theta, _, samples = KNOWN[name]
 
@@ -95,10 +95,9 @@ def forward_mode(name: str) -> Callable[[int], Mean]:
 
 
 def estimated(name: str, known: str, truncation: int) -> Mean:
-    """What an estimator makes of the gradient of an episode's summed loss.
+    """An estimator's mean estimate of the gradient of an episode's summed loss.
 
-    Two episodes, one after the other, of many independent units: what the first leaves behind would show in
-    the second.
+    Over two consecutive episodes of many independent units: effects of the first on the second would show.
     """
     problem, theta, sigma, samples = KNOWN[known]
     estimator = make(name, problem, truncation, sigma)
@@ -123,10 +122,10 @@ def estimated(name: str, known: str, truncation: int) -> Mean:
 
 
 def standard_errors(mean: Mean, other: Mean, rounding: float) -> float:
-    """How far two independent means are from each other, in standard errors.
+    """The distance between two independent means, in standard errors.
 
-    Of several entries: the length of the difference where the standard error is 1 in every direction. A
-    rounding error is added to the standard errors, since some have no other.
+    For several entries it is the length of the difference, scaled to standard errors of 1 in every direction.
+    A rounding error is added to the standard errors, because some are zero.
     """
     covariance = mean.covariance + other.covariance + rounding**2 * np.eye(len(mean.value))
     difference = mean.value - other.value
@@ -140,7 +139,7 @@ def check_expected_gradient(name: str, known: str, truncation: int) -> None:
     rounding = 1e-5 * size
     mean = estimated(name, known, truncation)
     assert math.hypot(mean.error, promised.error) < 0.005 * size
-    # One number is as seldom more than 3 standard errors off as several are off by more than this.
+    # Several entries exceed this bound as rarely as a single one exceeds 3 standard errors.
     bound = math.sqrt(chi2.isf(chi2.sf(9, 1), len(exact.value)))
     assert standard_errors(mean, promised, rounding) < bound
     if case(name).biased and truncation < KNOWN[known].problem.horizon:
@@ -152,13 +151,13 @@ def test_forward_mode_gives_what_is_known_in_closed_form():
     assert forward_mode("linear")(2).value == pytest.approx(5.8, rel=1e-6)
 
 
-# One that is unbiased and one that is biased.
+# An unbiased and a biased one.
 SAMPLED = ("pes", "truncated-es")
 
 
 @pytest.mark.parametrize("name, truncation", at_truncations(1, 2, 3, 4, quick=(1, 3), quick_names=SAMPLED))
 def test_gradient_of_a_linear_recurrence(name: str, truncation: int):
-    """3 does not divide the horizon: an episode ends inside a window."""
+    """3 does not divide the horizon, so an episode ends inside a window."""
     check_expected_gradient(name, "linear", truncation)
 
 

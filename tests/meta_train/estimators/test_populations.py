@@ -36,7 +36,7 @@ def check_one_unit(name: str, truncation: int) -> None:
         np.testing.assert_allclose(gradient[entry], expected[entry], rtol=1e-4)
     assert info["steps"] == own_info["steps"]
     assert info["loss"] == pytest.approx(float(own_info["loss"] / own_info["steps"]), rel=1e-5)
-    assert np.isnan(info["snr"])  # one alone has no scatter
+    assert np.isnan(info["snr"])  # a single unit has no scatter
 
 
 def test_population_of_one():

@@ -1,4 +1,4 @@
-"""What estimators refuse, and what they say."""
+"""Problems and settings that estimators refuse, and their messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.meta_train.problems import (
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name in CASES and CASES[name].differentiates])
 def test_problem_without_derivative_is_refused(name: str):
-    """And another estimator is named that takes it."""
+    """The message names another estimator that works."""
     with pytest.raises(UserError, match=r"no derivative.*choose an estimator.*pes"):
         make(name, Pendulum(differentiable=False), 2)
 

@@ -1,4 +1,4 @@
-"""Every test of this folder works in an empty one."""
+"""Every test of this folder runs in an empty folder."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def empty_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    with socket.socket() as bound:  # bound and not listening: connections are refused
+    with socket.socket() as bound:  # bound but not listening, so connections are refused
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]

@@ -1,4 +1,4 @@
-"""What is said when something goes wrong, and the page that quotes it."""
+"""Checks of failure messages, and of the page that quotes them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ PAGE = " ".join((ROOT / "docs" / "failures.md").read_text().split())
 
 
 def check(outcome: Outcome, code: int, says: str, *more: str) -> None:
-    """Exit code, one plain message, and a page that quotes its words."""
-    said = " ".join(outcome.err.replace("│", " ").split())  # tyro frames its messages
+    """Check the exit code, that there is one plain message, and that the page quotes it."""
+    said = " ".join(outcome.err.replace("│", " ").split())  # tyro draws frames around messages
     assert outcome.code == code, said
     for words in (says, *more):
         assert words in said
@@ -25,6 +25,6 @@ def check(outcome: Outcome, code: int, says: str, *more: str) -> None:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """What is in a folder."""
+    """Digests of all files in a folder."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -1,4 +1,4 @@
-"""Arguments and configuration files that cannot work."""
+"""Invalid arguments and configuration files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.meta_train.command import (
 )
 from tests.meta_train.failures.messages import check
 
-# What can be known from the arguments: the words of the message, and more words.
+# Errors that the arguments alone show: the words of the message, and further words.
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "--task digit-mlp": ("unknown task", "available: digits-mlp, mnist-mlp", "did you mean 'digits-mlp'?"),
     "--optimizer inner_tasks:rule": ("has no 'rule'", "optimizer 'inner_tasks:rule'"),
@@ -83,7 +83,7 @@ def test_arguments(arguments: str) -> None:
 
 @pytest.mark.parametrize("flags", ["--estimator tbptt", "--estimator uoro", "--estimator.analytic"])
 def test_an_estimator_that_cannot_do_the_task(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Said before data is loaded or a folder is made."""
+    """The message comes before data is loaded or a folder is made."""
 
     def load(data_dir: Path | None) -> None:
         raise AssertionError("data was loaded")

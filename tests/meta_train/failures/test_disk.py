@@ -1,4 +1,4 @@
-"""A disk that is full: nothing is lost, and with room again the run ends in the same bits."""
+"""A full disk: nothing is lost, and with free space the run ends with the same bits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="need
 
 
 def resumed_to_the_same_bits(run: Run) -> None:
-    """The folder `run`, when it is gone on with."""
+    """Resume the folder `run`, and check that it ends with the same bits."""
     outcome = meta_train("--resume", "run")
     assert outcome.code == 0, outcome.err
     assert (Path("run") / "optimizer.safetensors").read_bytes() == run.optimizer
@@ -66,7 +66,7 @@ def test_a_full_disk_at_a_checkpoint(fifty_updates: Run, no_comparing: None) -> 
 @needs_dev_full
 @pytest.mark.parametrize("file", [slow("config.yaml"), "optimizer.safetensors", slow("report/summary.json")])
 def test_a_full_disk_at_a_file(file: str, tiny_run: Run, no_comparing: None) -> None:
-    """Nothing that was there is lost, and with room again the run comes to its end."""
+    """No existing file is lost, and with free space the run completes."""
     shutil.copytree(tiny_run.path, "run")
     Path("run/report/summary.json").unlink()
     before = digests(Path("run"))
@@ -93,7 +93,7 @@ meta_train()
 
 @pytest.mark.slow
 def test_a_disk_that_gets_full_loses_nothing_of_a_finished_run(tiny_run: Run) -> None:
-    """The operating system's own limit, in a process of its own."""
+    """With the operating system's file size limit, in a separate process."""
     shutil.copytree(tiny_run.path, "run")
     before = digests(Path("run"))
 

@@ -97,7 +97,7 @@ def test_fewer_updates_on_a_resume(tiny_run: Run) -> None:
 
 
 def unfinished(run: Run) -> Path:
-    """A copy of a run as it was before its optimizer was written."""
+    """A copy of a run from before its optimizer was written."""
     folder = shutil.copytree(run.path, Path("run"))
     shutil.rmtree(folder / "report")
     (folder / "optimizer.safetensors").unlink()

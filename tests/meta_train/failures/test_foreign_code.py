@@ -1,4 +1,4 @@
-"""Code that a file names is not imported, unless the command line names it too."""
+"""Code named in a file is imported only if the command line names it too."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.meta_train.failures.messages import PAGE, check
 
 @pytest.fixture
 def gift(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
-    """Makes the folder of a run by somebody else, whose code writes `executed` when it is imported."""
+    """Make the folder of somebody else's run, whose code writes `executed` when it is imported."""
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     folder = Path("gifts/run")
     folder.mkdir(parents=True)
@@ -37,7 +37,7 @@ def gift(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
         del sys.modules[name]
 
 
-# Code that a file names: the flag that the user would have to add.
+# Code named in a file: the flag that the user would have to add.
 EVIL = {
     "task: {name: 'gifts.run.evil:digits-mlp'}": "--task gifts.run.evil:digits-mlp",
     "optimizer: 'gifts.run.evil:rule'": "--optimizer gifts.run.evil:rule",
@@ -52,17 +52,17 @@ def test_code_that_a_file_names(config: str, gift: Callable[[str], Path]) -> Non
         says = "which is imported only if the command line names it too; if you trust it, add --"
         check(meta_train(*arguments), 2, says, EVIL[config])
         assert not Path("executed").exists() and not Path("runs").exists()
-    # Neither does a name at another flag count, nor one that the configuration would give to the flag.
+    # A name at another flag does not count, nor does a value for the flag in the configuration.
     flag, name = EVIL[config].split()
     assert meta_train("--config", folder / "config.yaml", "--run-dir", name).code == 2
     assert not Path("executed").exists()
-    # The trap works.
+    # With the flag, the code runs: the test can fail.
     meta_train("--config", folder / "config.yaml", EVIL[config], "--updates 0")
     assert Path("executed").exists()
 
 
 def test_code_that_a_run_names_and_the_command_does_not(gift: Callable[[str], Path]) -> None:
-    """The settings of the run are read once more, to be compared with those of the command line."""
+    """The run's settings are read again for comparison with those of the command line."""
     folder = gift("task: {name: 'gifts.run.evil:digits-mlp'}")
     outcome = meta_train("--resume", folder, "--task digits-mlp")
     assert outcome.code == 2 and "if you trust it, add --task gifts.run.evil:digits-mlp" in outcome.err

@@ -1,4 +1,4 @@
-"""Meta-gradients that are not finite."""
+"""Non-finite meta-gradients."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.meta_train.failures.messages import check
 
 @pytest.fixture
 def noisy(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Registers the task `noisy`, the given share of whose losses is NaN. Its gradients are finite."""
+    """Register the task `noisy`: a given share of its losses is NaN, and its gradients are finite."""
 
     def register(share: float) -> None:
         noisy = Task(

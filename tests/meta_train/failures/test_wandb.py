@@ -23,7 +23,7 @@ def test_wandb_not_reachable(
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed_port}")
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ERROR_REPORTING"):
-        monkeypatch.setenv(name, "")  # noted as absent, so that the tracker's own are undone
+        monkeypatch.setenv(name, "")  # so that monkeypatch undoes the tracker's changes
         monkeypatch.delenv(name)
     monkeypatch.setattr(tracking, "ONLINE_TIMEOUT", 1.0)
     flags = "--updates 3 --checkpoint-every 2 --devices 2 --run-dir run --wandb online"
