@@ -74,7 +74,7 @@ def _updates(name: str, count: int, size: int, devices: int) -> Callable[[], obj
     params = jax.random.normal(jax.random.key(1), (devices, count // 100, 100))
 
     def run(theta: Any, params: jax.Array) -> jax.Array:
-        tensors.BLOCK_SIZE = size  # read when the program is traced, once
+        tensors.BLOCK_SIZE = size  # read once, when the program is traced
         return repeated_updates(optimizer, theta, params, optimizer.init(params), _steps(count))
 
     mapped = jax.pmap(run, in_axes=(None, 0))

@@ -15,7 +15,7 @@ from meta_train.estimators.window import unroll_with_gradient
 
 
 class Trio(NamedTuple):
-    """An antithetic pair, and a third particle that is not perturbed."""
+    """An antithetic pair, and a third, unperturbed particle."""
 
     inner: State  # inner states of the pair, [2, ...]: positive, negative
     xi: Theta  # sum of the positive particle's perturbations in this episode

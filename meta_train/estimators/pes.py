@@ -35,8 +35,8 @@ def pes(problem: UnrolledProblem, *, sigma: float, truncation: int, chunk: int =
 
     - Bias: none. In expectation g is the gradient of the Gaussian-smoothed window loss with respect to
       the theta of *every* step of the episode so far.
-    - Variance: between a constant (all windows have the same gradient) and linear growth in the number of
-      windows of an episode (they are independent).
+    - Variance: between constant (if all windows have the same gradient) and linear in the number of windows
+      of an episode (if they are independent).
     - Memory: two inner states and two copies of theta, whatever T and K.
     - Cost per update: 2 K inner steps.
 

@@ -94,7 +94,7 @@ def reward(problem: Swimmer, theta: jax.Array, episodes: int = EPISODES) -> jax.
 
 
 def run(settings: Settings, console: Console) -> Result:
-    """Every method, all seeds side by side."""
+    """Run every method, with all seeds side by side."""
     problem, steps, records = swimmer(), STEPS[settings.scale], RECORDS[settings.scale]
     outcomes = {}
     for name, method in METHODS.items():

@@ -125,7 +125,7 @@ def mean_losses(
     settings: Settings,
     console: Console,
 ) -> np.ndarray:
-    """Mean loss of whole episodes, over their steps and over seeds, for many thetas.
+    """Mean loss of whole episodes, averaged over steps and seeds, for many thetas.
 
     Losses are clipped as the problem specifies. All thetas use the same seeds. The losses are saved in the
     folder of the experiment, and read from there when it is resumed.

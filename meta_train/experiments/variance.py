@@ -51,7 +51,7 @@ from meta_train.estimators.window import unroll, unroll_with_gradient
 from meta_train.experiments.base import Experiment, Outcome, Result, Settings, Verdict
 
 HORIZON = 1000
-ALPHABET = 50  # as many as the characters of Penn Treebank
+ALPHABET = 50  # the number of characters in Penn Treebank
 SIGMA = 1e-3
 PARTICLES = 1000
 SAMPLES = 1000  # pairs, or single particles; they determine a variance to about 4%

@@ -61,7 +61,7 @@ def scattered(population: Population, state: RunState) -> RunState:
 def outer_loop(
     population: Population, tx: optax.GradientTransformation, state: RunState, done: int, updates: int
 ) -> Iterator[Update]:
-    """The updates of a run, one after another.
+    """Yield the updates of a run, one after another.
 
     Args:
       population: the estimator.
