@@ -45,8 +45,8 @@ def celo2_style() -> LearnedOptimizer:
 
         update = - learning_rate * direction / rms(direction)
 
-    Nothing depends on the step number: the user chooses schedule, warm-up and weight decay. The learning
-    rate is learned as well, and is used unless another one is given.
+    Nothing depends on the step number: the user chooses schedule, warm-up and weight decay. Meta-training
+    also learns a learning rate, which is used unless another one is given.
 
     Moudgil, Knyazev, Belilovsky, "Celo2: towards learned optimization free lunch", ICLR 2026; without its
     orthogonalised matrices ("celo2-base" there), and without two outputs that it computes and does not use.

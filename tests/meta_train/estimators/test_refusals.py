@@ -42,5 +42,5 @@ def test_rtrl_refuses_a_large_theta():
 def test_gpes_refuses_a_period_of_no_whole_windows():
     with pytest.raises(UserError, match=r"period is 5 steps; it must be a multiple.*K = 2"):
         ESTIMATORS["gpes"].make(LinearRecurrence(10), sigma=0.1, truncation=2, perturbation_period=5)
-    # To the end of the episode is no multiple either, but says what it means.
+    # A period of the whole episode is accepted, although it is not a multiple of K either.
     ESTIMATORS["gpes"].make(LinearRecurrence(10), sigma=0.1, truncation=4, perturbation_period=10)

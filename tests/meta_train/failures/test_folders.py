@@ -39,9 +39,7 @@ def test_a_runs_folder_on_a_disk_that_is_gone() -> None:
     check(meta_train(TINY), 2, "the run folder cannot be created", "runs")
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self").exists(), reason="/proc is a folder where root cannot write either"
-)
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, where even root cannot write")
 def test_a_folder_where_nobody_may_write() -> None:
     check(meta_train(TINY, "--run-dir", "/proc/run"), 2, "the run folder cannot be created", "/proc/run")
 
