@@ -90,12 +90,15 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     """A folder with an untrained optimizer and a run of each task; registrations end with the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    theta = learned_opt.get_architecture("mlp").init_theta(jax.random.key(0), 1)
-    learned_opt.save(tmp_path / "optimizer.safetensors", "mlp", theta, {})
+    thetas = {
+        name: learned_opt.get_architecture(name).init_theta(jax.random.key(0), 1)
+        for name in ("mlp", "nadam-mlp")
+    }
+    learned_opt.save(tmp_path / "optimizer.safetensors", "mlp", thetas["mlp"], {})
     for name in tasks.task_names():
         run = tmp_path / "runs" / f"{name}-1"
         run.mkdir(parents=True)
-        learned_opt.save(run / "optimizer.safetensors", "mlp", theta, {})
+        learned_opt.save(run / "optimizer.safetensors", "nadam-mlp", thetas["nadam-mlp"], {})
         save_config(default_config(name), run / "config.yaml")
     registries = (learned_opt.ARCHITECTURES, ESTIMATORS, tasks._REGISTRY)
     before, modules = [dict(registry) for registry in registries], set(sys.modules)

@@ -24,7 +24,8 @@ from meta_train.run.folder import MetricsFile
 ROOT = Path(meta_train_command.__file__).parents[2]
 # The smallest run with all features: windows that do not divide an episode, and pairs for 4 devices.
 TINY = (
-    "--task.horizon 10 --task.hidden 4 --outer.learning-rate 0.02 "
+    "--task.horizon 10 --task.hidden 4 --task.objective training-loss --optimizer mlp "
+    "--outer.learning-rate 0.02 "
     "--estimator.sigma 0.03 --estimator.truncation 4 --estimator.particles 8 "
     "--evaluation.steps 5 --evaluation.seeds 1 --evaluation.learning-rates 3 --wandb disabled"
 )

@@ -49,16 +49,16 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "--estimator.sigma nan": ("it must be above 0 and finite", "--estimator.sigma is nan"),
     "--estimator.sigma inf": ("it must be above 0 and finite", "--estimator.sigma is inf"),
     "--estimator tbptt --estimator.particles 0": ("it must be at least 1", "--estimator.particles is 0"),
-    "--estimator gpes": ("gpes needs --estimator.perturbation-period", "a multiple of K = 20"),
+    "--estimator gpes": ("gpes needs --estimator.perturbation-period", "a multiple of K = 50"),
     "--estimator gpes --estimator.perturbation-period 30": (
         "it must be a multiple of the truncation length",
         "the perturbation period is 30 steps",
-        "K = 20",
+        "K = 50",
         "T = 200",
     ),
     "--estimator nres --estimator.analytic": ("--estimator.analytic is a setting of pes, and not of nres",),
     "--estimator.perturbation-period 40": ("is a setting of gpes, and not of pes",),
-    "--estimator rtrl": (
+    "--estimator rtrl --optimizer mlp": (
         "carries a derivative of the inner state for every entry of theta",
         "this theta has 1,762",
         "Choose a smaller optimizer, or another unbiased estimator",
