@@ -1,4 +1,4 @@
-"""The documentation holds: its code runs, its flags exist, its links lead somewhere."""
+"""The documentation is correct: its code runs, its flags exist, its links work."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from meta_train.run.config import default_config, save_config
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-# README.md and those of docs/ hold code; the others are looked through for links and flags. The first page of
-# the site, docs/index.md, only includes README.md.
+# README.md and the pages of docs/ contain code; the other pages are checked for links and flags only. The
+# first page of the site, docs/index.md, only includes README.md.
 DOCUMENTATION = [page for page in sorted(DOCS.glob("*.md")) if page.name != "index.md"]
 WITH_CODE = [path for path in (ROOT / "README.md", *DOCUMENTATION) if path.exists()]
 PAGES = [*WITH_CODE, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "sweeps" / "README.md"]
 PROGRAMS = ("meta-train", "learned-opt", "pes-paper")
-# Flags of other programs that pages name.
+# Flags of other programs that pages mention.
 FOREIGN_FLAGS = {"--count", "--upgrade", "--write"}
 
 
 class Block(NamedTuple):
-    """A fenced block of a page."""
+    """A fenced code block of a page."""
 
     language: str
-    line: int  # of its first line of code, from 1
+    line: int  # number of its first line of code, from 1
     text: str
 
 
@@ -59,7 +59,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def prose(page: Path) -> str:
-    """The page without its blocks."""
+    """The page without its code blocks."""
     return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
@@ -87,7 +87,7 @@ def commands(page: Path) -> Iterator[tuple[int, list[str]]]:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with an untrained optimizer and a run of each task; registrations end with the test."""
+    """A folder with an untrained optimizer and a run of each task; registrations are undone afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     thetas = {
@@ -117,16 +117,16 @@ def name_of(page: Path) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_code_runs_and_commands_are_accepted(page: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch):
-    """Python is executed. Commands are parsed and their settings validated, but nothing is run.
+    """Python code is executed. Commands are parsed and their settings validated, but not run.
 
-    In this order, because commands name what the code of their page has registered.
+    In this order, because commands refer to names that the page's code registers.
     """
     for name, text in files_of(page):
         (workplace / name).write_text(text)
     namespace = {"__name__": "__main__"}
     for block in blocks(page):
         if page in WITH_CODE and block.language == "python":
-            # Empty lines in front, so that a traceback names the line of the page.
+            # Empty lines in front, so that a traceback shows the line number of the page.
             source = "\n" * (block.line - 1) + block.text
             exec(compile(source, str(page), "exec", dont_inherit=True), namespace)
 
@@ -138,7 +138,7 @@ def test_code_runs_and_commands_are_accepted(page: Path, workplace: Path, monkey
         try:
             if program == "meta-train":
                 settings = meta_train_command.parse(arguments).settings
-                # The folder of the run, for those commands of the page that resume it.
+                # The folder of the run, for commands of the page that resume it.
                 run = workplace / "runs" / f"{settings.task.name.rpartition(':')[2]}-1"
                 run.mkdir(exist_ok=True)
                 save_config(settings, run / "config.yaml")
@@ -163,7 +163,7 @@ def test_configuration_files_are_accepted(tmp_path: Path):
 
 
 def test_a_wrong_command_would_be_noticed(tmp_path: Path):
-    """The check above sees calls behind variables, in continued lines and in pipes."""
+    """The check above finds calls after variables, in continued lines and in pipes."""
     page = tmp_path / "page.md"
     page.write_text(
         "```bash\nls && WANDB_MODE=offline meta-train --updates 3 \\\n  --no-such-flag  # why\n"
@@ -178,7 +178,7 @@ def test_a_wrong_command_would_be_noticed(tmp_path: Path):
 
 
 def flags_of(command, *arguments: str) -> set[str]:
-    """The flags that a command's help names."""
+    """The flags in a command's help."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         command([*arguments, "--help"])
@@ -192,7 +192,7 @@ def meta_train_flags() -> set[str]:
 
 @pytest.fixture(scope="module")
 def flags(meta_train_flags: set[str]) -> set[str]:
-    """Those of all commands."""
+    """The flags of all commands."""
     evaluate = flags_of(learned_opt_command.command, "evaluate")
     experiments = (flags_of(pes_paper_command.parse, name) for name in pes_paper_command.EXPERIMENTS)
     return meta_train_flags.union({"--help"}, evaluate, *experiments)
@@ -200,7 +200,7 @@ def flags(meta_train_flags: set[str]) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_flags_in_sentences_exist(page: Path, flags: set[str]):
-    """A flag is inline code that begins with two dashes, or a word of inline code with a command."""
+    """A flag is inline code that begins with two dashes, or such a word in inline code with a command."""
     named = set()
     for code in re.findall(r"`([^`\n]+)`", prose(page)):
         named |= set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", code))
@@ -223,7 +223,7 @@ def test_every_metric_is_explained():
 
 
 def anchors(page: Path) -> set[str]:
-    """What GitHub makes of the headings of a page."""
+    """The anchors that GitHub makes for the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

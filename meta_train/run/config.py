@@ -219,7 +219,7 @@ def validate(config: Config) -> None:
     for setting in estimator.method.settings:
         if setting not in known:
             raise UserError(
-                f"the estimator '{estimator.name}' takes a setting '{setting}'; there are: {', '.join(known)}"
+                f"the estimator '{estimator.name}' takes a setting '{setting}'; available: {', '.join(known)}"
             )
     counts = {
         "--updates": config.updates,
