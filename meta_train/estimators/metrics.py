@@ -86,8 +86,8 @@ METRICS = (
     Metric("nonfinite", "share of inner steps whose loss was not finite", "nonfinite", "steps"),
     Metric(
         "dropped",
-        "share of the antithetic pairs that counted for nothing, because the loss of exactly one particle "
-        "was not finite",
+        "share of the antithetic pairs that were ignored, because the loss of exactly one particle was not "
+        "finite",
         "dropped",
         "units",
     ),

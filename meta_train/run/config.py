@@ -1,4 +1,4 @@
-"""The settings of a meta-training run, their defaults per task, and what makes them acceptable."""
+"""The settings of a meta-training run, their defaults per task, and their validation."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from meta_train.run.tracking import WandbMode
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """What the inner optimizer trains."""
+    """The task that the inner optimizer trains."""
 
     name: Annotated[
         str,
         arg(
             name="task",
             prefix_name=False,
-            help=f"Inner task: {', '.join(task_names())}, or module:name of your own.",
+            help=f"Inner task: {', '.join(task_names())}, or your own as module:name.",
         ),
     ] = "digits-mlp"
     hidden: tuple[int, ...] = (32,)
@@ -37,12 +37,12 @@ class TaskConfig:
     horizon: int = 200
     """T, inner steps per episode."""
     objective: Annotated[
-        str, arg(help=f"Loss of an inner step, as meta-training sees it: {', '.join(OBJECTIVES)}.")
+        str, arg(help=f"Loss of an inner step that meta-training lowers: {', '.join(OBJECTIVES)}.")
     ] = "training-loss"
 
     @property
     def settings(self) -> TaskSettings:
-        """What the task is built from."""
+        """The settings that the task is built from."""
         return TaskSettings(self.hidden, self.batch_size, self.horizon)
 
 
@@ -55,17 +55,17 @@ class EstimatorConfig:
         arg(
             name="estimator",
             prefix_name=False,
-            help=f"Estimator of the meta-gradient: {', '.join(ESTIMATORS)}, or module:name of your own.",
+            help=f"Estimator of the meta-gradient: {', '.join(ESTIMATORS)}, or your own as module:name.",
         ),
     ] = "pes"
     sigma: float = 0.04
-    """Standard deviation of the perturbations of theta, for the estimators that perturb it."""
+    """Standard deviation of the perturbations of theta, for estimators that perturb it."""
     truncation: int = 20
     """K, inner steps per update; full-es and bptt take whole episodes."""
     particles: int = 16
-    """Particles of the task (of each, in a distribution), both of every antithetic pair counted."""
+    """Number of particles (per task, in a distribution); an antithetic pair counts as two."""
     perturbation_period: int | None = None
-    """Steps after which gpes draws a new perturbation, a multiple of K."""
+    """Number of steps after which gpes draws a new perturbation, a multiple of K."""
     analytic: Annotated[bool, FlagCreatePairsOff] = False
     """Use the derivative of the window as a control variate (pes)."""
 
@@ -76,12 +76,12 @@ class EstimatorConfig:
 
     @property
     def units(self) -> int:
-        """Antithetic pairs, or particles of estimators that have no pairs."""
+        """Number of antithetic pairs, or of particles for estimators without pairs."""
         return self.particles // self.method.particles
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What this estimator is made with, and nothing that it has no use for."""
+        """The settings that this estimator takes, and no others."""
         return {name: getattr(self, name) for name in self.method.settings}
 
 
@@ -92,14 +92,14 @@ class EvaluationConfig:
     steps: int = 200
     """Inner steps of each run."""
     seeds: int = 8
-    """Seeds that each optimizer is reported on; learning rates are tuned on as many others."""
+    """Number of seeds that each optimizer is reported on; learning rates are tuned on as many others."""
     learning_rates: int = 15
-    """Learning rates tried for each baseline, evenly spaced in the logarithm from 1e-4 to 1."""
+    """Number of learning rates to try for each baseline, logarithmically spaced from 1e-4 to 1."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a run is made from; saved in its folder as config.yaml."""
+    """All settings of a run; saved in its folder as config.yaml."""
 
     task: TaskConfig = field(default_factory=TaskConfig)
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
@@ -108,40 +108,40 @@ class Config:
     optimizer: Annotated[
         str,
         arg(
-            help=f"Architecture of the learned optimizer: {', '.join(ARCHITECTURES)}, or module:name of your "
-            "own."
+            help=f"Architecture of the learned optimizer: {', '.join(ARCHITECTURES)}, or your own as "
+            "module:name."
         ),
     ] = "mlp"
     start_from: str | None = None
-    """Weights to start from: an optimizer file, the folder of a run, or a name of a pretrained optimizer."""
+    """Weights to start from: an optimizer file, a run folder, or the name of a pretrained optimizer."""
     updates: int = 1400
-    """Outer updates; a resumed run may be given more, and the longer cosine then sets its learning rate."""
+    """Number of outer updates; a resumed run may be given more, which also lengthens its cosine."""
     seed: int = 0
     """Seed of the whole run."""
     devices: Literal["auto"] | int = "auto"
-    """Devices to spread the particles over. On a CPU auto makes one XLA device per core."""
+    """Number of devices to spread the particles over. On a CPU, auto makes one XLA device per core."""
     chunk: Literal["auto"] | int = "auto"
-    """Particles unrolled at once on a device; auto is 1 on a CPU and all of them on a GPU."""
+    """Number of particles that a device unrolls at once; auto is 1 on a CPU and all of them on a GPU."""
     data_dir: Path | None = None
     """Folder of TFDS data sets; by default TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
     wandb: WandbMode = "auto"
-    """Weights & Biases; auto is online when logged in or in a sweep, and else disabled."""
+    """Weights & Biases; auto is online when logged in or in a sweep, and otherwise disabled."""
     checkpoint_every: int = 100
-    """Updates between checkpoints."""
+    """Number of updates between checkpoints."""
 
 
-# Settings that few estimators have, and that are off unless given.
+# Settings that only some estimators have, and that are off by default.
 _OPTIONS = {
     "perturbation_period": "--estimator.perturbation-period",
     "analytic": "--estimator.analytic",
 }
 
-# What a resumed run may have otherwise than the run that it goes on with.
+# The settings that may change when a run is resumed.
 MAY_CHANGE_ON_RESUME = ("devices", "chunk", "wandb", "data_dir", "updates")
 
-# Meta-training defaults that differ from the general ones; those of the tasks themselves (widths, batch
-# size, horizon) stand where the tasks are registered.
-_MEASURED = {  # docs/settings.md says on what
+# Meta-training defaults that differ from the general ones. The defaults of the tasks themselves (widths,
+# batch size, horizon) are set where the tasks are registered.
+_MEASURED = {  # how they were chosen: docs/settings.md
     "optimizer": "nadam-mlp",
     "updates": 560,
     "estimator": EstimatorConfig(sigma=0.1, truncation=50),
@@ -169,11 +169,11 @@ _TASK_DEFAULTS: dict[str, dict[str, Any]] = {
         "estimator": EstimatorConfig(sigma=0.03, particles=32),
         "outer": OuterConfig(learning_rate=5e-3),
         "checkpoint_every": 20,
-        # A run of this network costs seconds on two cores: so fewer of them, and shorter ones.
+        # A training run of this network takes seconds on two cores, so there are fewer and shorter ones.
         "evaluation": EvaluationConfig(steps=100, learning_rates=8),
     },
 }
-# Objectives of those tasks that have one of their own.
+# Default objectives of the tasks that differ from the general one.
 _OBJECTIVES = dict.fromkeys(
     ("digits-mlp", "mnist-mlp", "fashion-mnist-mlp", "general-tasks"), "log-mean-and-validation-end"
 )
@@ -206,10 +206,10 @@ def default_config(task: str) -> Config:
 
 
 def validate(config: Config) -> None:
-    """Check what can be known before anything is run.
+    """Check the settings before anything is run.
 
     Raises:
-      UserError: naming the first setting that cannot work.
+      UserError: names the first invalid setting.
     """
     find_task(config.task.name)
     get_architecture(config.optimizer)
@@ -219,7 +219,8 @@ def validate(config: Config) -> None:
     for setting in estimator.method.settings:
         if setting not in known:
             raise UserError(
-                f"the estimator '{estimator.name}' takes a setting '{setting}'; available: {', '.join(known)}"
+                f"the estimator '{estimator.name}' takes a setting '{setting}', which does not exist; "
+                f"available: {', '.join(known)}"
             )
     counts = {
         "--updates": config.updates,
@@ -278,10 +279,10 @@ def _at_least_one(flag: str, value: int) -> None:
 
 
 def check_resume(saved: Config, now: Config) -> None:
-    """Check that a run may go on with these settings.
+    """Check that a run may be resumed with these settings.
 
     Raises:
-      UserError: a setting differs that may not, or there are fewer updates than before.
+      UserError: a setting differs that may not change, or there are fewer updates than before.
     """
     before, after = _flat(to_dict(saved)), _flat(to_dict(now))
     changed = [name for name in before if before[name] != after[name]]
@@ -289,13 +290,13 @@ def check_resume(saved: Config, now: Config) -> None:
     if refused:
         flags = ", ".join(f"{name} (was {before[name]}, now {after[name]})" for name in refused)
         raise UserError(
-            f"the run to be resumed has another configuration: {flags}; on a resume only "
-            f"{', '.join(MAY_CHANGE_ON_RESUME)} may change. Start a new run for anything else"
+            f"the run to be resumed has a different configuration: {flags}; only "
+            f"{', '.join(MAY_CHANGE_ON_RESUME)} may change on a resume. Start a new run for anything else"
         )
     if now.updates < saved.updates:
         raise UserError(
-            f"--updates is {now.updates}, but the run to be resumed was to make {saved.updates}; on a "
-            "resume the number may only grow"
+            f"--updates is {now.updates}, but the run to be resumed has {saved.updates}; a resume may only "
+            "increase the number"
         )
 
 
@@ -313,17 +314,17 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def config_flags(path: Path) -> list[str]:
-    """A configuration file as the command-line flags that say the same.
+    """A configuration file as the equivalent command-line flags.
 
-    So a file is checked as flags are, and flags that come after it override it.
+    So a file is checked in the same way as flags, and later flags override it.
 
     Raises:
-      UserError: the file cannot be read, is no mapping, or has an unknown setting.
+      UserError: the file cannot be read, is not a mapping, or has an unknown setting.
     """
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())  # YAML's reasons have several lines
+        reason = " ".join(str(error).split())  # YAML's messages have several lines
         raise UserError(f"the configuration {path} cannot be read: {reason}") from None
     if not isinstance(values, dict):
         raise UserError(f"the configuration {path} is not a mapping of settings to values")
@@ -332,19 +333,19 @@ def config_flags(path: Path) -> list[str]:
     if unknown := given.keys() - known.keys():
         raise UserError(
             f"the configuration {path} has unknown settings: {', '.join(sorted(unknown))}; "
-            "meta-train --help lists those that there are"
+            "meta-train --help lists all settings"
         )
     flags = []
     for flag, value in given.items():
         if isinstance(known[flag], bool):
             if not isinstance(value, bool):
-                raise UserError(f"the configuration {path} says {value!r} for {flag}; it is true or false")
+                raise UserError(f"the configuration {path} has {value!r} for {flag}; use true or false")
             flags += [flag] * value
         elif value is not None:
             words = [str(each) for each in (value if isinstance(value, list) else [value])]
             if any(word.startswith("--") for word in words):
                 raise UserError(
-                    f"the configuration {path} says {value!r} for {flag}; a value must not begin with '--'"
+                    f"the configuration {path} has {value!r} for {flag}; a value must not begin with '--'"
                 )
             flags += [flag, *words]
     return flags

@@ -138,7 +138,7 @@ CONFIGURATIONS: dict[str, tuple[str, str]] = {
     "run_dir: x": ("has unknown settings", "--run-dir"),
     "updates: many": ("Error parsing", "--updates"),
     "task: {name: digit-mlp}": ("unknown task", "did you mean 'digits-mlp'?"),
-    "estimator: {analytic: maybe}": ("it is true or false", "'maybe' for --estimator.analytic"),
+    "estimator: {analytic: maybe}": ("use true or false", "'maybe' for --estimator.analytic"),
     "estimator: {sigma: .nan}": ("it must be above 0 and finite", "--estimator.sigma is nan"),
 }
 

@@ -79,7 +79,7 @@ def test_resuming_with_another_configuration(flags: str, changed: str, tiny_run:
     before = digests(tiny_run.path)
     outcome = meta_train("--resume", tiny_run.path, flags)
     may_change = "only devices, chunk, wandb, data_dir, updates may change"
-    check(outcome, 2, "the run to be resumed has another configuration", changed, may_change)
+    check(outcome, 2, "the run to be resumed has a different configuration", changed, may_change)
     assert digests(tiny_run.path) == before
 
 
@@ -91,7 +91,7 @@ def test_what_may_change_on_a_resume(flags: str, tiny_run: Run) -> None:
 
 def test_fewer_updates_on_a_resume(tiny_run: Run) -> None:
     outcome = meta_train("--resume", tiny_run.path, "--updates", 2)
-    check(outcome, 2, "on a resume the number may only grow", "--updates is 2", "was to make 3")
+    check(outcome, 2, "a resume may only increase the number", "--updates is 2", "has 3;")
 
 
 def unfinished(run: Run) -> Path:
