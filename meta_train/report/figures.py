@@ -134,7 +134,9 @@ def _panels(
         for unused in grid.flat[len(comparisons) :]:
             unused.remove()
         for comparison, axes in zip(comparisons, grid.flat, strict=False):
-            axes.set_title(comparison.task if len(comparisons) > 1 else f"{comparison.task}, {about}")
+            axes.set_title(
+                comparison.task if len(comparisons) > 1 else f"{comparison.task}, {about}".replace("; ", "\n")
+            )
         if len(comparisons) > 1:
             figure.suptitle(about)
         yield zip(comparisons, grid.flat, strict=False)
