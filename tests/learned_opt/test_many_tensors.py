@@ -66,6 +66,21 @@ def test_equal_tensors_are_one_program(name: str) -> None:
     assert counts[0] == counts[1] > 0
 
 
+# The others look at the rows and columns of each tensor.
+FOR_ENTRIES = [n for n in NETWORKS if not n.startswith(("small-fc", "celo2", "muon"))]
+
+
+@pytest.mark.parametrize("name", ["mlp", *(slow(n) for n in FOR_ENTRIES if n != "mlp")])
+def test_small_tensors_of_different_shapes_are_one_program(name: str) -> None:
+    """24 shapes have as many products of matrices and roots as 6."""
+    counts = []
+    for shapes in (6, 24):
+        params, tx = {f"{n}": jnp.ones((n + 2, 30 - n)) for n in range(shapes)}, named(name, 1)
+        jaxpr = jax.make_jaxpr(tx.update)(params, tx.init(params), params)
+        counts.append(equations(jaxpr.jaxpr, frozenset({"dot_general", "rsqrt"})))
+    assert counts[0] == counts[1] > 0
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_outside_jit_an_update_is_one_program(name: str) -> None:
     """If the caller does not compile, that program is the only thing dispatched."""
