@@ -142,7 +142,7 @@ MAY_CHANGE_ON_RESUME = ("devices", "chunk", "wandb", "data_dir", "updates")
 # Meta-training defaults that differ from the general ones. The defaults of the tasks themselves (widths,
 # batch size, horizon) are set where the tasks are registered.
 _MEASURED = {  # how they were chosen: docs/settings.md
-    "optimizer": "nadam-mlp",
+    "optimizer": "muon-mlp",
     "updates": 560,
     "estimator": EstimatorConfig(sigma=0.1, truncation=50),
     "outer": OuterConfig(learning_rate=2e-2),
