@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,7 +92,7 @@ def draw_learning_rates(comparisons: Sequence[Comparison], path: Path) -> None:
                     axes.axhline(comparison.score(name), lw=2, **line)
             axes.set(
                 xlabel="learning rate",
-                ylabel=f"{comparison.criterion.label}, {comparison.steps} steps",
+                ylabel=textwrap.fill(f"{comparison.criterion.label}, {comparison.steps} steps", 40),
                 xscale="log",
             )
             # Diverging rates would squeeze the rest into a line.
