@@ -32,7 +32,7 @@ WITH_CODE = [path for path in (ROOT / "README.md", *DOCUMENTATION) if path.exist
 PAGES = [*WITH_CODE, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "sweeps" / "README.md"]
 PROGRAMS = ("meta-train", "learned-opt", "pes-paper")
 # Flags of other programs that pages mention.
-FOREIGN_FLAGS = {"--count", "--upgrade", "--write"}
+FOREIGN_FLAGS = {"--count", "--forward-signals", "--upgrade", "--write"}
 
 
 class Block(NamedTuple):

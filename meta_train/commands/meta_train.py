@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from learned_opt import UserError
+from meta_train.commands import agent
 from meta_train.commands.watcher import lost_process_detected
 from meta_train.devices import processes
 from meta_train.run.config import Config, check_resume, code_names, config_flags, default_config, validate
@@ -56,6 +57,7 @@ def parse(argv: Sequence[str]) -> Arguments:
         that the command line does not.
       SystemExit: (2) a flag is unknown or malformed; (0) help was requested.
     """
+    argv = agent.plain_flags(argv)
     named = _looked_up(argv, "--config", "--resume", *code_names(Config()))
     config, resume = named["--config"], named["--resume"]
     if config and resume:
@@ -68,6 +70,13 @@ def parse(argv: Sequence[str]) -> Arguments:
         if arguments.run_dir:
             raise UserError("give --run-dir or --resume, not both: a resumed run stays in its folder")
         check_resume(_arguments(from_file, named).settings, arguments.settings)
+    elif not arguments.run_dir and (path := agent.run_folder(arguments.settings)):
+        if not RunFolder(path).config.is_file():
+            return replace(arguments, run_dir=path)
+        # The run was preempted, and W&B hands it out again.
+        saved = _arguments(config_flags(RunFolder(path).config), named).settings
+        check_resume(saved, arguments.settings)
+        return replace(arguments, resume=path)
     return arguments
 
 
@@ -115,7 +124,9 @@ def command(argv: Sequence[str]) -> None:
     console = Console(stderr=True, soft_wrap=True, force_terminal=sys.stderr.isatty())
     if arguments.resume:
         folder = RunFolder.open(arguments.resume)
-        if folder.finished(config.updates):
+        # W&B hands out again only what did not end for it: it still needs the report.
+        handed_out = folder.path == agent.run_folder(config)
+        if folder.finished(config.updates) and not handed_out:
             console.print(
                 f"{folder.path} is finished: all {config.updates} updates are done and the report is "
                 f"written ({folder.report}); to continue, give a larger --updates",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from tyro.conf import FlagCreatePairsOff, arg
+from tyro.conf import arg
 
 from inner_tasks import OBJECTIVES, TaskSettings, find_task, task_names
 from learned_opt import ARCHITECTURES, UserError, get_architecture
@@ -66,7 +66,7 @@ class EstimatorConfig:
     """Number of particles (per task, in a distribution); an antithetic pair counts as two."""
     perturbation_period: int | None = None
     """Number of steps after which gpes draws a new perturbation, a multiple of K."""
-    analytic: Annotated[bool, FlagCreatePairsOff] = False
+    analytic: bool = False
     """Use the derivative of the window as a control variate (pes)."""
 
     @property
@@ -306,6 +306,11 @@ def to_dict(config: Config) -> dict[str, Any]:
     values["task"]["hidden"] = list(config.task.hidden)
     values["data_dir"] = config.data_dir and str(config.data_dir)
     return values
+
+
+def by_flag(config: Config) -> dict[str, Any]:
+    """The settings by the names of their flags, as in ``outer.learning-rate``."""
+    return {_flag(name).removeprefix("--"): value for name, value in _flat(to_dict(config)).items()}
 
 
 def save_config(config: Config, path: Path) -> None:

@@ -24,11 +24,15 @@ class StopRequest:
     Only the main thread can do this; in any other thread no signal is recorded.
 
     Attributes:
-      signal: number of the signal that this process received, or None.
+      signal: number of the signal that asked this process to stop, or None.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+
+    def request(self) -> None:
+        """Ask the run to stop, as SIGTERM does; any thread may call it."""
+        self.signal = signal.SIGTERM
 
     def requested(self) -> int:
         """The signal that any process of the run received, or 0; all processes stop together."""

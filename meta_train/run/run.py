@@ -24,7 +24,7 @@ from meta_train.report.evaluation import Contestant, find_criterion, metrics_of
 from meta_train.report.files import write_comparison
 from meta_train.report.tables import card, print_comparison, rows
 from meta_train.run import saving
-from meta_train.run.config import Config, code_names, save_config, to_dict
+from meta_train.run.config import Config, by_flag, code_names, save_config, to_dict
 from meta_train.run.folder import MetricsFile, RunFolder, read_metrics
 from meta_train.run.interrupt import StopRequest
 from meta_train.run.progress import ProgressLine, RunsLine
@@ -62,7 +62,12 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
     with saving.open_store(folder.checkpoints) as store:
         begun = start_or_resume(config, setup, folder, store, console, resume)
         mode = config.wandb if is_primary() else "disabled"
-        with tracked(mode, folder.path, to_dict(config)) as tracker, StopRequest() as stop:
+        with (
+            StopRequest() as stop,
+            tracked(
+                mode, folder.path, by_flag(config), stop=stop.request, last_update=_last_update(folder)
+            ) as tracker,
+        ):
             if config.wandb != "disabled":
                 console.print(tracker.status, highlight=False)
             outputs = Outputs(folder, store, console, tracker, stop)
@@ -196,6 +201,13 @@ def _record(update: Update) -> dict[str, Any]:
         "skipped": int(update.state.skipped > 0),
         "seconds": update.seconds,
     }
+
+
+def _last_update(folder: RunFolder) -> int:
+    """The last update in the metrics file, which may be later than the newest checkpoint."""
+    if not folder.metrics.exists():
+        return 0
+    return max((line["update"] for line in read_metrics(folder.metrics)), default=0)
 
 
 def _how_to_go_on(config: Config, folder: RunFolder) -> str:

@@ -8,12 +8,14 @@ import json
 import logging
 import os
 import secrets
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from learned_opt._src.errors import LearnedOptError
+from learned_opt._src.files import write_whole
 
 if TYPE_CHECKING:
     import wandb
@@ -27,6 +29,8 @@ SERVICE_TIMEOUT = 10.0
 ONLINE_TIMEOUT = 10.0
 # Seconds that the upload may take at the end; anything left stays in the folder for `wandb sync`.
 FINISH_TIMEOUT = 15.0
+# Seconds to wait for the answer to whether W&B asked the run to stop.
+STOPPED_TIMEOUT = 5.0
 
 
 class Tracker:
@@ -38,14 +42,16 @@ class Tracker:
         status: one line for the terminal with the state of W&B.
     """
 
-    def __init__(self, status: str, run: wandb.Run | None = None) -> None:
+    def __init__(self, status: str, run: wandb.Run | None = None, recorded: int = 0) -> None:
         self.status = status
         self._run = run
+        self._recorded = recorded
         self._warned = False
 
     def log(self, update: int, metrics: Mapping[str, float]) -> None:
-        """Logs the metrics of one update; `update` is W&B's step and must increase."""
-        self._attempt(lambda run: run.log(dict(metrics), step=update, commit=True))
+        """Logs an update, unless it is recorded; `update` is W&B's step and must increase."""
+        if update > self._recorded:
+            self._attempt(lambda run: run.log(dict(metrics), step=update, commit=True))
 
     def summary(self, values: Mapping[str, float]) -> None:
         """Sets results of the whole run, such as the `ratio_to_best` that sweeps minimise."""
@@ -84,6 +90,15 @@ class Tracker:
 
         self._attempt(send)
 
+    def preempted(self) -> None:
+        """Marks the run as preempted, so that a sweep hands it out again; not if W&B asked it to stop."""
+
+        def mark(run: wandb.Run) -> None:
+            if not run.offline and not _asked_to_stop(run):
+                run.mark_preempting()
+
+        self._attempt(mark)
+
     def finish(self, exit_code: int) -> None:
         """Ends the W&B run with the exit code of the command; waits at most 15 s for uploads."""
         self._attempt(lambda run: run.finish(exit_code=exit_code))
@@ -107,7 +122,13 @@ class Tracker:
 
 
 def start_tracking(
-    mode: WandbMode, run_dir: Path, config: Mapping[str, Any], project: str = "learned-opt"
+    mode: WandbMode,
+    run_dir: Path,
+    config: Mapping[str, Any],
+    *,
+    stop: Callable[[], None] | None = None,
+    last_update: int = 0,
+    project: str = "learned-opt",
 ) -> Tracker:
     """Starts or continues the W&B run of `run_dir`; never prompts and never raises.
 
@@ -118,7 +139,10 @@ def start_tracking(
             and disabled when not. `disabled` does not import wandb.
         run_dir: the run folder. W&B's files go to `wandb/` in it, and `wandb.json` keeps the id
             with which a resumed run continues the same W&B run.
-        config: the resolved configuration, as nested plain values.
+        config: the resolved configuration, as plain values; in a sweep, the keys are those of the sweep file.
+        stop: called in another thread when W&B asks the run to stop; by default the main thread is
+            interrupted.
+        last_update: the last update that an interrupted run made; its checkpoint may be older.
         project: the W&B project, unless `WANDB_PROJECT` names another.
 
     Returns:
@@ -130,21 +154,25 @@ def start_tracking(
         mode = _resolve(mode, run_dir)
         if mode == "disabled":
             return Tracker("W&B: disabled")
-        return _start(mode, run_dir, config, project)
+        return _start(mode, run_dir, config, stop, last_update, project)
     except Exception as error:  # no failure of W&B may stop the run
         return Tracker(f"W&B: could not start ({_reason(error)}), continuing without it")
 
 
 @contextlib.contextmanager
-def tracked(mode: WandbMode, run_dir: Path, config: Mapping[str, Any]) -> Iterator[Tracker]:
+def tracked(
+    mode: WandbMode, run_dir: Path, config: Mapping[str, Any], *, stop: Callable[[], None], last_update: int
+) -> Iterator[Tracker]:
     """The tracker of a run, from `start_tracking`; it finishes with the exit code of the run."""
-    tracker = start_tracking(mode, run_dir, config)
+    tracker = start_tracking(mode, run_dir, config, stop=stop, last_update=last_update)
     exit_code = 1
     try:
         yield tracker
         exit_code = 0
     except LearnedOptError as error:
         exit_code = error.exit_code
+        if exit_code == 128 + signal.SIGTERM:
+            tracker.preempted()
         raise
     finally:
         tracker.finish(exit_code)
@@ -184,9 +212,19 @@ def _import_wandb(run_dir: Path) -> ModuleType:
     return importlib.import_module("wandb")
 
 
-def _start(mode: WandbMode, run_dir: Path, config: Mapping[str, Any], project: str) -> Tracker:
+def _start(
+    mode: WandbMode,
+    run_dir: Path,
+    config: Mapping[str, Any],
+    stop: Callable[[], None] | None,
+    last_update: int,
+    project: str,
+) -> Tracker:
     wandb = _import_wandb(run_dir)
-    run_id = _stored_id(run_dir) or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+    stored = _stored(run_dir)
+    run_id = stored.get("id") or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+    # Offline, W&B does not know what it has recorded of the run, and a repeated step would shift later ones.
+    recorded = max(stored.get("recorded", 0), last_update)
 
     def init(mode: WandbMode) -> Any:
         wandb.setup(
@@ -202,6 +240,7 @@ def _start(mode: WandbMode, run_dir: Path, config: Mapping[str, Any], project: s
                 init_timeout=ONLINE_TIMEOUT,
                 finish_timeout=FINISH_TIMEOUT,
                 finish_timeout_raises=True,
+                stop_fn=stop,
             )
         )
         # Without this, wandb.init would ask for a key in a terminal.
@@ -216,12 +255,12 @@ def _start(mode: WandbMode, run_dir: Path, config: Mapping[str, Any], project: s
             config=dict(config),
         )
         # The id that W&B used: in a sweep it is the agent's, whatever id was given.
-        (run_dir / "wandb.json").write_text(json.dumps({"id": run.id}) + "\n")
+        write_whole(run_dir / "wandb.json", json.dumps({"id": run.id, "recorded": recorded}) + "\n")
         return run
 
     if mode == "offline":
         run = init("offline")
-        return Tracker(f"W&B: offline, {_folder(run)}", run)
+        return Tracker(f"W&B: offline, {_folder(run)}", run, recorded)
     try:
         run = init("online")
         return Tracker(f"W&B: {run.url}", run)
@@ -230,7 +269,7 @@ def _start(mode: WandbMode, run_dir: Path, config: Mapping[str, Any], project: s
             _end_service()  # the service still holds the id of the run that failed to start
         run = init("offline")
         status = f"W&B: not reachable ({_reason(error)}), continuing offline, {_folder(run)}"
-        return Tracker(status, run)
+        return Tracker(status, run, recorded)
 
 
 def _end_service() -> None:
@@ -243,11 +282,29 @@ def _end_service() -> None:
         raise LearnedOptError(f"W&B's service ended with exit code {error.code}") from error
 
 
-def _stored_id(run_dir: Path) -> str | None:
+def _asked_to_stop(run: wandb.Run) -> bool:
+    """Whether W&B asked the run to stop, which reaches it as SIGTERM from its agent, like a preemption."""
+    import wandb
+
+    query = (
+        "query RunStoppedStatus($entity: String, $project: String, $run: String!) "
+        "{project(entityName: $entity, name: $project) {run(name: $run) {stopped}}}"
+    )
+    path = {"entity": run.entity, "project": run.project, "run": run.id}
+    try:  # no public function of W&B asks for it
+        answer: Any = wandb.Api()._service_api.execute_graphql(query, path, timeout=STOPPED_TIMEOUT)
+        return bool(answer["project"]["run"]["stopped"])
+    except Exception:  # W&B cannot be reached, or its interface has changed
+        return False
+
+
+def _stored(run_dir: Path) -> dict[str, Any]:
+    """The id of the W&B run, and the last update recorded offline; empty for a new W&B run."""
     try:
-        return str(json.loads((run_dir / "wandb.json").read_text())["id"])
-    except (OSError, ValueError, KeyError, TypeError):  # missing or damaged: start a new W&B run
-        return None
+        stored = json.loads((run_dir / "wandb.json").read_text())
+        return {"id": str(stored["id"]), "recorded": int(stored.get("recorded", 0))}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing or damaged
+        return {}
 
 
 def _folder(run: wandb.Run) -> str:

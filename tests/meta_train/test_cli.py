@@ -31,7 +31,7 @@ def test_help_documents_every_flag() -> None:
     outcome = meta_train("--help")
     assert outcome.code == 0
     text = outcome.out.replace("│", " ")  # tyro draws frames
-    described = dict(re.findall(r"^ +(--[a-z][a-z.-]*)(.*?)\(default: ", text, re.MULTILINE | re.DOTALL))
+    described = dict(re.findall(r"^ +(--[a-z][a-z.-]*)(.*?)\(default:\s", text, re.MULTILINE | re.DOTALL))
     assert described.keys() >= set(FLAGS)
     for flag, description in described.items():
         first, *others = description.split()

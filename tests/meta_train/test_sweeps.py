@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import signal
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.meta_train.command import meta_train
+from meta_train.commands.meta_train import parse
+from meta_train.run import tracking
+from meta_train.run.config import by_flag, default_config
+from tests.meta_train.command import TINY, Run, at_update, meta_train, words
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # sweeps 0.2.0 was written for pydantic 1
@@ -45,16 +49,11 @@ def draw(file: Path, count: int, seed: int = 0) -> list[dict[str, Any]]:
     return drawn
 
 
-def agent_command(file: Path, values: dict[str, Any]) -> list[str]:
-    """The command line that `wandb agent` builds from a drawn configuration, by W&B's code."""
-    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+def agent_flags(values: dict[str, Any], form: str = "args") -> list[str]:
+    """The flags that `wandb agent` writes for `${form}` in the command of a sweep, by W&B's code."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-    args = create_sweep_command_args({"args": {k: {"value": v} for k, v in values.items()}})
-    macros = {**args, "env": ["/usr/bin/env"], "interpreter": ["python"]}
-    command = []
-    for word in create_sweep_command(load(file)["command"]):
-        command += macros[word[2:-1]] if word.startswith("${") else [word]
-    return command
+    return create_sweep_command_args({"args": {k: {"value": v} for k, v in values.items()}})[form]
 
 
 def test_one_random_and_one_bayesian_sweep():
@@ -107,29 +106,83 @@ def test_random_draws_are_uniform_in_the_logarithm():
 
 
 @every_file
-def test_agent_builds_the_flags_of_meta_train(file: Path):
+def test_the_flags_are_those_of_meta_train(file: Path):
     for values in draw(file, 3):
-        command = agent_command(file, values)
-        assert command[:2] == ["/usr/bin/env", "meta-train"]
-        flags = dict(word.removeprefix("--").split("=") for word in command[2:])
-        assert {name: float(text) for name, text in flags.items()} == values
+        flags = agent_flags(values)
+        settings = by_flag(parse(flags).settings)
+        assert {name: settings[name] for name in values} == values
         for name in CHOICES:
-            assert flags[name].isdecimal()  # 4, not 4.0
+            assert f"--{name}={values[name]:d}" in flags  # 4, not 4.0
 
 
-@pytest.mark.slow
-@every_file
-def test_drawn_configurations_run(file: Path, tmp_path: Path, no_comparing: None):
-    """Through the command line, like the agent, but without the comparison at the end."""
-    (values,) = draw(file, 1, seed=1)
-    flags = ["--task", "digits-mlp", "--updates", "2", "--wandb", "disabled"]
-    outcome = meta_train(*agent_command(file, values)[2:], *flags, "--run-dir", tmp_path / "run")
+VALUES = {"task.hidden": [64, 64], "estimator.analytic": True, "estimator.sigma": 1e-05}
+
+
+@pytest.mark.parametrize("form", ["args", "args_no_equals", "args_no_boolean_flags"])
+def test_forms_of_flags(form: str):
+    settings = parse(agent_flags(VALUES, form)).settings
+    assert settings.task.hidden == (64, 64)
+    assert settings.estimator == replace(default_config("digits-mlp").estimator, sigma=1e-05, analytic=True)
+
+
+def test_a_switch_that_is_off_overrides_a_file(tmp_path: Path):
+    (tmp_path / "on.yaml").write_text("estimator: {analytic: true}")
+    file = ["--config", str(tmp_path / "on.yaml")]
+    assert parse(file).settings.estimator.analytic
+    assert not parse([*file, *agent_flags({"estimator.analytic": False})]).settings.estimator.analytic
+
+
+@pytest.mark.parametrize("form", ["args", "args_no_equals"])
+@pytest.mark.parametrize("task", ["digits-mlp", "general-tasks", "cifar10-mlp"])
+def test_the_whole_configuration_is_parsed_to_itself(task: str, form: str):
+    config = replace(default_config(task), seed=3, data_dir=Path("data"))
+    flags = agent_flags({"_wandb": {"t": {"1": [5, 53]}}, **by_flag(config)}, form)
+    assert parse(flags).settings == config
+
+
+def test_a_wrong_value_is_reported_as_it_was_given():
+    outcome = meta_train(*agent_flags({"estimator.analytic": "perhaps"}))
+    assert outcome.code == 2
+    assert "perhaps" in outcome.err
+
+
+@pytest.fixture
+def handed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The flags of a run with the settings of ``tiny_run`` that W&B hands out with the id `r1`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_RUN_ID", "r1")
+    monkeypatch.setattr(tracking, "start_tracking", lambda *_, **__: tracking.Tracker("W&B: a test"))
+    return [*words(TINY, "--updates 3 --checkpoint-every 2 --devices 2"), *words("--wandb offline")]
+
+
+def test_a_preempted_run_goes_on_in_its_folder(handed_out: list[str], tiny_run: Run, no_comparing: None):
+    run = Path("runs/digits-mlp-r1")
+    with at_update(2, lambda: signal.raise_signal(signal.SIGTERM)):
+        outcome = meta_train(*handed_out)
+    assert outcome.code == 143, outcome.err
+    settings = parse(["--resume", str(run)]).settings
+    outcome = meta_train(*agent_flags({"_wandb": {}, **by_flag(settings)}))
     assert outcome.code == 0, outcome.err
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert len(lines) == 2
-    assert all(np.isfinite(json.loads(line)["loss"]) for line in lines)
-    assert (tmp_path / "run" / "optimizer.safetensors").is_file()
-    resolved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    for name, value in values.items():
-        section, setting = name.replace("-", "_").split(".")
-        assert resolved[section][setting] == value
+    assert f"resumed {run} at update 2" in outcome.err
+    assert (run / "optimizer.safetensors").read_bytes() == tiny_run.optimizer
+    assert list(Path("runs").iterdir()) == [run]
+
+
+def test_a_finished_run_that_is_handed_out_again_reports_again(handed_out: list[str], no_comparing: None):
+    picture = Path("runs/digits-mlp-r1/report/learning_rates.png")
+    assert meta_train(*handed_out).code == 0
+    picture.unlink()
+    outcome = meta_train(*handed_out)
+    assert outcome.code == 0, outcome.err
+    assert picture.exists()
+    outcome = meta_train(*handed_out, "--seed=1")
+    assert outcome.code == 2
+    assert "seed (was 0, now 1)" in outcome.err
+
+
+def test_the_folder_of_a_run_has_its_id(handed_out: list[str], monkeypatch: pytest.MonkeyPatch):
+    assert parse(handed_out).run_dir == Path("runs/digits-mlp-r1")
+    assert parse([*handed_out, "--run-dir=x"]).run_dir == Path("x")
+    assert parse([*handed_out, "--wandb=disabled"]).run_dir is None
+    monkeypatch.setenv("WANDB_RUN_ID", "../r2")
+    assert parse(handed_out).run_dir == Path("runs/digits-mlp-..%2Fr2")

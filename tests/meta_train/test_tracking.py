@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,12 @@ from typing import Any
 import pytest
 
 from meta_train.run import tracking
-from meta_train.run.tracking import Tracker, start_tracking
+from meta_train.run.interrupt import Interrupted, StopRequest
+from meta_train.run.tracking import Tracker, start_tracking, tracked
 from tests.meta_train.command import TINY, meta_train
+from tests.meta_train.wandb_backend import KEY, Backend, Run, serve
 from tests.meta_train.wandb_records import read_records
 
-KEY = "0123456789" * 4  # the form of an API key
 CONFIG = {"task": "digits-mlp", "estimator": {"sigma": 0.03, "particles": 16}}
 # The smallest PNG, one grey pixel.
 PNG = bytes.fromhex(
@@ -84,8 +88,8 @@ def test_whole_meta_training_is_recorded_offline(no_comparing: None):
     run = Path("run")
     (file,) = offline_files(run)
     parsed = parse(file)
-    assert parsed["config"]["estimator"]["sigma"] == 0.03
-    assert parsed["config"]["task"]["horizon"] == 10
+    assert parsed["config"]["estimator.sigma"] == 0.03
+    assert parsed["config"]["outer.learning-rate"] == 0.02
     updates = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(updates) == 3
     for update in updates:
@@ -163,11 +167,83 @@ def test_a_resumed_run_keeps_its_id_and_its_exit_code(tmp_path: Path):
     assert [run["id"] for run in runs] == [stored["id"]] * 2
 
 
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+    """A W&B server to which this machine is logged in."""
+    with serve() as backend:
+        monkeypatch.setenv("WANDB_BASE_URL", backend.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        yield backend
+
+
+def test_the_parts_of_an_interrupted_offline_run_sync_as_one(tmp_path: Path, backend: Backend):
+    """Killed after updates 5 and 4, each time with a checkpoint of update 3; then stopped after 8."""
+    for updates, last in ((range(1, 6), 0), (range(4, 5), 5), (range(4, 9), 4), (range(9, 11), 8)):
+        tracker = start_tracking("offline", tmp_path, CONFIG, last_update=last)
+        for update in updates:
+            tracker.log(update, {"loss": 1 / update})
+        tracker.finish(0)
+    parts = [str(file.parent) for file in offline_files(tmp_path)]
+    assert len(parts) == 4
+    subprocess.run([sys.executable, "-m", "wandb", "sync", *reversed(parts)], check=True, timeout=60)
+    (run,) = backend.runs.values()
+    assert [(row["_step"], row["loss"]) for row in run.history] == [(n, 1 / n) for n in range(1, 11)]
+
+
+def interrupted(number: int, backend: Backend, run_dir: Path) -> list[int]:
+    """The exit codes that the server got, for a run that this signal stops."""
+    with (
+        pytest.raises(Interrupted),
+        tracked("online", run_dir, CONFIG, stop=lambda: None, last_update=0) as tracker,
+    ):
+        assert tracker.status.startswith(f"W&B: {backend.url}")
+        tracker.log(1, {"loss": 1.0})
+        raise Interrupted("stopped", number)
+    return next(iter(backend.runs.values())).exit_codes
+
+
+def test_a_preempted_run_is_handed_out_again(tmp_path: Path, backend: Backend):
+    assert interrupted(signal.SIGTERM, backend, tmp_path) == [143]
+    ((run_id, run),) = backend.runs.items()
+    (command,) = backend.commands
+    assert (command["type"], command["run_id"]) == ("resume", run_id)
+    tracker = start_tracking("online", tmp_path, CONFIG)
+    tracker.log(2, {"loss": 0.5})
+    tracker.finish(0)
+    assert (run.steps, run.exit_codes) == ([1, 2], [143, 0])
+
+
+def test_a_run_that_w_and_b_or_ctrl_c_stops_is_not_handed_out_again(tmp_path, monkeypatch, backend: Backend):
+    monkeypatch.setenv("WANDB_RUN_ID", "r")
+    assert interrupted(signal.SIGINT, backend, tmp_path) == [130]
+    backend.runs["r"].stopped = True
+    assert interrupted(signal.SIGTERM, backend, tmp_path) == [130, 143]
+    assert backend.commands == []
+
+
+def test_w_and_b_asks_the_run_to_stop(tmp_path, monkeypatch, backend: Backend):
+    from wandb.sdk.lib import run_stopping
+
+    monkeypatch.setattr(run_stopping, "_SLEEP", lambda seconds: asyncio.sleep(seconds / 100))
+    monkeypatch.setenv("WANDB_RUN_ID", "r")
+    backend.runs["r"] = Run(stopped=True)
+    with StopRequest() as stop:
+        tracker = start_tracking("online", tmp_path, CONFIG, stop=stop.request)
+        start = time.monotonic()
+        while not stop.requested():
+            assert time.monotonic() < start + 20
+            time.sleep(0.05)
+    tracker.finish(143)
+    with pytest.raises(Interrupted) as stopped:
+        stop.check("stopped")
+    assert stopped.value.exit_code == 143
+
+
 def test_a_damaged_id_file_starts_a_new_run(tmp_path: Path):
     (tmp_path / "wandb.json").write_text('{"id": "abc')
     start_tracking("offline", tmp_path, CONFIG).finish(0)
     (file,) = offline_files(tmp_path)
-    assert json.loads((tmp_path / "wandb.json").read_text()) == {"id": parse(file)["id"]}
+    assert json.loads((tmp_path / "wandb.json").read_text())["id"] == parse(file)["id"]
 
 
 def test_sweep_run_takes_the_agents_id_and_parameters(tmp_path, monkeypatch):

@@ -1,0 +1,55 @@
+"""What differs when the agent of a W&B sweep starts a run: the form of its flags, and the run folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from meta_train.run.config import Config, by_flag
+from meta_train.run.folder import RUNS
+
+
+def plain_flags(argv: Sequence[str]) -> list[str]:
+    """The flags of an agent in the form that `meta-train` parses; other flags stay as they are.
+
+    An agent writes ``--task.hidden=[64, 64]`` and ``--estimator.analytic=True``, or each as two words
+    (``${args_no_equals}``). To a run that was preempted it passes the whole configuration, with W&B's own key
+    ``_wandb``.
+
+    >>> plain_flags(["--task.hidden=[64, 64]", "--estimator.analytic=True", "--_wandb", "{}"])
+    ['--task.hidden', '64', '64', '--estimator.analytic']
+    """
+    switches = [f"--{name}" for name, value in by_flag(Config()).items() if isinstance(value, bool)]
+    plain, rest = [], list(argv)
+    while rest:
+        word = rest.pop(0)
+        flag, equals, value = word.partition("=")
+        if not equals and rest:
+            value = rest[0]
+        if flag == "--_wandb":
+            written = []
+        elif flag in switches and value.lower() in ("true", "false"):
+            section, _, name = flag.rpartition(".")
+            written = [flag if value.lower() == "true" else f"{section}.no-{name}"]
+        elif flag.startswith("--") and value.startswith("[") and value.endswith("]"):
+            written = [flag, *value[1:-1].replace(",", " ").split()]
+        else:
+            plain.append(word)
+            continue
+        plain += written
+        if not equals:
+            del rest[:1]
+    return plain
+
+
+def run_folder(config: Config) -> Path | None:
+    """The folder of the W&B run that is asked for, named after its id; None if none is.
+
+    The id of a preempted run that is handed out again is the same, so its folder is found.
+    """
+    run_id = os.environ.get("WANDB_RUN_ID")
+    if not run_id or config.wandb == "disabled":
+        return None
+    return RUNS / f"{config.task.name.rpartition(':')[2]}-{quote(run_id, safe='')}"
