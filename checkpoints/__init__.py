@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from checkpoints.parts import part_folder, saved_parts
+from checkpoints.parts import newest_update, part_folder, saved_parts
 from checkpoints.store import CheckpointStore, Restored
 
-__all__ = ["CheckpointStore", "Restored", "part_folder", "saved_parts"]
+__all__ = ["CheckpointStore", "Restored", "newest_update", "part_folder", "saved_parts"]

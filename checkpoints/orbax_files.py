@@ -20,12 +20,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-# Orbax writes a checkpoint under a name with this suffix and renames it when it is complete.
-UNFINISHED = ".orbax-checkpoint-tmp"
-
 
 def write(folder: Path, arrays: dict[str, np.ndarray], index: dict[str, Any]) -> None:
-    """Writes `folder`, which appears whole or not at all; raises whatever Orbax raises."""
+    """Writes `folder`; raises whatever Orbax raises.
+
+    The folder is not on the disk yet: Orbax does not wait for that.
+    """
     if jax.process_count() == 1:
         _write(folder, arrays, index)
         return
@@ -51,7 +51,7 @@ def _write_for(parent: Connection) -> None:
     """Writes what the other end of the pipe sends, until it is closed."""
     jax.config.update("jax_platforms", "cpu")
     # Ignore a signal to all processes of a job, so that the last checkpoint is still written.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(EOFError):
         while True:

@@ -23,8 +23,12 @@ from checkpoints.host_arrays import (
     first_difference,
     unflatten,
 )
-from checkpoints.parts import updates_in
+from checkpoints.parts import strangers_in, updates_in
 from learned_opt._src.errors import LearnedOptError, UserError
+from learned_opt._src.files import make_folder, sync, sync_tree
+
+# The suffix of a checkpoint that is not complete, or no longer.
+_UNFINISHED = ".unfinished"
 
 
 class Restored(NamedTuple):
@@ -33,15 +37,15 @@ class Restored(NamedTuple):
     update: int  # the update number of the checkpoint that was read
     state: PyTree  # in the structure of `like`; NumPy arrays, bit for bit as saved
     metadata: dict[str, Any]  # the JSON metadata that was saved with it
-    damaged: list[str]  # one plain sentence per newer checkpoint that was skipped as damaged
+    damaged: list[str]  # one plain sentence per newer checkpoint that was skipped, with the reason
 
 
 class CheckpointStore:
     """The checkpoints in one folder, each in a subfolder named by its update number.
 
-    A checkpoint appears whole or not at all, even if the process is killed. It includes a SHA-256
-    digest of every array, because Orbax does not detect a flipped bit. Only one process at a time may
-    use a folder.
+    A checkpoint appears whole or not at all, even if the process is killed or the power fails. It includes
+    a SHA-256 digest of every array, because Orbax does not detect a flipped bit. Only one process at a time
+    may use a folder.
 
     Args:
       folder: created at the first save; unfinished checkpoints of an earlier process are removed.
@@ -112,7 +116,8 @@ class CheckpointStore:
         """
         self.wait()
         expected = describe(like)
-        damaged: list[str] = []
+        strangers = strangers_in(self._folder)
+        damaged = [f"{path} is not the folder of a checkpoint, and is left out." for path in strangers]
         for update in reversed(self.updates()):
             if newest is not None and update > newest:
                 continue
@@ -187,10 +192,15 @@ class CheckpointStore:
             return  # replacing an intact checkpoint with an identical one would only put it at risk
         self._known = None
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
             self._remove_unfinished()  # files that Orbax's threads wrote after a save had failed
+            unfinished = self._folder / f"{update}{_UNFINISHED}"
+            self._files.write(unfinished, arrays, index)
+            # The checkpoint is on the disk before it counts, and before it takes the place of others.
+            sync_tree(unfinished)
             self._remove(update)
-            self._files.write(self._folder / str(update), arrays, index)
+            unfinished.rename(self._folder / str(update))
+            sync(self._folder)
             self._known = (update, index["digest"])
             earlier = [number for number in self.updates() if number <= update]
             for number in set(self.updates()) - set(earlier[-self._keep :]):
@@ -222,13 +232,18 @@ class CheckpointStore:
         return arrays
 
     def _remove(self, update: int) -> None:
-        """Removes a checkpoint, renaming it first so that it is never half deleted under its own name."""
+        """Removes a checkpoint, renaming it first so that it is never half deleted under its own name.
+
+        Anything else with that name is not ours: it is only moved out of the way.
+        """
         path = self._folder / str(update)
-        if path.exists():
-            shutil.rmtree(path.rename(path.with_name(path.name + self._files.UNFINISHED)))
+        if path in strangers_in(self._folder):
+            path.rename(path.with_name(f"{path.name}.not-a-checkpoint"))
+        elif path.exists():
+            shutil.rmtree(path.rename(path.with_name(f"{path.name}{_UNFINISHED}-removal")))
 
     def _remove_unfinished(self) -> None:
-        for path in self._folder.glob(f"*{self._files.UNFINISHED}*"):
+        for path in self._folder.glob(f"*{_UNFINISHED}*"):
             shutil.rmtree(path, ignore_errors=True)
 
 

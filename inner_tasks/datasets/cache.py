@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from inner_tasks.datasets.display import say
 from inner_tasks.datasets.splits import Dataset, Split
+from learned_opt._src.files import make_folder, whole_file
 
 _DIGEST_SIZE = 32
 
@@ -70,20 +70,12 @@ def _read(path: Path) -> Dataset:
 
 
 def _write(path: Path, dataset: Dataset) -> None:
-    """Write the file atomically: no process ever sees a part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
-    try:
-        with open(descriptor, "w+b") as file:
-            file.write(bytes(_DIGEST_SIZE))
-            for array in (*dataset.train, *dataset.validation, *dataset.test, *dataset[3:]):
-                np.save(file, array, allow_pickle=False)
-            digest = _digest_after_header(file)
-            file.seek(0)
-            file.write(digest)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    """Write the file whole: no process ever sees a part of it."""
+    make_folder(path.parent)
+    with whole_file(path) as file:
+        file.write(bytes(_DIGEST_SIZE))
+        for array in (*dataset.train, *dataset.validation, *dataset.test, *dataset[3:]):
+            np.save(file, array, allow_pickle=False)
+        digest = _digest_after_header(file)
+        file.seek(0)
+        file.write(digest)

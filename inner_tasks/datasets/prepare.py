@@ -11,6 +11,7 @@ from pathlib import Path
 from inner_tasks.datasets.display import progress_bar
 from inner_tasks.datasets.official import OFFICIAL, DownloadError, download, find_manual, open_url
 from learned_opt._src.errors import LearnedOptError, UserError
+from learned_opt._src.files import sync, sync_tree
 
 
 def prepare(name: str, data_dir: Path) -> Path:
@@ -79,7 +80,9 @@ def _move(made: Path, parent: Path) -> Path:
     parent.mkdir(exist_ok=True)
     folder = parent / made.name
     try:
+        sync_tree(made)
         os.rename(made, folder)
+        sync(parent)
     except OSError:
         if not (folder / "dataset_info.json").exists():  # else another process was faster
             raise

@@ -14,6 +14,7 @@ from functools import partial
 
 from learned_opt import LearnedOptError
 from meta_train.commands import watcher
+from meta_train.commands.terminal import outlast_the_terminal
 
 
 def exit_code_of(program: str, command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
@@ -40,8 +41,7 @@ def exit_code_of(program: str, command: Callable[[Sequence[str]], None], argv: S
         elif isinstance(error, OSError):
             code, message = (
                 1,
-                f"a file could not be read or written: {error}; fix that, then continue with --resume if the "
-                "run has saved a checkpoint",
+                f"a file could not be read or written: {error}; fix that, then continue with --resume",
             )
         elif "RESOURCE_EXHAUSTED" in str(error):
             code, message = (
@@ -63,6 +63,7 @@ def _command_of(module: str) -> Callable[[Sequence[str]], None]:
 
 def meta_train() -> None:
     """Entry point of `meta-train`."""
+    outlast_the_terminal()
     argv = sys.argv[1:]
     run = partial(exit_code_of, "meta-train", _command_of("meta_train.commands.meta_train"), argv)
     if watcher.WATCHED in os.environ:

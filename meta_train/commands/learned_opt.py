@@ -14,6 +14,7 @@ from rich.markup import escape
 
 import learned_opt
 from learned_opt import UserError
+from learned_opt._src.files import make_folder
 from learned_opt._src.optimizer_file import FILE_NAME
 from learned_opt._src.pretrained import find_optimizer
 
@@ -109,7 +110,7 @@ def evaluate(arguments: Evaluate) -> None:
     metrics = [metrics_of(training(task, horizon)) for _, task, horizon in tasks]
     criterion = find_criterion(objectives, metrics)
     if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
+        make_folder(arguments.out)
     suite: list[Comparison] = []
     with StopRequest() as stop:
         check = partial(stop.check, "stopped; finished comparisons are printed above, and saved in --out")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
@@ -19,8 +20,18 @@ from learned_opt import UserError
 from meta_train.commands import agent
 from meta_train.commands.watcher import lost_process_detected
 from meta_train.devices import processes
-from meta_train.run.config import Config, check_resume, code_names, config_flags, default_config, validate
+from meta_train.run.config import (
+    Config,
+    check_resume,
+    code_names,
+    config_flags,
+    default_config,
+    validate,
+)
 from meta_train.run.folder import RunFolder
+
+if TYPE_CHECKING:
+    from meta_train.run.setup import Setup
 
 
 @dataclass(frozen=True)
@@ -122,33 +133,49 @@ def command(argv: Sequence[str]) -> None:
     many = _processes(arguments)
     # Not left to Rich, because a notebook sets FORCE_COLOR for its programs but reads from a pipe.
     console = Console(stderr=True, soft_wrap=True, force_terminal=sys.stderr.isatty())
-    if arguments.resume:
-        folder = RunFolder.open(arguments.resume)
-        # W&B hands out again only what did not end for it: it still needs the report.
-        handed_out = folder.path == agent.run_folder(config)
-        if folder.finished(config.updates) and not handed_out:
-            console.print(
-                f"{folder.path} is finished: all {config.updates} updates are done and the report is "
-                f"written ({folder.report}); to continue, give a larger --updates",
-                highlight=False,
-            )
-            return
+    folder = RunFolder.open(arguments.resume) if arguments.resume else None
+    # W&B hands out again only what did not end for it: it still needs the report.
+    handed_out = folder is not None and folder.path == agent.run_folder(config)
+    if folder and folder.finished(config.updates) and not handed_out:
+        console.print(
+            f"{folder.path} is finished: all {config.updates} updates are done and the report is "
+            f"written ({folder.report}); to continue, give a larger --updates",
+            highlight=False,
+        )
+        return
     # Imported late: parsing and its errors need none of this.
     from meta_train.run.estimate import estimate, memory, print_estimate
     from meta_train.run.run import meta_train
     from meta_train.run.setup import origin, prepare
 
-    start_from = None if arguments.resume else origin(config)
+    start_from = folder.origin if folder and folder.origin.exists() else origin(config)
     if many:
         processes.join(many)
-    setup = prepare(config)
-    console.quiet = not processes.is_primary()
-    if arguments.estimate:
-        print_estimate(estimate(config, setup), config, setup.devices, console)
-        return
-    needed = memory(setup)
-    if not arguments.resume:
-        folder = RunFolder(Path(processes.broadcast(_new_folder(arguments, start_from))))
+    with contextlib.ExitStack() as held:
+        setup = prepare(config)
+        console.quiet = not processes.is_primary()
+        if arguments.estimate:
+            print_estimate(estimate(config, setup), config, setup.devices, console)
+            return
+        needed = memory(setup)
+        locked = folder.used() if folder else RunFolder.create(arguments.run_dir, config)
+        folder = RunFolder(Path(processes.by_primary(partial(_enter, held, locked))))
+        _announce(config, setup, folder, needed, console)
+        with lost_process_detected():
+            meta_train(
+                config, setup, folder, console, resume=arguments.resume is not None, start_from=start_from
+            )
+
+
+def _enter(held: contextlib.ExitStack, folder: contextlib.AbstractContextManager[RunFolder]) -> str:
+    """Hold the lock of a run folder, and return its path."""
+    return str(held.enter_context(folder).path)
+
+
+def _announce(
+    config: Config, setup: Setup, folder: RunFolder, needed: Sequence[int], console: Console
+) -> None:
+    """Print the first lines of a run."""
     estimator = config.estimator
     settings = [
         name.replace("_", " ") + ("" if value is True else f" {value}")
@@ -163,18 +190,6 @@ def command(argv: Sequence[str]) -> None:
         f"{setup.devices} devices, {decimal(sum(needed))} each",
         highlight=False,
     )
-    with lost_process_detected():
-        meta_train(config, setup, folder, console, resume=arguments.resume is not None)
-
-
-def _new_folder(arguments: Arguments, start_from: Path | None) -> str:
-    """Create the folder of a new run; of many processes, only the first does so."""
-    if not processes.is_primary():
-        return ""
-    folder = RunFolder.create(arguments.run_dir, arguments.settings.task.name)
-    if start_from:
-        shutil.copyfile(start_from, folder.origin)
-    return str(folder.path)
 
 
 def _processes(arguments: Arguments) -> processes.Processes | None:

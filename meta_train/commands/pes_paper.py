@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -16,12 +17,13 @@ from rich.table import Table
 
 from learned_opt import LearnedOptError, UserError
 from learned_opt._src.errors import choices
-from learned_opt._src.files import write_whole
+from learned_opt._src.files import make_folder, write_whole
 from meta_train.devices.choice import start_devices, units_at_once
 from meta_train.experiments import EXPERIMENTS
 from meta_train.experiments.base import Experiment, NoOptions, Result, Settings, described, write_result
 from meta_train.experiments.page import write_page
 from meta_train.run.folder import new_folder
+from meta_train.run.lock import locked
 
 RESULTS = Path("results")
 SETTINGS = "settings.json"
@@ -91,19 +93,21 @@ def chosen_settings(arguments: Arguments[Any]) -> Settings:
     return Settings(arguments.scale, arguments.seeds or own, arguments.options, data_dir=arguments.data_dir)
 
 
-def prepare(arguments: Arguments[Any]) -> Path:
-    """The folder of an experiment: a new one, or that of the experiment to continue.
+@contextlib.contextmanager
+def prepare(arguments: Arguments[Any]) -> Iterator[Path]:
+    """The folder of an experiment, locked: a new one, or that of the experiment to continue.
 
     Raises:
-      UserError: the folder to continue holds no experiment with these settings, or already has its result.
+      UserError: the folder to continue holds no experiment with these settings, already has its result, or is
+        used by another process.
     """
     settings = described(arguments.name, chosen_settings(arguments))
     if arguments.resume is None:
-        folder = new_folder(
-            arguments.out, RESULTS / arguments.name, what="result folder", advice="choose another with --out"
-        )
-        write_whole(folder / SETTINGS, json.dumps(settings) + "\n")
-        return folder
+        numbered, advice = RESULTS / arguments.name, "choose another with --out"
+        with new_folder(arguments.out, numbered, what="result folder", advice=advice) as folder:
+            write_whole(folder / SETTINGS, json.dumps(settings) + "\n")
+            yield folder
+        return
     try:
         saved = json.loads((arguments.resume / SETTINGS).read_text())
     except (OSError, ValueError):
@@ -115,7 +119,8 @@ def prepare(arguments: Arguments[Any]) -> Path:
         )
     if (arguments.resume / "result.json").exists():
         raise UserError(f"the experiment in {arguments.resume} is complete: it already has a result.json")
-    return arguments.resume
+    with locked(arguments.resume):
+        yield arguments.resume
 
 
 def _said(settings: dict[str, Any]) -> str:
@@ -133,13 +138,13 @@ def command(argv: Sequence[str]) -> None:
         return
     chosen = EXPERIMENTS.values() if arguments.name == ALL else [EXPERIMENTS[arguments.name]]
     devices = start_devices("auto" if any(experiment.spread for experiment in chosen) else 1)
-    folder = prepare(arguments)
-    chunk = units_at_once("auto", GPU_CHUNK)
-    settings = chosen_settings(arguments)._replace(folder=folder, devices=devices, chunk=chunk)
-    if arguments.name == ALL:
-        failed = _run_all(settings, console)
-    else:
-        failed = [] if _run(EXPERIMENTS[arguments.name], settings, console) else [arguments.name]
+    with prepare(arguments) as folder:
+        chunk = units_at_once("auto", GPU_CHUNK)
+        settings = chosen_settings(arguments)._replace(folder=folder, devices=devices, chunk=chunk)
+        if arguments.name == ALL:
+            failed = _run_all(settings, console)
+        else:
+            failed = [] if _run(EXPERIMENTS[arguments.name], settings, console) else [arguments.name]
     if failed:
         raise LearnedOptError(f"the claim does not hold in this run for: {', '.join(failed)}")
 
@@ -163,7 +168,7 @@ def _run_all(settings: Settings, console: Console) -> list[str]:
             values = [str(value) for value in vars(options).values()] if experiment.variants else []
             folder = settings.folder / "-".join([experiment.name, *values])
             if not (folder / "result.json").exists():
-                folder.mkdir(exist_ok=True)
+                make_folder(folder)
                 seeds = settings.seeds or experiment.seeds
                 _run(experiment, settings._replace(seeds=seeds, options=options, folder=folder), console)
             results[folder] = experiment

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 
 from learned_opt import LearnedOptError
+from meta_train.run.interrupt import stop_signals
 
 # Environment variable that marks a watched process.
 WATCHED = "LEARNED_OPT_WATCHED"
@@ -88,7 +89,7 @@ def watch(program: str, argv: Sequence[str]) -> int:
         stdin=subprocess.PIPE,
         start_new_session=True,  # so that Ctrl-C in a terminal reaches the child only once, from here
     )
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in stop_signals():
         signal.signal(number, lambda number, frame: child.send_signal(number))
     code = child.wait()
     # The child was aborted by JAX, or found another process lost. A deliberate kill needs no message.

@@ -5,6 +5,7 @@ Every process runs the same program on its share of the population; only process
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,6 +124,24 @@ def broadcast(text: str) -> str:
     size = global_max(len(content))
     padded = np.frombuffer(content.ljust(size, b"\0"), np.uint8)
     return bytes(all_gather(padded)[:size]).rstrip(b"\0").decode()
+
+
+def by_primary(function: Callable[[], str]) -> str:
+    """The text that a function returns in process 0, the only one that calls it, in every process.
+
+    Raises:
+      UserError: process 0 raised it; all others raise the same.
+    """
+    text, failed = "", False
+    if is_primary():
+        try:
+            text = function()
+        except UserError as error:
+            text, failed = str(error), True
+    text = broadcast(text)
+    if global_max(failed):
+        raise UserError(text)
+    return text
 
 
 def all_gather(tree: Any) -> Any:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from checkpoints import CheckpointStore
 from inner_tasks import UnrolledProblem
-from learned_opt._src.files import write_whole
+from learned_opt._src.files import make_folder, write_whole
 from meta_train.devices.choice import even_devices
 from meta_train.devices.mapping import map_over_devices
 from meta_train.estimators.base import Estimator, Theta
@@ -170,7 +170,7 @@ def mean_losses(
         )
         losses = run_all((flat[each], number))
     means = losses.astype(np.float64).reshape(*thetas.shape[:-1], runs).mean(axis=-1)
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(kept.parent)
     content = io.BytesIO()
     np.save(content, means)
     write_whole(kept, content.getvalue())

@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from learned_opt._src.files import whole_file
 from meta_train.report.baselines import BASELINES, label
 from meta_train.report.comparison import REFERENCE, Comparison
 
@@ -43,7 +44,8 @@ def picture(path: Path, **kwargs: Any) -> Iterator[tuple[Figure, Any]]:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(**{"layout": "constrained", **kwargs})
         yield figure, axes
-        figure.savefig(path)
+        with whole_file(path) as file:
+            figure.savefig(file, format="png")
         plt.close(figure)
 
 
@@ -171,6 +173,8 @@ def draw_meta_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None
 
 
 def _draw_smoothed(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
+    if not len(y):
+        return  # all lines of a damaged metrics file are lost
     width = max(1, len(y) // 50)
     axes.plot(x, y, color=LEARNED, alpha=0.2, lw=0.8)
     smooth = _running_mean(y, width)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from learned_opt._src.files import write_whole
+from learned_opt._src.files import make_folder, write_whole
 from meta_train.report.comparison import Comparison
 from meta_train.report.suite import as_json, table
 from meta_train.report.tables import summary
@@ -26,7 +26,7 @@ def write_comparison(comparison: Comparison, folder: Path, extra: Mapping[str, A
     """
     from meta_train.report.figures import draw_learning_rates, draw_training_curves
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     curves, rates = folder / "training_curves.png", folder / "learning_rates.png"
     draw_training_curves([comparison], curves)
     draw_learning_rates([comparison], rates)
@@ -42,7 +42,7 @@ def write_suite(suite: Sequence[Comparison], folder: Path) -> None:
     draw_training_curves(suite, folder / "training_curves.png")
     draw_learning_rates(suite, folder / "learning_rates.png")
     draw_ratios(suite, folder / "ratios.png")
-    (folder / "table.md").write_text("".join(f"| {' | '.join(row)} |\n" for row in table(suite)))
+    write_whole(folder / "table.md", "".join(f"| {' | '.join(row)} |\n" for row in table(suite)))
 
 
 def write_so_far(suite: Sequence[Comparison], folder: Path) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from learned_opt import UserError
+from learned_opt._src.files import PARTIAL, make_folder, sync, write_whole
 from learned_opt._src.optimizer_file import FILE_NAME
+from meta_train.run.config import Config, save_config
+from meta_train.run.lock import LOCK, locked
 
 RUNS = Path("runs")
 
@@ -57,29 +63,42 @@ class RunFolder:
     def finished(self, updates: int) -> bool:
         """Whether the report, which is written last, exists and covers this number of updates."""
         try:
-            return json.loads((self.report / "summary.json").read_text())["updates"] == updates
-        except (OSError, ValueError, KeyError):
+            summary = json.loads((self.report / "summary.json").read_text())
+        except (OSError, ValueError, RecursionError):
             return False
+        return isinstance(summary, dict) and summary.get("updates") == updates
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[RunFolder]:
+        """Hold the lock of an existing run, and remove the files that a killed process did not complete.
+
+        Raises:
+          UserError: another process uses the folder.
+        """
+        with locked(self.path):
+            for path in (*self.path.glob(f"*{PARTIAL}"), *self.report.glob(f"*{PARTIAL}")):
+                path.unlink()
+            yield self
 
     @classmethod
-    def create(cls, path: Path | None, task: str) -> RunFolder:
-        """Create the folder of a new run.
+    @contextlib.contextmanager
+    def create(cls, path: Path | None, config: Config) -> Iterator[RunFolder]:
+        """Create and lock the folder of a new run; once ``config.yaml`` is in it, the run can be resumed.
 
         Args:
           path: its path, or None for the next free number under ``runs/``.
-          task: name of the task, for the name of the folder.
+          config: the settings of the run.
 
         Raises:
-          UserError: the folder exists and is not empty, or cannot be created.
+          UserError: the folder exists and is not empty, is used by another process, or cannot be created.
         """
-        return cls(
-            new_folder(
-                path,
-                RUNS / task.rpartition(":")[2],
-                what="run folder",
-                advice=f"choose another --run-dir, or continue that run with --resume {path}",
-            )
-        )
+        advice = f"choose another --run-dir, or continue that run with --resume {path}"
+        numbered = RUNS / config.task.name.rpartition(":")[2]
+        with new_folder(path, numbered, what="run folder", advice=advice) as made:
+            folder = cls(made)
+            with _refusing("run folder", advice):
+                save_config(config, folder.config)
+            yield folder
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -97,8 +116,11 @@ class RunFolder:
         return folder
 
 
-def new_folder(path: Path | None, numbered: Path, *, what: str, advice: str) -> Path:
-    """Create an empty folder.
+@contextlib.contextmanager
+def new_folder(path: Path | None, numbered: Path, *, what: str, advice: str) -> Iterator[Path]:
+    """Create an empty folder, and hold its lock.
+
+    A folder that holds only a lock counts as empty: a process was killed when it had just created it.
 
     Args:
       path: its path, or None for ``numbered-N`` with the lowest free N, even if other processes do the same.
@@ -107,23 +129,43 @@ def new_folder(path: Path | None, numbered: Path, *, what: str, advice: str) -> 
       advice: what to do if it is not empty.
 
     Raises:
-      UserError: the folder exists and is not empty, or cannot be created.
+      UserError: the folder exists and is not empty, is used by another process, or cannot be created.
     """
-    try:
-        if path is not None:
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise UserError(f"the {what} {path} exists and is not empty; {advice}")
+
+    def check_empty(path: Path) -> None:
+        if any(each.name != LOCK and not each.name.endswith(PARTIAL) for each in path.iterdir()):
+            raise UserError(f"the {what} {path} exists and is not empty; {advice}")
+
+    with contextlib.ExitStack() as held:
+        with _refusing(what, advice):
+            if path is None:
+                path = _next_free(numbered)
+            make_folder(path)
+            check_empty(path)  # before a lock is put into a folder of something else
+            held.enter_context(locked(path))
+            check_empty(path)  # another process may have used the folder in between
+        yield path
+
+
+def _next_free(numbered: Path) -> Path:
+    make_folder(numbered.parent)
+    number = 1
+    while True:
+        path = numbered.with_name(f"{numbered.name}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            sync(path.parent)
             return path
-        numbered.parent.mkdir(parents=True, exist_ok=True)
-        number = 1
-        while True:
-            path = numbered.with_name(f"{numbered.name}-{number}")
-            try:
-                path.mkdir()
-                return path
-            except FileExistsError:
-                number += 1
+
+
+@contextlib.contextmanager
+def _refusing(what: str, advice: str) -> Iterator[None]:
+    """Turn a failure of the disk into a refusal."""
+    try:
+        yield
     except OSError as error:
         raise UserError(f"the {what} cannot be created ({error}); {advice.partition(',')[0]}") from None
 
@@ -131,27 +173,36 @@ def new_folder(path: Path | None, numbered: Path, *, what: str, advice: str) -> 
 class MetricsFile:
     """JSON lines, one per update; a context manager.
 
+    Lines that are damaged or of later updates are removed when it is opened.
+
     Args:
       path: the file; None for a process that does not write one.
-      position: number of bytes to keep: the length that the file had at the checkpoint of a resumed run.
+      update: number of updates that were made, of which the file should have the lines.
 
-    Raises:
-      UserError: the file is shorter than that.
+    Attributes:
+      lost: number of lines that should be there, but are damaged or missing.
     """
 
-    def __init__(self, path: Path | None, position: int = 0) -> None:
+    def __init__(self, path: Path | None, update: int = 0) -> None:
+        self.lost = 0
         if path is None:
             self._file: IO[bytes] = io.BytesIO()
             return
-        size = path.stat().st_size if path.exists() else 0
-        if size < position:
-            raise UserError(
-                f"{path} has {size} bytes, but had {position} when the checkpoint was saved; restore the "
-                "lost lines, or start a new run"
-            )
+        content = path.read_bytes() if path.exists() else b""
+        kept: list[bytes] = []
+        last = 0
+        for line in content.splitlines(keepends=True):
+            record = _intact(line)
+            if record and last < record["update"] <= update:
+                kept.append(line)
+                last = record["update"]
+        self.lost = update - len(kept)
+        if not content.startswith(b"".join(kept)):
+            write_whole(path, b"".join(kept))
         self._file = path.open("ab")
-        self._file.truncate(position)
-        self._file.seek(position)
+        self._file.truncate(sum(map(len, kept)))
+        self._file.seek(0, os.SEEK_END)
+        sync(path.parent)
 
     @property
     def position(self) -> int:
@@ -163,6 +214,11 @@ class MetricsFile:
         self._file.write(json.dumps(record).encode() + b"\n")
         self._file.flush()
 
+    def sync(self) -> None:
+        """Wait until all lines are on the disk, as they must be before a checkpoint counts on them."""
+        if not isinstance(self._file, io.BytesIO):
+            os.fsync(self._file.fileno())
+
     def __enter__(self) -> MetricsFile:
         return self
 
@@ -171,7 +227,26 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics file."""
-    with path.open() as file:
+    """The lines of a metrics file, without those that are damaged."""
+    with path.open("rb") as file:
         for line in file:
-            yield json.loads(line)
+            if record := _intact(line):
+                yield record
+
+
+def _intact(line: bytes) -> dict[str, Any] | None:
+    """A line of a metrics file; None if it is damaged, or is not a line of metrics."""
+
+    def is_number(value: Any) -> bool:
+        return isinstance(value, int | float) and math.isfinite(value)
+
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+        numbers = isinstance(record, dict) and (
+            type(record.get("update")) is int
+            and is_number(record.get("steps"))
+            and all(record[name] is None or is_number(record[name]) for name in ("loss", "gradient_norm"))
+        )
+    except (ValueError, KeyError, OverflowError, RecursionError):
+        return None
+    return record if numbers else None

@@ -1,4 +1,4 @@
-"""Stopping cleanly: the first Ctrl-C or SIGTERM is a request; a second Ctrl-C kills at once."""
+"""Stopping cleanly: the first Ctrl-C, SIGTERM or SIGHUP is a request; a second Ctrl-C kills at once."""
 
 from __future__ import annotations
 
@@ -18,8 +18,14 @@ class Interrupted(LearnedOptError):
         self.exit_code = 128 + number
 
 
+def stop_signals() -> list[signal.Signals]:
+    """The signals that ask a run to stop. SIGHUP is none if it is ignored: `nohup` asks for that."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
+
+
 class StopRequest:
-    """Records SIGINT and SIGTERM while it is entered, so that the run can stop where it can save.
+    """Records `stop_signals` while it is entered, so that the run can stop where it can save.
 
     Only the main thread can do this; in any other thread no signal is recorded.
 
@@ -51,7 +57,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         main = threading.current_thread() is threading.main_thread()
-        numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+        numbers = stop_signals() if main else []
         self._before = {n: signal.signal(n, self._receive) for n in numbers}
         return self
 

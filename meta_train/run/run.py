@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +13,11 @@ import numpy as np
 from rich.console import Console
 
 import learned_opt
-from checkpoints import CheckpointStore, Restored
+from checkpoints import CheckpointStore, Restored, newest_update
 from inner_tasks import Training
 from learned_opt import LearnedOptError
-from meta_train.devices.processes import barrier, is_primary
+from learned_opt._src.files import make_folder, write_whole
+from meta_train.devices.processes import barrier, global_max, is_primary
 from meta_train.estimators.base import Theta
 from meta_train.outer.loop import Update, outer_loop
 from meta_train.report.baselines import DEFAULT_BASELINES, baseline
@@ -45,22 +47,31 @@ class Outputs(NamedTuple):
     stop: StopRequest
 
 
-def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console, resume: bool) -> None:
+def meta_train(
+    config: Config,
+    setup: Setup,
+    folder: RunFolder,
+    console: Console,
+    *,
+    resume: bool,
+    start_from: Path | None = None,
+) -> None:
     """Meta-train, export the optimizer, compare it with tuned baselines, and write the report.
 
     Args:
       config: the settings, validated.
       setup: the objects built from them.
-      folder: the run's folder: new, or that of the run to resume.
+      folder: the run's folder, locked: new, or that of the run to resume.
       console: where progress and results are shown.
-      resume: continue from the newest checkpoint in the folder.
+      resume: continue from the newest checkpoint in the folder; from the start, if there is none yet.
+      start_from: the optimizer file that the run starts from, if it does not start from fresh weights.
 
     Raises:
       Interrupted: a signal asked the run to stop; the state is saved.
       LearnedOptError: the meta-gradient stayed non-finite, or the disk failed.
     """
     with saving.open_store(folder.checkpoints) as store:
-        begun = start_or_resume(config, setup, folder, store, console, resume)
+        begun = start_or_resume(config, setup, folder, store, console, resume, start_from)
         mode = config.wandb if is_primary() else "disabled"
         with (
             StopRequest() as stop,
@@ -80,22 +91,39 @@ def meta_train(config: Config, setup: Setup, folder: RunFolder, console: Console
 
 
 def start_or_resume(
-    config: Config, setup: Setup, folder: RunFolder, store: CheckpointStore, console: Console, resume: bool
+    config: Config,
+    setup: Setup,
+    folder: RunFolder,
+    store: CheckpointStore,
+    console: Console,
+    resume: bool,
+    start_from: Path | None,
 ) -> Restored:
-    """The state that a run continues from; a new run saves it, so that it can be resumed from the start."""
-    if resume:
+    """The state that a run continues from; a run without any update saves the state that it starts from."""
+    # Process 0 writes the metrics, and its view decides.
+    if resume and global_max(is_primary() and has_updates(folder)):
         begun = saving.restore(folder.checkpoints, store, setup.population, start(config, setup))
         for sentence in begun.damaged:
             console.print(sentence, style="yellow", highlight=False)
-        console.print(f"resumed {folder.path} at update {begun.update}", highlight=False)
     else:
-        theta = learned_opt.read(folder.origin).theta if folder.origin.exists() else None
-        begun = Restored(0, start(config, setup, theta), {"metrics_position": 0}, [])
+        theta = learned_opt.read(start_from).theta if start_from else None
+        begun = Restored(0, start(config, setup, theta), {}, [])
+        if start_from and is_primary() and not folder.origin.exists():
+            write_whole(folder.origin, start_from.read_bytes())
         saving.save(store, setup.population, begun.state, 0, 0)
         store.wait()
-    if is_primary():
-        save_config(config, folder.config)
+    if resume:
+        console.print(f"resumed {folder.path} at update {begun.update}", highlight=False)
+        if is_primary():
+            save_config(config, folder.config)
     return begun
+
+
+def has_updates(folder: RunFolder) -> bool:
+    """Whether a run has made an update; one that has not begins like a new one."""
+    return bool(newest_update(folder.checkpoints)) or (
+        folder.metrics.exists() and folder.metrics.stat().st_size > 0
+    )
 
 
 def learn(config: Config, setup: Setup, begun: Restored, outputs: Outputs) -> Theta:
@@ -103,9 +131,16 @@ def learn(config: Config, setup: Setup, begun: Restored, outputs: Outputs) -> Th
     folder, store, console, tracker, stop = outputs
     theta, advice = begun.state.theta, _how_to_go_on(config, folder)
     with (
-        MetricsFile(folder.metrics if is_primary() else None, begun.metadata["metrics_position"]) as metrics,
+        MetricsFile(folder.metrics if is_primary() else None, begun.update) as metrics,
         ProgressLine(console, config.updates, begun.update) as progress,
     ):
+        if metrics.lost:
+            console.print(
+                f"{folder.metrics}: the lines of {metrics.lost} of the first {begun.update} updates are "
+                "damaged or missing; the run goes on, and the optimizer file does not count their steps",
+                style="yellow",
+                highlight=False,
+            )
         for update in outer_loop(
             setup.population, setup.outer_optimizer, begun.state, begun.update, config.updates
         ):
@@ -118,6 +153,7 @@ def learn(config: Config, setup: Setup, begun: Restored, outputs: Outputs) -> Th
             )
             stopping = stop.requested()
             if number % config.checkpoint_every == 0 or number == config.updates or stopping:
+                metrics.sync()
                 saving.save(store, setup.population, state, number, metrics.position)
             if stopping:
                 store.wait()
@@ -180,7 +216,7 @@ def _write_report(config: Config, folder: RunFolder, comparison: Comparison, tra
     """Draw and write the report, and pass it to the tracker."""
     from meta_train.report.figures import draw_meta_training
 
-    folder.report.mkdir(exist_ok=True)
+    make_folder(folder.report)
     meta = folder.report / "meta_training.png"
     draw_meta_training(list(read_metrics(folder.metrics)), meta)
     pictures = write_comparison(comparison, folder.report, {"updates": config.updates})

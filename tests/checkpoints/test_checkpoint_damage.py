@@ -216,6 +216,40 @@ def test_keep(tmp_path: Path, keep: int) -> None:
     assert_restores(tmp_path, update=100, damaged=[])
 
 
+def put_file(path: Path, elsewhere: Path) -> None:
+    path.write_text("mine")
+
+
+def put_dangling_link(path: Path, elsewhere: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+def put_link(path: Path, elsewhere: Path) -> None:
+    (elsewhere / "kept").mkdir(parents=True)
+    path.symlink_to(elsewhere)
+
+
+@pytest.mark.parametrize("put", [put_file, put_dangling_link, put_link])
+def test_what_is_not_a_checkpoint_is_left_out_and_moved_out_of_the_way(
+    put: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    checkpoints, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    save(checkpoints, [10])
+    put(checkpoints / "20", elsewhere)
+    (checkpoints / "020").mkdir()  # no number that a checkpoint has
+    with CheckpointStore(checkpoints, keep=1) as store:
+        assert store.updates() == [10]
+        restored = store.restore(LIKE)
+        assert restored.update == 10
+        assert restored.damaged == [f"{checkpoints}/20 is not the folder of a checkpoint, and is left out."]
+        for update in (20, 30):
+            store.save(update, state_of(update), {"line": update})
+    names = sorted(path.name for path in checkpoints.iterdir())
+    assert names == ["020", "20.not-a-checkpoint", "30"]
+    assert put is not put_file or (checkpoints / "20.not-a-checkpoint").read_text() == "mine"
+    assert put is not put_link or (elsewhere / "kept").is_dir()
+
+
 def test_keep_below_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="keep is 0"):
         CheckpointStore(tmp_path, keep=0)
@@ -223,7 +257,7 @@ def test_keep_below_one(tmp_path: Path) -> None:
 
 def test_what_was_left_unfinished_is_removed(tmp_path: Path) -> None:
     save(tmp_path, [10])
-    for name in ("20.orbax-checkpoint-tmp", "30.orbax-checkpoint-tmp-1234"):
+    for name in ("20.unfinished", "30.unfinished.orbax-checkpoint-tmp", "40.unfinished-removal"):
         shutil.copytree(tmp_path / "10", tmp_path / name)
     (tmp_path / "notes.txt").write_text("mine")
     with CheckpointStore(tmp_path) as store:

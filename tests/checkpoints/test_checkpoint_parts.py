@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from checkpoints import CheckpointStore, part_folder, saved_parts
+from checkpoints import CheckpointStore, newest_update, part_folder, saved_parts
 
 
 def save(folder: Path, index: int, count: int, *updates: int) -> None:
@@ -40,6 +40,15 @@ def test_the_newest_update_that_every_part_has_counts(
     save(tmp_path, 0, 2, *first)
     save(tmp_path, 1, 2, *second)
     assert saved_parts(tmp_path) == expected
+    common = {1: alone, 2: set(first) & set(second)}[expected]
+    assert newest_update(tmp_path) == max(common, default=None)
+
+
+@pytest.mark.parametrize("name", ["part-1-of-9999999999999", "part-0-of-0", "part-1-of-1", "part-x-of-2"])
+def test_a_folder_that_is_only_named_like_a_part(name: str, tmp_path: Path) -> None:
+    save(tmp_path, 0, 1, 10)
+    (tmp_path / name / "20").mkdir(parents=True)
+    assert (newest_update(tmp_path), saved_parts(tmp_path)) == (10, 1)
 
 
 def test_a_store_that_is_cleared_leaves_what_is_not_its_own(tmp_path: Path) -> None:

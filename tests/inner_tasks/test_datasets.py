@@ -322,6 +322,7 @@ def test_full_disk_leaves_no_part_of_a_cache_file(tmp_path: Path, cache: Path, m
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
+    (cache / "datasets").mkdir(parents=True)
     monkeypatch.setattr(os, "fsync", full)
     load_dataset("mnist", tmp_path)
     assert "No space left on device" in capfd.readouterr().err

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import select
 import shutil
 import signal
 import subprocess
@@ -18,6 +20,8 @@ import pytest
 import yaml
 
 import learned_opt
+from meta_train.commands.terminal import LastingStream
+from meta_train.run.interrupt import StopRequest
 from tests.marks import slow
 from tests.meta_train.command import (
     ROOT,
@@ -29,9 +33,10 @@ from tests.meta_train.command import (
     meta_train,
     start,
     without_comparing,
+    words,
 )
 
-CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
+CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
 
 
 def run_fifty(folder: Path) -> Outcome:
@@ -45,19 +50,19 @@ def assert_same(folder: Path, run: Run) -> None:
     assert lines(folder) == lines(run.path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGINT)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGINT), slow(signal.SIGHUP)])
 @pytest.mark.parametrize("devices", [slow(1), slow(2), 4])
 def test_a_signal_saves_and_the_resumed_run_ends_in_the_same_bits(
     number: signal.Signals, devices: int, fifty_updates: Run, tmp_path: Path, no_comparing: None
 ) -> None:
-    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(n) for n in CODES]
     with at_update(23, partial(signal.raise_signal, number)):
         outcome = run_fifty(tmp_path)
     assert outcome.code == CODES[number]
     assert outcome.err.splitlines()[-1] == (
         f"meta-train: stopped at update 23 of 50 and saved; continue with: meta-train --resume {tmp_path}"
     )
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(n) for n in CODES] == handlers
     assert len(lines(tmp_path)) == 23
     assert not (tmp_path / "optimizer.safetensors").exists()
 
@@ -127,7 +132,7 @@ with StopRequest() as stop:
 """
 
 
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("first", [signal.SIGINT, slow(signal.SIGTERM)])
 def test_a_second_ctrl_c_ends_it_at_once(first: int) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
@@ -138,6 +143,55 @@ def test_a_second_ctrl_c_ends_it_at_once(first: int) -> None:
         assert child.stdout.readline() == b"asked\n"
         child.send_signal(signal.SIGINT)
         assert child.wait(60) == -signal.SIGINT  # 130 in a shell
+
+
+def test_sighup_is_a_request_unless_it_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`nohup` lets a program ignore it, so that it goes on when the terminal is closed."""
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.signal == signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.signal is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_output_that_nobody_can_read_is_dropped() -> None:
+    reader, writer = os.pipe()
+    with LastingStream(os.fdopen(writer, "wb"), "utf-8", line_buffering=True) as stream:
+        print("read", file=stream)
+        assert os.read(reader, 100) == b"read\n"
+        os.close(reader)
+        for _ in range(3):
+            print("dropped", file=stream)
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed(long_run: Run, tmp_path: Path, no_comparing: None) -> None:
+    folder = tmp_path / "run"
+    terminal, inside = pty.openpty()
+    program = "import fcntl, termios; fcntl.ioctl(2, termios.TIOCSCTTY, 0)\n"
+    program += "from meta_train.commands.entry_points import meta_train; meta_train()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, *words(LONG, "--devices 2 --run-dir", folder)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        start_new_session=True,
+    )
+    os.close(inside)
+    while made(folder) < 50:
+        if select.select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 10_000)
+    os.close(terminal)
+    assert child.wait(120) == 129
+    assert 50 <= made(folder) < 300
+    assert meta_train("--resume", folder).code == 0
+    assert_same(folder, long_run)
 
 
 def test_a_finished_run_says_so(tiny_run: Run) -> None:

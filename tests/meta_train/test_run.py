@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -25,6 +26,7 @@ from meta_train.estimators import ESTIMATORS
 from meta_train.report.baselines import DEFAULT_BASELINES
 from meta_train.report.comparison import Comparison
 from meta_train.report.evaluation import CRITERIA, Criterion
+from meta_train.run.config import Config
 from meta_train.run.folder import RunFolder, read_metrics
 from tests.marks import slow
 from tests.meta_train import command
@@ -36,6 +38,7 @@ def test_the_folder_of_a_run(tiny_run: Run) -> None:
         "config.yaml",
         "metrics.jsonl",
         "checkpoints",
+        "lock",
         "optimizer.safetensors",
         "report",
     }
@@ -330,14 +333,21 @@ def test_another_seed_is_another_run(tiny_run: Run, tmp_path: Path, no_comparing
         assert np.any(a != b)
 
 
+def created(task: str) -> Path:
+    """The path of a new run folder."""
+    settings = dataclasses.replace(Config().task, name=task)
+    with RunFolder.create(None, Config(task=settings)) as folder:
+        return folder.path
+
+
 def test_run_folders_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert RunFolder.create(None, "digits-mlp").path == Path("runs/digits-mlp-1")
+    assert created("digits-mlp") == Path("runs/digits-mlp-1")
     (tmp_path / "runs" / "digits-mlp-3").mkdir()
-    assert RunFolder.create(None, "digits-mlp").path == Path("runs/digits-mlp-2")
-    assert RunFolder.create(None, "digits-mlp").path == Path("runs/digits-mlp-4")
-    assert RunFolder.create(None, "my_tasks:digits-mlp").path == Path("runs/digits-mlp-5")
-    assert RunFolder.create(None, "mnist-mlp").path == Path("runs/mnist-mlp-1")
+    assert created("digits-mlp") == Path("runs/digits-mlp-2")
+    assert created("digits-mlp") == Path("runs/digits-mlp-4")
+    assert created("my_tasks:digits-mlp") == Path("runs/digits-mlp-5")
+    assert created("mnist-mlp") == Path("runs/mnist-mlp-1")
 
 
 def test_runs_that_start_together_get_folders_of_their_own(
@@ -345,7 +355,7 @@ def test_runs_that_start_together_get_folders_of_their_own(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with ThreadPoolExecutor(8) as pool:
-        folders = pool.map(lambda _: RunFolder.create(None, "digits-mlp").path, range(40))
+        folders = pool.map(lambda _: created("digits-mlp"), range(40))
     assert len(set(folders)) == 40
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 from pathlib import Path
 from unittest import mock
@@ -20,12 +18,8 @@ from tests.meta_train.command import (
     meta_train,
     start,
 )
+from tests.meta_train.failures.disk import NO_SPACE, full_disk_at
 from tests.meta_train.failures.messages import check, digests
-
-NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 
 
 def resumed_to_the_same_bits(run: Run) -> None:
@@ -63,18 +57,15 @@ def test_a_full_disk_at_a_checkpoint(fifty_updates: Run, no_comparing: None) -> 
     resumed_to_the_same_bits(fifty_updates)
 
 
-@needs_dev_full
 @pytest.mark.parametrize("file", [slow("config.yaml"), "optimizer.safetensors", slow("report/summary.json")])
 def test_a_full_disk_at_a_file(file: str, tiny_run: Run, no_comparing: None) -> None:
     """No existing file is lost, and with free space the run completes."""
     shutil.copytree(tiny_run.path, "run")
     Path("run/report/summary.json").unlink()
     before = digests(Path("run"))
-    partial = Path("run") / f"{file}.partial"
-    partial.symlink_to("/dev/full")
-    outcome = meta_train("--resume", "run")
+    with full_disk_at(Path("run") / file):
+        outcome = meta_train("--resume", "run")
     check(outcome, 1, "a file could not be read or written", "No space left on device")
-    partial.unlink()
     after = digests(Path("run"))
     assert {name: after[name] for name in before if not name.endswith(".png")} == {
         name: digest for name, digest in before.items() if not name.endswith(".png")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from meta_train.run.folder import RunFolder
 from tests.meta_train.command import (
     TINY,
     Run,
@@ -59,10 +60,13 @@ def test_resuming_a_folder_without_a_run() -> None:
     check(meta_train("--resume", "."), 2, "there is no run to resume in", "config.yaml is missing")
 
 
-def test_resuming_a_run_without_a_checkpoint(tiny_run: Run) -> None:
-    Path("run").mkdir()
-    shutil.copy(tiny_run.path / "config.yaml", "run")
-    check(meta_train("--resume", "run"), 2, "There is no checkpoint in", "run/checkpoints")
+def test_a_run_whose_checkpoints_were_removed(tiny_run: Run) -> None:
+    """It made updates, which a new start would overwrite."""
+    folder = unfinished(tiny_run)
+    shutil.rmtree(folder / "checkpoints")
+    before = digests(folder)
+    check(meta_train("--resume", folder), 2, "There is no checkpoint in", "run/checkpoints")
+    assert digests(folder) == before
 
 
 @pytest.mark.parametrize(
@@ -92,6 +96,17 @@ def test_what_may_change_on_a_resume(flags: str, tiny_run: Run) -> None:
 def test_fewer_updates_on_a_resume(tiny_run: Run) -> None:
     outcome = meta_train("--resume", tiny_run.path, "--updates", 2)
     check(outcome, 2, "a resume may only increase the number", "--updates is 2", "has 3;")
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '{"updates": [3]}', "[" * 100_000, "{", "\0" * 80])
+def test_a_summary_of_anything_else(content: str) -> None:
+    """Such a run is not finished: its report is written again."""
+    folder = RunFolder(Path("run"))
+    folder.report.mkdir(parents=True)
+    (folder.report / "summary.json").write_text('{"updates": 3}')
+    assert folder.finished(3) and not folder.finished(4)
+    (folder.report / "summary.json").write_text(content)
+    assert not folder.finished(3)
 
 
 def unfinished(run: Run) -> Path:
@@ -134,10 +149,3 @@ def test_no_whole_checkpoint(tiny_run: Run) -> None:
         "No checkpoint in run/checkpoints",
         "update 2 is damaged",
     )
-
-
-def test_metrics_that_were_lost(tiny_run: Run) -> None:
-    folder = unfinished(tiny_run)
-    (folder / "metrics.jsonl").write_text("")
-    check(meta_train("--resume", folder), 2, "restore the lost lines", "metrics.jsonl has 0 bytes")
-    assert (folder / "metrics.jsonl").read_text() == ""
