@@ -21,7 +21,7 @@ def plain_flags(argv: Sequence[str]) -> list[str]:
     >>> plain_flags(["--task.hidden=[64, 64]", "--estimator.analytic=True", "--_wandb", "{}"])
     ['--task.hidden', '64', '64', '--estimator.analytic']
     """
-    switches = [f"--{name}" for name, value in by_flag(Config()).items() if isinstance(value, bool)]
+    defaults = {f"--{name}": value for name, value in by_flag(Config()).items()}
     plain, rest = [], list(argv)
     while rest:
         word = rest.pop(0)
@@ -30,10 +30,10 @@ def plain_flags(argv: Sequence[str]) -> list[str]:
             value = rest[0]
         if flag == "--_wandb":
             written = []
-        elif flag in switches and value.lower() in ("true", "false"):
+        elif isinstance(defaults.get(flag), bool) and value.lower() in ("true", "false"):
             section, _, name = flag.rpartition(".")
             written = [flag if value.lower() == "true" else f"{section}.no-{name}"]
-        elif flag.startswith("--") and value.startswith("[") and value.endswith("]"):
+        elif isinstance(defaults.get(flag), list) and value.startswith("[") and value.endswith("]"):
             written = [flag, *value[1:-1].replace(",", " ").split()]
         else:
             plain.append(word)
