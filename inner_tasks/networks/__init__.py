@@ -5,7 +5,6 @@ from inner_tasks.networks.autoencoder import VariationalAutoencoder
 from inner_tasks.networks.convolution import BatchNorm, Conv, ConvNet, GroupNorm, ResNet
 from inner_tasks.networks.dense import MLP, ResidualMLP
 from inner_tasks.networks.initial import random_params
-from inner_tasks.networks.mixer import Mixer
 from inner_tasks.networks.output import output
 from inner_tasks.networks.recurrent import LanguageGRU
 from inner_tasks.networks.transformer import LanguageTransformer, VisionTransformer
@@ -20,7 +19,6 @@ __all__ = [
     "GroupNorm",
     "LanguageGRU",
     "LanguageTransformer",
-    "Mixer",
     "ResNet",
     "ResidualMLP",
     "VariationalAutoencoder",

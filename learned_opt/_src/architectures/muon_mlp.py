@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from learned_opt._src.architectures import features as ft
-from learned_opt._src.architectures.nadam_mlp import (
+from learned_opt._src.architectures.corrected_nadam import (
     MOMENTUM_DECAYS,
     NOMINAL,
     NUM_FEATURES,

@@ -2,52 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from learned_opt._src.architectures import features as ft
-from learned_opt._src.architectures.per_parameter import (
-    PerParameterMLP,
-    apply_network,
-    init_network,
-    rms_scale,
+from learned_opt._src.architectures.corrected_nadam import (
+    MOMENTUM_DECAYS,
+    NUM_FEATURES,
+    context_of,
+    corrected,
+    log_sizes,
+    networks,
+    schedule,
 )
 from learned_opt._src.architectures.per_tensor import Rule, per_tensor
-from learned_opt._src.architectures.relative_step import (
-    EPSILON,
-    MOMENT_DECAY,
-    Means,
-    accumulate,
-    initial,
-    inverse_root,
-    means_of,
-    relative_size,
-    steadiness,
-)
-from learned_opt._src.architectures.tensors import Each, Entries, Tensors
+from learned_opt._src.architectures.relative_step import accumulate, initial, means_of, relative_size
+from learned_opt._src.architectures.tensors import Tensors
 from learned_opt._src.learned_optimizer import LearnedOptimizer, Theta
 
-HIDDEN = (16,)
-STEP_HIDDEN = (8,)
-MOMENTUM_DECAYS = (0.5, 0.9, 0.99)
-NOMINAL = MOMENTUM_DECAYS.index(0.9)
-# For a fresh network: the size of a step where a matrix counts as having rank one, and the share of the
-# correction.
+# For a fresh network: the size of a step where a matrix counts as having rank one.
 STEP_SCALE = 0.4
-CORRECTION_SCALE = 0.3
-# The warm-up: a share of the steps if their number is known, otherwise a fixed number of steps.
-WARM_UP_SHARE = 0.02
-WARM_UP_STEPS = 10
-# Time scale of the context's feature of the first steps, and the last step that it tells from later ones.
-EARLY, LAST_STEP = 10, 20_000
-
-NUM_FEATURES = 3 + len(MOMENTUM_DECAYS)
-NUM_TIME = 6  # time features in the context
-NUM_CONTEXT = len(MOMENTUM_DECAYS) + 1 + NUM_TIME
 
 
 def nadam_mlp() -> LearnedOptimizer:
@@ -87,25 +63,6 @@ def _init_theta(key: jax.Array) -> Theta:
     return networks(key, NUM_FEATURES, steps=1)
 
 
-def networks(key: jax.Array, features: int, steps: int) -> Theta:
-    """Weights of both networks; their last layers are zero, so meta-training starts from nominal steps.
-
-    Args:
-      key: consumed.
-      features: number of features of a parameter that the first network sees in addition to the context.
-      steps: number of step sizes that the second network computes.
-    """
-    direction, step = jax.random.split(key)
-    theta = {
-        "direction": init_network(direction, features + NUM_CONTEXT, HIDDEN, outputs=1),
-        "step": init_network(step, NUM_CONTEXT, STEP_HIDDEN, outputs=steps),
-    }
-    last = f"Dense_{len(HIDDEN)}"
-    return {
-        name: network | {last: jax.tree.map(jnp.zeros_like, network[last])} for name, network in theta.items()
-    }
-
-
 def _step(theta: Theta, tensors: Tensors, clock: ft.Clock) -> jax.Array:
     means = means_of(tensors)
     context = context_of(tensors, means, clock)
@@ -113,88 +70,3 @@ def _step(theta: Theta, tensors: Tensors, clock: ft.Clock) -> jax.Array:
     (step,) = log_sizes(theta["step"], context, 1)
     size = relative_size(STEP_SCALE * schedule(clock) * jnp.exp(step), tensors, means)
     return -tensors.each(size.astype(context.dtype))[0] * directions
-
-
-def context_of(tensors: Tensors, means: Means, clock: ft.Clock) -> jax.Array:
-    """The inputs of both networks that describe each tensor and the time, ``[NUM_CONTEXT, T]``."""
-    dtype, count = means.square.dtype, means.square.shape[1]
-    time = jnp.broadcast_to(_time(clock).astype(dtype)[:, None], (NUM_TIME, count))
-    steady = steadiness(means, clock.step, MOMENTUM_DECAYS)
-    return jnp.concatenate([steady, tensors.is_vector.astype(dtype), time])
-
-
-def corrected(
-    theta: Theta,
-    tensors: Tensors,
-    means: Means,
-    context: jax.Array,
-    clock: ft.Clock,
-    seen: Callable[[Entries], Sequence[jax.Array]] = lambda entries: (),
-) -> jax.Array:
-    """NAdam's direction with the correction of a network, ``[...]``.
-
-    Args:
-      theta: weights of the network.
-      tensors: the tensors.
-      means: the means over each of them.
-      context: the context of each of them.
-      clock: the position of the step in the run.
-      seen: further features of the entries, arrays ``[k, ...]``.
-    """
-    of_momentum, of_gradient = _nesterov(clock.step)
-
-    def features(entries: Entries, each: Each) -> list[jax.Array]:
-        gradient, param, (momenta, moments), _ = entries
-        root = inverse_root(moments, means, each)
-        return [param, root, gradient * root, momenta * root, *seen(entries)]
-
-    def nominal(entries: Entries, each: Each) -> jax.Array:
-        _, _, gradient, momenta, *_ = features(entries, each)
-        return of_momentum * momenta[NOMINAL] + of_gradient * gradient[0]
-
-    # One pass over the entries computes the scales of the features and of the nominal direction.
-    scales = rms_scale(tensors, lambda *block: [*features(*block), nominal(*block)[None]], EPSILON)
-    scale, nominal_rms = scales[:-1], 1 / scales[-1:]
-
-    def direction(outputs: jax.Array, entries: Entries, each: Each) -> jax.Array:
-        return nominal(entries, each) + CORRECTION_SCALE * each(nominal_rms)[0] * outputs[0]
-
-    return apply_network(theta, tensors, features, scale, context, direction)
-
-
-def log_sizes(theta: Theta, context: jax.Array, count: int) -> list[jax.Array]:
-    """What a network adds to the logarithms of `count` step sizes of each tensor, ``[1, T]`` each."""
-    outputs: Any = PerParameterMLP(STEP_HIDDEN, count).apply({"params": theta}, context.T)
-    return [outputs.T[i : i + 1] for i in range(count)]
-
-
-def _nesterov(count: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Weights of the average and of the gradient in u, including the bias correction of all averages."""
-    decay = MOMENTUM_DECAYS[NOMINAL]
-    root = jnp.sqrt(1 - MOMENT_DECAY ** (count + 1))
-    return root * decay / (1 - decay ** (count + 2)), root * (1 - decay) / (1 - decay ** (count + 1))
-
-
-def _progress(clock: ft.Clock) -> jax.Array:
-    """Completed share of the run, 0 to 1; 0 if the number of steps is not known."""
-    return jnp.clip(clock.step / clock.num_steps, 0, 1)
-
-
-def _time(clock: ft.Clock) -> jax.Array:
-    """The time features of the context, ``[NUM_TIME]``."""
-    progress = _progress(clock)
-    known = jnp.isfinite(clock.num_steps).astype(jnp.float32)
-    # Beyond the steps seen in meta-training the clock stands still.
-    count = jnp.minimum(clock.step, LAST_STEP).astype(jnp.float32)
-    early = jnp.tanh(count / EARLY - 1)
-    decades = jnp.log10(jnp.maximum(jnp.where(known > 0, clock.num_steps, 1), 1))
-    length = known * (decades / 2 - 1.25)
-    return jnp.stack([progress, 2 * progress**2 - 1, known, length, jnp.log10(1 + count) / 2 - 0.5, early])
-
-
-def schedule(clock: ft.Clock) -> jax.Array:
-    """The nominal schedule, 0 to 1."""
-    known = jnp.isfinite(clock.num_steps)
-    warm_up = jnp.where(known, jnp.maximum(1, jnp.round(WARM_UP_SHARE * clock.num_steps)), WARM_UP_STEPS)
-    cosine = 0.5 * (1 + jnp.cos(jnp.pi * _progress(clock)))
-    return jnp.minimum(1, (clock.step + 1) / warm_up) * cosine
