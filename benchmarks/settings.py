@@ -5,7 +5,7 @@
 
 The default settings of a task are chosen with this. Meta-training uses seeds from 1,000 on, and each
 optimizer is evaluated on training runs with seeds that no report uses (1,000,000 and up). The runs of a grid
-differ in sigma, outer learning rate, clip, the share of the validation loss in the objective, and seed. They
+differ in sigma, outer learning rate, the share of the validation loss in the objective, and seed. They
 are vmapped: on a GPU hundreds of runs take minutes; on a CPU they take as long as one after another.
 """
 
@@ -63,8 +63,6 @@ class Arguments:
     """Standard deviations of the perturbations."""
     learning_rates: tuple[float, ...] = (1e-2, 2e-2, 4e-2)
     """Learning rates of the outer Adam at the start."""
-    clips: tuple[float, ...] = (1.0,)
-    """Norms at which the meta-gradient is clipped."""
     validation: tuple[float, ...] = (0.0, 0.5, 1.0)
     """Shares of the validation loss in the objective; the rest is the training loss."""
     seeds: int = 4
@@ -80,7 +78,6 @@ class Settings(NamedTuple):
 
     sigma: Any
     learning_rate: Any
-    clip: Any
     validation: Any
     seed: Any
 
@@ -112,7 +109,6 @@ def _grid(arguments: Arguments) -> Settings:
     rows = itertools.product(
         arguments.sigmas,
         arguments.learning_rates,
-        arguments.clips,
         arguments.validation,
         range(FIRST_SEED, FIRST_SEED + arguments.seeds),
     )
@@ -152,7 +148,7 @@ def learn(
         return method.make(problem(data, settings), **options)
 
     def outer(settings: Settings) -> Any:
-        config = OuterConfig(learning_rate=settings.learning_rate, clip_norm=settings.clip)
+        config = OuterConfig(learning_rate=settings.learning_rate)
         return outer_optimizer(config, arguments.updates)
 
     def init(data: Data, settings: Settings) -> Any:

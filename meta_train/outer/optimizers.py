@@ -29,14 +29,12 @@ OUTER_OPTIMIZERS: Mapping[str, Callable[[optax.Schedule], optax.GradientTransfor
 
 @dataclass(frozen=True)
 class OuterConfig:
-    """How theta is updated: global-norm clip, then an optimizer with a warm-up and a cosine over the run."""
+    """How theta is updated: by an optimizer with a warm-up and a cosine over the run."""
 
     learning_rate: float = 2e-2
     """Learning rate of the outer optimizer after its warm-up."""
     final_fraction: float = 0.1
     """Fraction of the learning rate that is left at the end of the run."""
-    clip_norm: float = 1.0
-    """Norm at which the meta-gradient is clipped."""
     optimizer: str = "adam"
     """Optimizer that updates theta: adam, adamw, or sgdm (SGD with momentum 0.9)."""
 
@@ -53,7 +51,10 @@ def find_outer_optimizer(name: str) -> Callable[[optax.Schedule], optax.Gradient
 
 
 def outer_optimizer(config: OuterConfig, updates: int) -> optax.GradientTransformation:
-    """Clip by global norm, then the optimizer, with a warm-up and a cosine to a fraction of its rate.
+    """Divide by the global norm, then the optimizer, with a warm-up and a cosine to a fraction of its rate.
+
+    Meta-gradients have heavy tails, so each counts the same whatever its norm. This also makes the learning
+    rate independent of the scale of the objective.
 
     The rate rises over the first twentieth of the updates, because particles that start in the middle of an
     episode have fresh networks, and so the first meta-gradients reflect only early steps.
@@ -69,7 +70,8 @@ def outer_optimizer(config: OuterConfig, updates: int) -> optax.GradientTransfor
         return jnp.minimum(1, (jnp.asarray(count) + 1) / warm_up) * cosine(count)
 
     optimizer = find_outer_optimizer(config.optimizer)(schedule)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    # With optax's default of 1e-6, small meta-gradients would count less than others.
+    return optax.chain(optax.normalize_by_update_norm(eps=1e-15), optimizer)
 
 
 def outer_step(

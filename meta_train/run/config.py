@@ -263,7 +263,6 @@ def validate(config: Config) -> None:
     for flag, value in (
         ("--estimator.sigma", estimator.sigma),
         ("--outer.learning-rate", config.outer.learning_rate),
-        ("--outer.clip-norm", config.outer.clip_norm),
     ):
         if not 0 < value < float("inf"):
             raise UserError(f"{flag} is {value}; it must be above 0 and finite")

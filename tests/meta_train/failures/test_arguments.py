@@ -64,7 +64,6 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
         "Choose a smaller optimizer, or another unbiased estimator",
     ),
     "--outer.learning-rate 0": ("it must be above 0 and finite", "--outer.learning-rate is 0.0"),
-    "--outer.clip-norm nan": ("it must be above 0 and finite", "--outer.clip-norm is nan"),
     "--outer.final-fraction 2": ("it must lie between 0 and 1", "--outer.final-fraction is 2.0"),
     "--seed -1": ("it must lie between 0 and", "--seed is -1"),
     "--wandb sometimes": ("Invalid choice", "sometimes", "offline"),
