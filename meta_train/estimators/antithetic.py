@@ -7,13 +7,24 @@ import jax.numpy as jnp
 import optax
 
 from inner_tasks import UnrolledProblem
+from learned_opt import UserError
 from meta_train.devices.mapping import chunked_map
 from meta_train.estimators.base import State, Theta
 from meta_train.estimators.window import Window, unroll
 
 
 def perturbation(key: jax.Array, theta: Theta, sigma: float) -> Theta:
-    """``epsilon ~ N(0, sigma^2 I)``, with theta's structure. The key is consumed."""
+    """``epsilon ~ N(0, sigma^2 I)``, with theta's structure. The key is consumed.
+
+    Raises:
+      UserError: theta has 16-bit numbers, in which small perturbations of it are lost by rounding.
+    """
+    dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(theta)]
+    if short := {dtype.name for dtype in dtypes if dtype.itemsize < 4}:
+        raise UserError(
+            f"theta is {', '.join(sorted(short))}, but 16 bits are too few for small perturbations; convert "
+            "it to float32"
+        )
     # The barrier makes epsilon round once for all of its uses. Without it, XLA fuses the product into the sum
     # theta + epsilon in some programs and not in others, depending on the number of units on a device.
     return jax.lax.optimization_barrier(optax.tree.scale(sigma, optax.tree.random_like(key, theta)))

@@ -5,7 +5,7 @@ To add a metric, add an entry to ``METRICS``, and one to ``SUMS`` if it needs a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -74,7 +74,7 @@ class Metric(NamedTuple):
 
 METRICS = (
     Metric("loss", "meta-loss: mean loss per inner step over all particles and this window", "loss", "steps"),
-    Metric("gradient_norm", "norm of the meta-gradient before clipping"),
+    Metric("gradient_norm", "norm of the meta-gradient; the outer optimizer sees it divided by this norm"),
     Metric("snr", "norm of the meta-gradient over its standard error, from the scatter across pairs"),
     Metric(
         "snr_across",
@@ -94,6 +94,10 @@ METRICS = (
     Metric("episodes", "episodes completed in this update, by all particles", "episodes"),
     Metric("steps", "particle-steps of this update", "steps"),
 )
+
+
+# Metrics that a distribution also logs for each of its tasks.
+OF_EACH_TASK = ("loss", "gradient_norm", "snr")
 
 
 def summed(unrolled: Unrolled) -> Info:
@@ -119,21 +123,22 @@ def reduced(totals: Info, gradient_norm: jax.Array, snr: jax.Array) -> dict[str,
 
 
 def over_tasks(
-    each: Sequence[Mapping[str, jax.Array]], gradient_norm: jax.Array, snr: jax.Array
+    each: Mapping[str, Mapping[str, jax.Array]], gradient_norm: jax.Array, snr: jax.Array
 ) -> dict[str, jax.Array]:
-    """The metrics of several tasks together: the mean of relative metrics, the sum of totals.
+    """The metrics of several tasks: the mean of relative metrics, the sum of totals, and some of each task.
 
     Args:
-      each: the metrics of each task.
+      each: the metrics of each task, by its name.
       gradient_norm: norm of their common meta-gradient.
       snr: the norm over its standard error.
     """
     values = {"gradient_norm": gradient_norm, "snr": snr}
     for metric in METRICS:
         if metric.sum is not None:
-            stacked = jnp.stack([own[metric.name] for own in each])
+            stacked = jnp.stack([own[metric.name] for own in each.values()])
             values[metric.name] = stacked.mean() if metric.per else stacked.sum()
-    return {metric.name: values[metric.name] for metric in METRICS if metric.name in values}
+    together = {metric.name: values[metric.name] for metric in METRICS if metric.name in values}
+    return together | {f"{task}/{name}": own[name] for task, own in each.items() for name in OF_EACH_TASK}
 
 
 def _total(values: Iterable[jax.Array]) -> jax.Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -15,48 +15,49 @@ from meta_train.estimators.metrics import over_tasks
 from meta_train.outer.population import Memory, Metrics, Population
 
 
-def mixture(populations: Sequence[Population]) -> Population:
+def mixture(populations: Mapping[str, Population]) -> Population:
     """The mean of the meta-gradients of several populations, each divided by its norm.
 
     So no task dominates because its losses react more strongly to theta. A meta-gradient of zero counts as
     zero, and a non-finite one makes the mean non-finite.
 
     Args:
-      populations: one per task; all learn the same theta.
+      populations: one per task, by its name; all learn the same theta.
     """
+    each = tuple(populations.values())
 
     def init(key: jax.Array, theta: Theta) -> State:
-        return tuple(p.init(jax.random.fold_in(key, i), theta) for i, p in enumerate(populations))
+        return tuple(p.init(jax.random.fold_in(key, i), theta) for i, p in enumerate(each))
 
     def estimate(theta: Theta, state: State, key: jax.Array) -> tuple[Theta, State, Metrics]:
         gradients, states, metrics = zip(
             *(
                 population.estimate(theta, own, jax.random.fold_in(key, i))
-                for i, (population, own) in enumerate(zip(populations, state, strict=True))
+                for i, (population, own) in enumerate(zip(each, state, strict=True))
             ),
             strict=True,
         )
-        gradient, combined = _combine(gradients, metrics)
+        gradient, combined = _combine(gradients, dict(zip(populations, metrics, strict=True)))
         return gradient, states, combined
 
     def memory(theta: Theta) -> Memory:
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # the compiler releases Python's lock
-            each = list(pool.map(lambda population: population.memory(theta), populations))
-        return Memory(sum(own.held for own in each), max(own.working for own in each))
+            needed = list(pool.map(lambda population: population.memory(theta), each))
+        return Memory(sum(own.held for own in needed), max(own.working for own in needed))
 
     return Population(
         init=init,
         estimate=estimate,
-        gather=lambda state: tuple(p.gather(own) for p, own in zip(populations, state, strict=True)),
-        scatter=lambda state: tuple(p.scatter(own) for p, own in zip(populations, state, strict=True)),
+        gather=lambda state: tuple(p.gather(own) for p, own in zip(each, state, strict=True)),
+        scatter=lambda state: tuple(p.scatter(own) for p, own in zip(each, state, strict=True)),
         memory=memory,
     )
 
 
 @jax.jit
-def _combine(gradients: Sequence[Theta], metrics: Sequence[Metrics]) -> tuple[Theta, Metrics]:
+def _combine(gradients: Sequence[Theta], metrics: Mapping[str, Metrics]) -> tuple[Theta, Metrics]:
     """Mean of the normalised gradients, and the metrics of all tasks together."""
-    norms, snrs = (jnp.stack([each[name] for each in metrics]) for name in ("gradient_norm", "snr"))
+    norms, snrs = (jnp.stack([own[name] for own in metrics.values()]) for name in ("gradient_norm", "snr"))
     shares = jnp.where(norms == 0, 0, 1 / norms)
     gradient = jax.tree.map(
         lambda *g: sum(share * x for share, x in zip(shares, g, strict=True)) / len(metrics), *gradients

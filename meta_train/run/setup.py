@@ -63,7 +63,7 @@ def prepare(config: Config) -> Setup:
 
     def populate(units: int) -> Population:
         each = [population(estimator, one, units=units, devices=devices, chunk=at_once) for one in trainings]
-        return mixture(each) if len(each) > 1 else each[0]
+        return mixture(dict(zip(tasks, each, strict=True))) if len(each) > 1 else each[0]
 
     return Setup(
         tasks=tuple(tasks),

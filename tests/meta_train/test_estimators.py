@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from inner_tasks import LinearRecurrence
+from learned_opt import UserError
 from meta_train.devices.choice import MAX_PARTIAL_SUMS, partial_sums
 from meta_train.estimators import nres, pes, truncated_es
 from meta_train.outer.population import population
@@ -24,6 +25,15 @@ SIGMA = 0.1
 def mean_and_error(samples):
     samples = np.asarray(samples, np.float64)
     return samples.mean(axis=0), samples.std(axis=0) / np.sqrt(len(samples))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_of_16_bits_are_refused(dtype):
+    """With theta near 1 and sigma = 0.001, all perturbed thetas would be the same."""
+    estimator = pes(LINEAR, sigma=1e-3, truncation=2)
+    with pytest.raises(UserError, match=f"theta is {dtype}, .* convert it to float32"):
+        state = estimator.init(jax.random.key(0), jnp.ones((), dtype), 0.0)
+        estimator.estimate(jnp.ones((), dtype), state, jax.random.key(1))
 
 
 @pytest.mark.parametrize("windows, predicted", [((2, 2), 7.51), ((1, 2, 1), 6.61)])

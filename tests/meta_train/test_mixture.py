@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from inner_tasks import LinearRecurrence
+from inner_tasks import LinearRecurrence, Registration, TaskDistribution, TaskSettings, find_task
+from inner_tasks.task import _REGISTRY
 from inner_tasks.tasks import general_tasks, small_tasks
 from inner_tasks.tasks.general_tasks import FAMILIES
 from learned_opt import read
@@ -27,7 +28,9 @@ def test_mean_of_the_normalised_gradients_of_each() -> None:
     problems = [LinearRecurrence(horizon=4), LinearRecurrence(horizon=7, decay=0.5)]
     make = partial(pes, sigma=0.1, truncation=2)
     each = [population(make, problem, units=4, devices=1) for problem in problems]
-    together = mixture([population(make, problem, units=4, devices=2) for problem in problems])
+    together = mixture(
+        {f"task {i}": population(make, problem, units=4, devices=2) for i, problem in enumerate(problems)}
+    )
     theta, key = jax.numpy.float32(0.3), jax.random.key(0)
     state = together.init(jax.random.key(1), theta)
     gradient, state, info = together.estimate(theta, state, key)
@@ -39,6 +42,9 @@ def test_mean_of_the_normalised_gradients_of_each() -> None:
     assert float(gradient) == pytest.approx(expected, rel=1e-6)
     assert float(info["steps"]) == sum(float(i["steps"]) for _, _, i in found)
     assert float(info["loss"]) == pytest.approx(np.mean([float(i["loss"]) for _, _, i in found]), rel=1e-6)
+    for number, (_, _, own) in enumerate(found):
+        for name in ("loss", "gradient_norm", "snr"):
+            assert float(info[f"task {number}/{name}"]) == pytest.approx(float(own[name]), rel=1e-6)
     errors = [1 / float(i["snr"]) for _, _, i in found]
     assert float(info["snr"]) == pytest.approx(abs(expected) / (np.hypot(*errors) / 2), rel=1e-5)
     gathered = together.gather(state)
@@ -58,7 +64,7 @@ def test_a_task_without_gradient_counts_as_zero_and_one_that_is_not_finite_spoil
         return Population(lambda key, theta: (), estimate, *[lambda x: x] * 3)
 
     def mean(*gradients: float) -> float:
-        together = mixture([constant(g) for g in gradients])
+        together = mixture({f"{i}": constant(g) for i, g in enumerate(gradients)})
         gradient, _, _ = together.estimate(0.0, ((),) * len(gradients), jax.random.key(0))
         return float(gradient)
 
@@ -72,10 +78,17 @@ SMALL = (
 )
 
 
+def two_digits(settings: TaskSettings) -> TaskDistribution:
+    wider = settings._replace(hidden=(12,))
+    build = find_task("digits-mlp").build
+    return TaskDistribution({"narrow": build(settings), "wide": build(wider)})
+
+
 @pytest.mark.parametrize(
     ("task", "names"),
     [
-        ("small-tasks", ("digits-mlp 32, batch 64, T 12", "teacher-mlp", "text-mlp")),
+        ("two-digits", ("narrow", "wide")),
+        slow("small-tasks", ("digits-mlp 32, batch 64, T 12", "teacher-mlp", "text-mlp")),
         slow("general-tasks", ("digits-mlp", "table", "ratings")),
     ],
 )
@@ -87,6 +100,7 @@ def test_a_run_on_a_distribution(
     no_comparing: None,
 ) -> None:
     """It names its tasks, learns, and resumes to the same bits on another number of devices."""
+    monkeypatch.setitem(_REGISTRY, "two-digits", Registration(two_digits, TaskSettings()))
     monkeypatch.setattr(small_tasks, "MEMBERS", 3)
     monkeypatch.setattr(general_tasks, "FAMILIES", {k: v for k, v in FAMILIES.items() if k in names})
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -103,4 +117,4 @@ def test_a_run_on_a_distribution(
     assert lines(parts) == lines(whole)
     assert (parts / "optimizer.safetensors").read_bytes() == (whole / "optimizer.safetensors").read_bytes()
     assert read(whole).architecture == "sgdm"
-    assert lines(whole)[0]["steps"] == 4 * 3 * 5  # particles, tasks, steps
+    assert lines(whole)[0]["steps"] == 4 * len(names) * 5  # particles, tasks, steps
