@@ -37,11 +37,12 @@ jax.devices()  # initialised now, so that no test changes their number
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Cache compiled programs between test runs, in pytest's cache folder."""
+    """Cache compiled programs between test runs of all clones."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # xdist's workers inherit it from their controller
-        folder = config.cache.mkdir("compiled")
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "learned-opt-tests"
+        folder.mkdir(parents=True, exist_ok=True)
         if sum(file.stat().st_size for file in folder.iterdir()) > MAX_KEPT:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 

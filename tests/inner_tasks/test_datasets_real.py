@@ -45,6 +45,7 @@ def test_mnist(tmp_path: Path):
     assert mnist.std / 255 == pytest.approx(0.30811, rel=0.01)
 
 
+@pytest.mark.slow
 def test_cifar10(tmp_path: Path):
     cifar = load_real("cifar10", tmp_path)
     shapes = [(40000, 3072), (10000, 3072), (10000, 3072)]

@@ -26,6 +26,7 @@ from inner_tasks.tasks.general_tasks import FAMILIES
 from learned_opt import LearnedOptimizer
 from meta_train.estimators import pes
 from tests.inner_tasks.test_tasks import SGD
+from tests.marks import slow
 
 SETTINGS = find_task("general-tasks").settings
 GUESS = {  # parameters, and the loss of an uninformed guess
@@ -70,7 +71,7 @@ def test_these_are_all() -> None:
     assert GUESS.keys() == FAMILIES.keys()
 
 
-@pytest.mark.parametrize("name", GUESS)
+@pytest.mark.parametrize("name", [name if name == "table" else slow(name) for name in GUESS])
 def test_a_network_that_is_silent_guesses_and_adam_learns(name: str) -> None:
     task, tx, (parameters, guess) = family(name).member(plain(name)), optax.adam(1e-2), GUESS[name]
     shapes = jax.eval_shape(task.init, jax.random.key(0))
@@ -100,7 +101,7 @@ def test_a_network_that_is_silent_guesses_and_adam_learns(name: str) -> None:
     assert metrics["validation_loss"] < guess
 
 
-@pytest.mark.parametrize("name", ["digits-mlp", "text-transformer", "ratings"])
+@pytest.mark.parametrize("name", ["digits-mlp", slow("text-transformer"), slow("ratings")])
 def test_a_member_is_the_same_task_in_other_units(name: str) -> None:
     """The loss is its scale times the loss in the usual units, and gradients follow the chain rule."""
     leaves, tree = jax.tree.flatten(plain(name).units)

@@ -22,6 +22,7 @@ from inner_tasks import (
 )
 from learned_opt import UserError, get_architecture
 from meta_train.run.folder import read_metrics
+from tests.marks import slow
 from tests.meta_train.command import meta_train
 
 SETTINGS = TaskSettings(hidden=(6,), batch_size=40, horizon=8)
@@ -146,23 +147,24 @@ def test_the_end_is_judged_by_training_examples_where_there_are_no_others() -> N
     assert losses[0] == losses[1]
 
 
-def test_validation_examples_are_those_of_the_validation_split() -> None:
+@pytest.mark.parametrize(
+    "name", ["digits-mlp", *map(slow, ("text-mlp", "patches-autoencoder", "teacher-mlp", "digits-conv"))]
+)
+def test_validation_examples_are_those_of_the_validation_split(name: str) -> None:
     """For every task with validation examples, the mean over many minibatches equals its metrics."""
     distributed = find_task("small-tasks").build(find_task("small-tasks").settings)
     assert isinstance(distributed, TaskDistribution)
-    for name in ("digits-mlp", "text-mlp", "patches-autoencoder", "teacher-mlp", "digits-conv"):
-        member = next(n for n in distributed.members if n.startswith(name))
-        task = distributed.members[member]
-        data, params = task.load(None), jax.jit(task.init)(jax.random.key(0))
-        loss = jax.jit(jax.vmap(lambda key, t=task, d=data, p=params: t.loss(p, t.sample_validation(d, key))))
-        losses = np.asarray(loss(jax.random.split(jax.random.key(1), 200)))
-        expected = float(jax.jit(task.metrics)(params, data)["validation_loss"])
-        near = float(5 * losses.std() / 200**0.5) + 0.02 * expected
-        assert losses.mean() == pytest.approx(expected, abs=near)
-        assert (task.accuracy is not None) == name.startswith("digits")
-        if task.accuracy is not None:  # in the units of the member
-            batch = task.sample_validation(data, jax.random.key(3))
-            assert 0 <= float(task.accuracy(params, batch)) <= 1
+    task = next(task for member, task in distributed.members.items() if member.startswith(name))
+    data, params = task.load(None), jax.jit(task.init)(jax.random.key(0))
+    loss = jax.jit(jax.vmap(lambda key: task.loss(params, task.sample_validation(data, key))))
+    losses = np.asarray(loss(jax.random.split(jax.random.key(1), 200)))
+    expected = float(jax.jit(task.metrics)(params, data)["validation_loss"])
+    near = float(5 * losses.std() / 200**0.5) + 0.02 * expected
+    assert losses.mean() == pytest.approx(expected, abs=near)
+    assert (task.accuracy is not None) == name.startswith("digits")
+    if task.accuracy is not None:  # in the units of the member
+        batch = task.sample_validation(data, jax.random.key(3))
+        assert 0 <= float(task.accuracy(params, batch)) <= 1
 
 
 def test_what_a_task_lacks_is_said() -> None:
@@ -173,15 +175,21 @@ def test_what_a_task_lacks_is_said() -> None:
         find_objective("validation-accuracy", text)
 
 
+FOR_ACCURACY = (
+    "--optimizer sgdm --task.objective validation-accuracy --task.horizon 20 --estimator.truncation 5 "
+    "--updates 4 --wandb disabled --run-dir"
+)
+
+
+@pytest.mark.slow
 def test_a_schedule_is_tuned_for_validation_accuracy(tmp_path: Path, no_comparing: None) -> None:
-    flags = (
-        "--optimizer sgdm --task.objective validation-accuracy --task.horizon 20 --estimator.truncation 5 "
-    )
-    flags += "--updates 4 --wandb disabled --run-dir"
-    outcome = meta_train(flags, tmp_path / "run")
+    outcome = meta_train(FOR_ACCURACY, tmp_path / "run")
     assert outcome.code == 0, outcome.err
     losses = [line["loss"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     assert all(-1 <= loss < 0 for loss in losses)
-    refused = meta_train("--estimator tbptt", flags, tmp_path / "other")
+
+
+def test_an_accuracy_has_no_derivative(tmp_path: Path) -> None:
+    refused = meta_train("--estimator tbptt", FOR_ACCURACY, tmp_path / "other")
     assert refused.code == 2 and "differentiable is False" in refused.err
     assert not (tmp_path / "other").exists()

@@ -19,6 +19,7 @@ from inner_tasks.datasets import Dataset, load_dataset
 from inner_tasks.tasks.images import ImageBatch
 from learned_opt import LearnedOptimizer, UserError
 from meta_train.estimators.window import unroll
+from tests.marks import slow
 from tests.meta_train.command import against, lines, meta_train, start
 
 SGD = LearnedOptimizer(
@@ -87,8 +88,8 @@ def digits() -> Dataset:
     [
         ("digits-mlp", [64, 32, 10], 2_410),
         ("mnist-mlp", [784, 32, 10], 25_450),
-        ("fashion-mnist-mlp", [784, 32, 10], 25_450),
-        ("cifar10-mlp", [3072, 128, 128, 10], 411_146),
+        slow("fashion-mnist-mlp", [784, 32, 10], 25_450),
+        slow("cifar10-mlp", [3072, 128, 128, 10], 411_146),
     ],
 )
 def test_networks_by_default(name: str, layers: list[int], parameters: int) -> None:
@@ -148,7 +149,7 @@ def test_batches_follow_the_key(digits: Dataset) -> None:
     assert np.array_equal(one, same) and not np.array_equal(one, other)
 
 
-@pytest.mark.parametrize("hidden", [(), (6,), (8, 4)])
+@pytest.mark.parametrize("hidden", [slow(()), slow((6,)), (8, 4)])
 def test_loss_and_metrics_against_numpy(hidden: tuple[int, ...], digits: Dataset) -> None:
     made = build("digits-mlp", TaskSettings(hidden, batch_size=5))
     data, params = made.load(None), made.init(jax.random.key(3))
@@ -169,7 +170,7 @@ def test_loss_and_metrics_against_numpy(hidden: tuple[int, ...], digits: Dataset
         assert measured[f"{name}_accuracy"] == pytest.approx(correct.mean(), abs=1e-6)
 
 
-@pytest.mark.parametrize("hidden", [(), (6,), (8, 4)])
+@pytest.mark.parametrize("hidden", [slow(()), slow((6,)), (8, 4)])
 def test_training_against_sgd_in_numpy(hidden: tuple[int, ...]) -> None:
     """The loss of a step is that of its minibatch before the update."""
     made = build("digits-mlp", TaskSettings(hidden, batch_size=7))

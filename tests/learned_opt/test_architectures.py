@@ -55,7 +55,7 @@ def test_every_architecture_is_tested():
 
 
 @pytest.mark.parametrize(
-    "shape", [(), slow((7,)), (BLOCK_SIZE + 1,), slow((64, 33)), (3, 4, 5, 6, 7)], ids=str
+    "shape", [slow(()), slow((7,)), (BLOCK_SIZE + 1,), slow((64, 33)), (3, 4, 5, 6, 7)], ids=str
 )
 @pytest.mark.parametrize("name", RULES)
 def test_updates_equal_the_plain_formula(name, shape):
@@ -79,7 +79,7 @@ def test_updates_equal_the_plain_formula(name, shape):
 
 
 @pytest.mark.parametrize("count", [0, 1, 100_000])
-@pytest.mark.parametrize("name", ["mlp", "metz2019", "small-fc", "sgdm"])
+@pytest.mark.parametrize("name", ["mlp", slow("metz2019"), slow("small-fc"), "sgdm"])
 def test_steps_are_counted_from_zero(name, count):
     """After a single gradient, as if all earlier ones had been zero: only the step number differs."""
     optimizer, theta, param = get_architecture(name), random_theta(name, 1), jnp.linspace(-1, 1, 9)
@@ -91,7 +91,7 @@ def test_steps_are_counted_from_zero(name, count):
     assert relative_error(update, expected) < 2e-5
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ["mlp", *(slow(n) for n in ARCHITECTURES if n != "mlp")])
 def test_tensors_do_not_see_each_other(name):
     optimizer = get_architecture(name)
     theta = optimizer.init_theta(jax.random.key(0), 2)
@@ -103,7 +103,7 @@ def test_tensors_do_not_see_each_other(name):
     np.testing.assert_array_equal(both["b"], other["b"])
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [slow(False), True])
 def test_network_equals_flax_module(packed):
     """For one tensor in its own shape, and for three that share blocks."""
     network = PerParameterMLP(hidden=(5, 6, 7), outputs=3)
@@ -148,7 +148,7 @@ def test_scale_of_loss_hardly_matters(name):
     assert relative_error(large, small) < 1e-3
 
 
-@pytest.mark.parametrize("name", ["relative-mlp", "nadam-mlp", "muon-mlp"])
+@pytest.mark.parametrize("name", [slow("relative-mlp"), slow("nadam-mlp"), "muon-mlp"])
 def test_relative_steps_follow_the_units_of_the_parameters(name):
     """With parameters 1,000 times larger and gradients 1,000 times smaller, steps are 1,000 times larger."""
     optimizer, theta = get_architecture(name), random_theta(name, 3)
@@ -159,7 +159,7 @@ def test_relative_steps_follow_the_units_of_the_parameters(name):
     assert relative_error(scaled, 1000 * plain) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["relative-mlp", "nadam-mlp", "muon-mlp"])
+@pytest.mark.parametrize("name", [slow("relative-mlp"), slow("nadam-mlp"), "muon-mlp"])
 def test_relative_steps_change_wide_and_narrow_layers_alike(name):
     """In the spectral norm, an update for a rank-one gradient is the same share of the weights."""
     optimizer, theta, shares = get_architecture(name), random_theta(name, 4), []

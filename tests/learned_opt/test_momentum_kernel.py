@@ -73,6 +73,7 @@ def test_kernel_equals_plain_formulation(name, kernel_here, monkeypatch):
             assert relative_error(a, np.asarray(b, np.float64)) < 1e-5
 
 
+@pytest.mark.slow
 def test_entries_that_stay_or_are_not_finite_are_those_of_the_plain_formulation(kernel_here, monkeypatch):
     shapes = {"small": SHAPES["small"], "vector": SHAPES["vector"]}
     theta, (params, gradients) = random_theta("mlp", 7), network(shapes)
@@ -107,7 +108,8 @@ def test_every_particle_has_its_own_theta(kernel_here):
             np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", [slow("mlp"), "metz2019"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_derivative_is_that_of_the_plain_formulation(name, kernel_here, monkeypatch):
     """Truncated backpropagation differentiates the optimizer."""
     shapes = {"small": SHAPES["small"], "vector": SHAPES["vector"]}
@@ -125,7 +127,7 @@ def test_derivative_is_that_of_the_plain_formulation(name, kernel_here, monkeypa
 
 
 @pytest.mark.parametrize("vmapped", [False, True])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [slow("mlp"), "metz2019"])
 def test_compiled_for_a_gpu_it_is_the_kernel(name, vmapped, gpu_is_there):
     """Lowered to the input of the GPU's compiler; on a CPU the same program runs the plain formulation."""
     params, gradients = network()
@@ -161,7 +163,7 @@ def test_kernel_is_for_hopper_and_later(backend, capability, expected, monkeypat
 
 
 @pytest.mark.parametrize("asked", [None, "tensorfloat32"])
-@pytest.mark.parametrize("name", ["mlp", "metz2019", "small-fc", "celo2-style", "relative-mlp"])
+@pytest.mark.parametrize("name", ["mlp", *map(slow, ("metz2019", "small-fc", "celo2-style", "relative-mlp"))])
 def test_precision_of_every_product_is_stated(name, asked, gpu_is_there):
     """A GPU's default is tf32, which is used only if JAX is set to it."""
     params, gradients = network()

@@ -53,8 +53,9 @@ def objectives() -> dict[str, tuple[Any, Any, Any]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", objectives())
-@pytest.mark.parametrize("name", PRETRAINED)
+@pytest.mark.parametrize("name", learned_opt.pretrained_names())
 def test_pretrained_ones_arrive(name: str, objective: str) -> None:
     """Within 30,000 steps, to 3%, as optax requires."""
     start, target, loss = objectives()[objective]

@@ -13,6 +13,7 @@ from meta_train.devices.choice import even_devices, units_at_once
 from meta_train.devices.mapping import PMAP, SHARD_MAP, Strategy, map_over_devices
 from meta_train.estimators import pes
 from meta_train.outer.population import population
+from tests.marks import slow
 from tests.meta_train.problems import Pendulum
 
 
@@ -33,7 +34,7 @@ def updates_of(strategy: Strategy, devices: int) -> list[np.ndarray]:
     return jax.tree.leaves((estimates, gathered))
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [slow(1), 2])
 def test_both_strategies_give_the_same_bits(devices: int) -> None:
     expected = updates_of(PMAP, devices)
     assert len(expected) > 20 and np.all(np.isfinite(expected[0]))

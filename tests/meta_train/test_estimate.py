@@ -39,7 +39,9 @@ def test_memory_is_flat_in_horizon_and_truncation_and_linear_in_pairs() -> None:
 def test_the_estimate_is_printed_and_nothing_is_made(tmp_path: Path) -> None:
     run = tmp_path / "run"
     outcome = meta_train(
-        TINY, "--updates 1000 --estimator.particles 16 --devices 1 --estimate --run-dir", run
+        TINY,
+        "--optimizer sgdm --updates 1000 --estimator.particles 16 --devices 1 --estimate --run-dir",
+        run,
     )
     assert outcome.code == 0, outcome.err
     assert re.search(r"memory: [\d.]+ kB on each of 1 devices \([\d.]+ kB held, [\d.]+ kB", outcome.err)

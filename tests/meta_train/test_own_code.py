@@ -133,6 +133,7 @@ def test_a_run_goes_on_where_the_command_names_its_code_again(folder: Path) -> N
         assert outcome.code == 2 and outcome.err.endswith(f"add {' '.join(flags[missing : missing + 2])}\n")
 
 
+@pytest.mark.slow
 def test_weights_to_start_from(folder: Path) -> None:
     theta = learned_opt.get_architecture("my_code:rule").init_theta(jax.random.key(0), 1)
     learned_opt.save("weights", "my_code:rule", theta, {})

@@ -14,6 +14,7 @@ from inner_tasks.problems.character_lstm import CharacterLSTM
 from learned_opt import UserError
 from meta_train.experiments import variance
 from meta_train.experiments.base import Outcome, Result
+from tests.marks import slow
 
 METHODS = variance.methods("paper")
 TEXT = np.array([0, 2, 1, 3, 3, 0, 1, 2, 0, 0, 3, 1, 2], np.int32)
@@ -96,7 +97,7 @@ def test_the_formula_of_the_variance_is_that_of_its_definition():
     assert abs(measured - predicted(everything)) > 10 * error
 
 
-@pytest.mark.parametrize("name", ["pes", "pes-plain"])
+@pytest.mark.parametrize("name", ["pes", slow("pes-plain")])
 def test_estimators_have_the_variance_that_theory_predicts(name, case):
     """For four windows of three steps."""
     measured = variance.measure(METHODS[name], 4, 10_000, case)
