@@ -10,7 +10,7 @@ from learned_opt._src.architectures.state import LearnedState
 from learned_opt._src.errors import LearnedOptError, UserError
 from learned_opt._src.learned_optimizer import LearnedOptimizer, Params, State, Theta
 from learned_opt._src.optax_transformation import as_optax, scale_by_learned
-from learned_opt._src.optimizer_file import Artifact, describe, load, read, save
+from learned_opt._src.optimizer_file import Artifact, Description, describe, load, read, save
 from learned_opt._src.pretrained import pretrained, pretrained_names, pretrained_path
 
 __version__ = "0.1.0"
@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ARCHITECTURES",
     "Artifact",
+    "Description",
     "LearnedOptError",
     "LearnedOptimizer",
     "LearnedState",

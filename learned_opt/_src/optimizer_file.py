@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save as to_safetensors
 
 from learned_opt._src.architectures import ARCHITECTURES, get_architecture
-from learned_opt._src.errors import UserError
+from learned_opt._src.errors import UserError, printable
 from learned_opt._src.files import write_whole
 from learned_opt._src.learned_optimizer import LearnedOptimizer, Theta
 from learned_opt._src.optax_transformation import as_optax
@@ -32,8 +32,13 @@ from learned_opt._src.optax_transformation import as_optax
 FORMAT_VERSION = 1
 METADATA_KEY = "learned_opt"
 FILE_NAME = "optimizer.safetensors"
+# Weights are a few megabytes at most. A file with more bytes than this is not read at all.
+MAX_BYTES = 2**30
 # A description lists up to this many weights: they are hyperparameters rather than weights of a network.
 FEW_WEIGHTS = 64
+# Characters of one claim in a description, and the number of claims.
+CLAIM_LENGTH = 2000
+MAX_CLAIMS = 100
 
 
 class Artifact(NamedTuple):
@@ -42,6 +47,18 @@ class Artifact(NamedTuple):
     architecture: str  # name in learned_opt.ARCHITECTURES, or module:name
     theta: Theta  # nested dict of float32 arrays
     metadata: dict[str, Any]  # format_version, architecture, feature_version, digest, licence, ...
+
+
+class Description(NamedTuple):
+    """An optimizer file for a reader: names and values, in order.
+
+    Attributes:
+      verified: facts that were checked when the file was read, because the weights show them.
+      claimed: the model card, which anybody may have written into the file.
+    """
+
+    verified: dict[str, str]
+    claimed: dict[str, str]
 
 
 def save(
@@ -101,51 +118,71 @@ def read(path: str | os.PathLike[str], optimizer: LearnedOptimizer | None = None
             f"there is no optimizer file at {path}; a finished run writes {FILE_NAME}, and "
             "learned_opt.pretrained_names() lists the optimizers that come with the package"
         )
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise UserError(f"{path} has {size:,} bytes, and an optimizer file has at most {MAX_BYTES:,}")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = json.loads((file.metadata() or {})[METADATA_KEY])
-            format_version = metadata["format_version"]
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+            metadata = _metadata(path, file)
+            read_version = _reader(path, metadata["format_version"])
+            architecture, tensors = read_version(path, file, metadata, optimizer)
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a complete safetensors file ({error})") from None
+    return Artifact(architecture, unflatten_dict(tensors, sep="/"), metadata)
+
+
+def _metadata(path: Path, file: safetensors.safe_open) -> dict[str, Any]:
+    """The metadata, which has a format version; nothing else is known about it."""
+    try:
+        metadata = json.loads((file.metadata() or {})[METADATA_KEY])
+        metadata["format_version"]
     except (KeyError, TypeError, ValueError, RecursionError):
         raise UserError(f"{path} is a safetensors file, but not a learned-opt optimizer") from None
-    if format_version != FORMAT_VERSION:
-        raise UserError(
-            f"{path} has format version {format_version}, but this learned-opt reads version "
-            f"{FORMAT_VERSION}; install the newest: pip install -U learned-opt"
-        )
-    return Artifact(*_rebuild(path, metadata, tensors, optimizer), metadata)
+    return metadata
 
 
-def _rebuild(
-    path: Path,
-    metadata: Mapping[str, Any],
-    tensors: Mapping[str, np.ndarray],
-    optimizer: LearnedOptimizer | None,
-) -> tuple[str, Theta]:
-    """Check the metadata against the weights, and return architecture and theta."""
-    if metadata.get("digest") != _digest(tensors):
-        raise UserError(f"{path} is damaged: its weights do not match the digest in its metadata")
-    architecture = metadata.get("architecture")
+def _reader(path: Path, version: Any) -> Callable[..., tuple[str, dict[str, np.ndarray]]]:
+    """The function that reads files of a format version."""
+    if type(version) is int and version in _READERS:
+        return _READERS[version]
+    raise UserError(
+        f"{path} has format version {printable(version)}, but this learned-opt reads "
+        f"version {', '.join(map(str, _READERS))}; install the newest: pip install -U learned-opt"
+    )
+
+
+def _read_version_1(
+    path: Path, file: safetensors.safe_open, metadata: Mapping[str, Any], optimizer: LearnedOptimizer | None
+) -> tuple[str, dict[str, np.ndarray]]:
+    """The architecture and the tensors by name, which are read only if the header has the expected shapes."""
+    architecture, feature_version = metadata.get("architecture"), metadata.get("feature_version")
     if not isinstance(architecture, str) or (optimizer is None and architecture not in ARCHITECTURES):
         raise UserError(
-            f"{path} contains an optimizer of architecture {architecture!r}, {_unknown(architecture)}"
+            f"{path} contains an optimizer of architecture '{printable(architecture)}', "
+            f"{_unknown(architecture)}"
         )
     optimizer = optimizer or get_architecture(architecture)
-    if metadata.get("feature_version") != optimizer.version:
+    if feature_version != optimizer.version:
         raise UserError(
-            f"{path} was trained with version {metadata.get('feature_version')} of the '{architecture}' "
-            f"optimizer, but this learned-opt has version {optimizer.version}"
+            f"{path} was trained with version {printable(feature_version)} of the "
+            f"'{printable(architecture)}' optimizer, but this learned-opt has version {optimizer.version}; "
+            "use a learned-opt that has that version, or meta-train again"
         )
+    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    found = {name: (tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
     # In a rule with hyperparameters for each block, the length of each array is the number of blocks.
-    blocks = max((v.shape[0] for v in tensors.values() if v.ndim == 1), default=1)
+    blocks = max((shape[0] for shape, _ in found.values() if len(shape) == 1), default=1)
     shapes = jax.eval_shape(lambda key: optimizer.init_theta(key, blocks), jax.random.key(0))
-    expected = flatten_dict(shapes, sep="/")
-    found = {k: (v.shape, v.dtype) for k, v in tensors.items()}
-    if found != {k: (v.shape, v.dtype) for k, v in expected.items()}:
-        raise UserError(f"{path} does not contain the weights of the '{architecture}' optimizer")
-    return architecture, unflatten_dict(dict(tensors), sep="/")
+    expected = {name: (w.shape, "F32") for name, w in flatten_dict(shapes, sep="/").items()}
+    if found != expected:
+        raise UserError(f"{path} does not contain the weights of the '{printable(architecture)}' optimizer")
+    tensors = {name: file.get_tensor(name) for name in slices}
+    if metadata.get("digest") != _digest(tensors):
+        raise UserError(f"{path} is damaged: its weights do not match the digest in its metadata")
+    return architecture, tensors
+
+
+# By format version. A file of an older version is read for ever.
+_READERS = {1: _read_version_1}
 
 
 def _unknown(architecture: Any) -> str:
@@ -153,7 +190,7 @@ def _unknown(architecture: Any) -> str:
     if isinstance(architecture, str) and ":" in architecture:
         return (
             "which is code outside this package and was not imported; if you trust it, name it yourself: "
-            f"learned_opt.load(path, optimizer=learned_opt.get_architecture({architecture!r})), "
+            f"learned_opt.load(path, optimizer=learned_opt.get_architecture('{printable(architecture)}')), "
             "learned-opt --architectures, or meta-train --optimizer"
         )
     return f"but this learned-opt knows only: {', '.join(ARCHITECTURES)}"
@@ -204,39 +241,34 @@ def load(
     )
 
 
-def describe(artifact: Artifact) -> dict[str, str]:
-    """The model card of an optimizer file: names and values, in order, for a reader."""
+def describe(artifact: Artifact) -> Description:
+    """What an optimizer file holds, and what its model card says, as printable text."""
     weights = sum(math.prod(w.shape) for w in jax.tree.leaves(artifact.theta))
     metadata = artifact.metadata
-    lines = {
+    verified = {
         "architecture": artifact.architecture,
         "weights": f"{weights:,}",
         "format": f"version {metadata['format_version']}",
         "features": f"version {metadata['feature_version']}",
         "digest": metadata["digest"],
-        "licence": str(metadata.get("licence")),
     }
     if weights <= FEW_WEIGHTS:
-        lines |= {
+        verified |= {
             name: ", ".join(f"{value:.4g}" for value in np.ravel(values))
             for name, values in flatten_dict(artifact.theta, sep="/").items()
         }
-    summary = metadata.get("meta_training")
-    lines |= {
-        k: json.dumps(v) if isinstance(v, dict | list) else str(v)
-        for k, v in (summary if isinstance(summary, dict) else {}).items()
-    }
-    comparisons = metadata.get("comparisons")
-    lines |= {
+    summary, comparisons = metadata.get("meta_training"), metadata.get("comparisons")
+    claimed: dict[str, Any] = {"licence": metadata.get("licence", "not given")}
+    claimed |= summary if isinstance(summary, dict) else {}
+    claimed |= {
         f"comparison {number}": _compared(each)
         for number, each in enumerate(comparisons if isinstance(comparisons, list) else (), 1)
     }
-    # Anybody may have written the file: its control characters must not reach the terminal.
-    return {_printable(name): _printable(value) for name, value in lines.items()}
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else json.dumps(text)
+    texts = {name: v if isinstance(v, str) else json.dumps(v) for name, v in claimed.items()}
+    return Description(
+        {name: printable(value) for name, value in verified.items()},
+        {printable(name): printable(texts[name], CLAIM_LENGTH) for name in list(texts)[:MAX_CLAIMS]},
+    )
 
 
 def _compared(comparison: Any) -> str:

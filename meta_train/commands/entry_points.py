@@ -5,6 +5,7 @@ Nothing here imports a package of the extra `train`, so a missing one is reporte
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from learned_opt import LearnedOptError
+from learned_opt._src.errors import in_one_line
 from meta_train.commands import watcher
 from meta_train.commands.terminal import outlast_the_terminal
 
@@ -38,6 +40,8 @@ def exit_code_of(program: str, command: Callable[[Sequence[str]], None], argv: S
                 f"a package is missing ({error}); the commands need the extra 'train': "
                 "pip install -e '.[train]'",
             )
+        elif isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            code, message = 2, f"a path is too long: {error.filename}; give a shorter one"
         elif isinstance(error, OSError):
             code, message = (
                 1,
@@ -51,7 +55,7 @@ def exit_code_of(program: str, command: Callable[[Sequence[str]], None], argv: S
         else:
             code = 1
             message = f"unexpected failure, {type(error).__name__}: {error} (--debug shows where)"
-        print(f"{program}: {message}", file=sys.stderr)
+        print(f"{program}: {in_one_line(message)}", file=sys.stderr)
         return code
     return 0
 

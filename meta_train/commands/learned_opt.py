@@ -17,6 +17,7 @@ from learned_opt import UserError
 from learned_opt._src.files import make_folder
 from learned_opt._src.optimizer_file import FILE_NAME
 from learned_opt._src.pretrained import find_optimizer
+from meta_train.commands.parsing import parsed
 
 if TYPE_CHECKING:
     from inner_tasks import Task
@@ -69,8 +70,14 @@ def inspect(arguments: Inspect) -> None:
     """Run `learned-opt inspect`."""
     console = Console()
     file = find_optimizer(arguments.optimizer) or Path(arguments.optimizer)
-    for name, value in learned_opt.describe(learned_opt.read(file)).items():
-        console.print(f"[bold]{escape(name):>18}[/]  {escape(value)}", highlight=False, soft_wrap=True)
+    described = learned_opt.describe(learned_opt.read(file))
+    for title, facts in {
+        "verified: the weights in the file show it": described.verified,
+        "claimed: whoever wrote the file says so, and nothing was checked": described.claimed,
+    }.items():
+        console.print(title, style="dim", highlight=False, soft_wrap=True)
+        for name, value in facts.items():
+            console.print(f"[bold]{escape(name):>18}[/]  {escape(value)}", highlight=False, soft_wrap=True)
 
 
 def evaluate(arguments: Evaluate) -> None:
@@ -139,7 +146,7 @@ def evaluate(arguments: Evaluate) -> None:
         for name, path in files.items():
             artifact = learned_opt.read(path)
             cards = [card(comparison, name) for comparison in suite]
-            meta_training = artifact.metadata["meta_training"]
+            meta_training = artifact.metadata.get("meta_training", {})
             learned_opt.save(path, artifact.architecture, artifact.theta, meta_training, cards)
             console.print(f"recorded in {path}", highlight=False, soft_wrap=True)
 
@@ -176,8 +183,10 @@ def _contestants(
 
 def _objective(file: Path) -> str:
     """The objective that an optimizer was meta-trained on; the training loss if its file does not say."""
-    task = learned_opt.read(file).metadata["meta_training"].get("task")
-    return task.get("objective", "training-loss") if isinstance(task, dict) else "training-loss"
+    summary = learned_opt.read(file).metadata.get("meta_training")
+    task = summary.get("task") if isinstance(summary, dict) else None
+    objective = task.get("objective") if isinstance(task, dict) else None
+    return objective if isinstance(objective, str) else "training-loss"
 
 
 def _tasks(names: Sequence[str], horizons: Sequence[int]) -> Iterator[tuple[str, Task, int]]:
@@ -196,12 +205,9 @@ def _tasks(names: Sequence[str], horizons: Sequence[int]) -> Iterator[tuple[str,
 
 def command(argv: Sequence[str]) -> None:
     """Run `learned-opt` with these arguments."""
-    arguments = tyro.cli(
-        Annotated[Inspect, tyro.conf.subcommand("inspect")]
-        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
-        prog="learned-opt",
-        args=argv,
-    )
+    inspecting, evaluating = tyro.conf.subcommand("inspect"), tyro.conf.subcommand("evaluate")
+    kind = Annotated[Inspect, inspecting] | Annotated[Evaluate, evaluating]
+    arguments: Inspect | Evaluate = parsed(kind, "learned-opt", argv)
     for name in arguments.architectures:
         learned_opt.get_architecture(name)  # from now on, a file may name it too
     inspect(arguments) if isinstance(arguments, Inspect) else evaluate(arguments)

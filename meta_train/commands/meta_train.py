@@ -18,6 +18,7 @@ from rich.filesize import decimal
 
 from learned_opt import UserError
 from meta_train.commands import agent
+from meta_train.commands.parsing import parsed
 from meta_train.commands.watcher import lost_process_detected
 from meta_train.devices import processes
 from meta_train.run.config import (
@@ -111,7 +112,7 @@ def _arguments(flags: Sequence[str], named: Mapping[str, str | None]) -> Argumen
     """
     task = _looked_up(flags, "--task")["--task"] or Config().task.name
     _check_named({"--task": task}, named)  # to find its defaults, it is imported
-    arguments = tyro.cli(Arguments, prog="meta-train", args=flags, default=Arguments(default_config(task)))
+    arguments = parsed(Arguments, "meta-train", flags, default=Arguments(default_config(task)))
     _check_named(code_names(arguments.settings), named)
     return arguments
 

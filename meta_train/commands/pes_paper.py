@@ -18,6 +18,7 @@ from rich.table import Table
 from learned_opt import LearnedOptError, UserError
 from learned_opt._src.errors import choices
 from learned_opt._src.files import make_folder, write_whole
+from meta_train.commands.parsing import parsed
 from meta_train.devices.choice import start_devices, units_at_once
 from meta_train.experiments import EXPERIMENTS
 from meta_train.experiments.base import Experiment, NoOptions, Result, Settings, described, write_result
@@ -62,11 +63,18 @@ def parse(argv: Sequence[str]) -> Arguments[Any]:
     Raises:
       SystemExit: (2) a flag is unknown or malformed; (0) help was requested.
     """
-    name = next((word for word in argv if word in EXPERIMENTS), None)
+    name = _experiment_in(argv)
     options = EXPERIMENTS[name].options if name else NoOptions
     # The type of the options is known only at run time, which a type checker does not accept.
     arguments: Any = Arguments[options]  # type: ignore[valid-type]
-    return tyro.cli(arguments, prog="pes-paper", args=argv)
+    return parsed(arguments, "pes-paper", argv)
+
+
+def _experiment_in(argv: Sequence[str]) -> str | None:
+    """The name of an experiment in a command line that is not the value of a flag; --debug has no value."""
+    before = ["--debug", *argv]
+    named = (word for flag, word in zip(before, argv, strict=False) if flag == "--debug" or flag[:2] != "--")
+    return next((word for word in named if word in EXPERIMENTS), None)
 
 
 def check(arguments: Arguments[Any]) -> None:

@@ -12,9 +12,11 @@ from tyro.conf import arg
 
 from inner_tasks import OBJECTIVES, TaskSettings, find_task, task_names
 from learned_opt import ARCHITECTURES, UserError, get_architecture
+from learned_opt._src.errors import printable
 from learned_opt._src.files import write_whole
 from meta_train.estimators import ESTIMATORS, Method, find_estimator
 from meta_train.outer.optimizers import OuterConfig, find_outer_optimizer
+from meta_train.run.settings_file import Value, read_settings
 from meta_train.run.tracking import WandbMode
 
 
@@ -320,39 +322,46 @@ def save_config(config: Config, path: Path) -> None:
 def config_flags(path: Path) -> list[str]:
     """A configuration file as the equivalent command-line flags.
 
-    So a file is checked in the same way as flags, and later flags override it.
+    So a file is checked in the same way as flags, and later flags override it. It yields the values of
+    settings, and no other flags.
 
     Raises:
-      UserError: the file cannot be read, is not a mapping, or has an unknown setting.
+      UserError: the file cannot be read, is not a mapping, has an unknown setting or one twice, or has an
+        invalid value.
     """
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())  # YAML's messages have several lines
-        raise UserError(f"the configuration {path} cannot be read: {reason}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"the configuration {path} is not a mapping of settings to values")
-    given = {_flag(name): value for name, value in _flat(values).items()}
+    given = [(_flag(name), value) for name, value in read_settings(path)]
     known = {_flag(name): value for name, value in _flat(to_dict(Config())).items()}
-    if unknown := given.keys() - known.keys():
+    names = [flag for flag, _ in given]
+    if unknown := set(names) - known.keys():
         raise UserError(
             f"the configuration {path} has unknown settings: {', '.join(sorted(unknown))}; "
             "meta-train --help lists all settings"
         )
-    flags = []
-    for flag, value in given.items():
-        if isinstance(known[flag], bool):
-            if not isinstance(value, bool):
-                raise UserError(f"the configuration {path} has {value!r} for {flag}; use true or false")
-            flags += [flag] * value
-        elif value is not None:
-            words = [str(each) for each in (value if isinstance(value, list) else [value])]
-            if any(word.startswith("--") for word in words):
-                raise UserError(
-                    f"the configuration {path} has {value!r} for {flag}; a value must not begin with '--'"
-                )
-            flags += [flag, *words]
-    return flags
+    if twice := {flag for flag in known if names.count(flag) > 1}:
+        raise UserError(f"the configuration {path} sets {', '.join(sorted(twice))} more than once")
+    return [word for flag, value in given for word in _words(path, flag, value, known[flag])]
+
+
+def _words(path: Path, flag: str, value: Value, default: Any) -> list[str]:
+    """A setting of a file as words of a command line."""
+    if value is None:
+        return []
+    has = f"the configuration {path} has '{printable(value)}' for {flag}"
+    texts = value if isinstance(value, list) else [value]
+    if any(text.startswith("-") and not text[1:2].isdigit() for text in texts):
+        raise UserError(f"{has}; a value must not look like a flag")
+    if not all(text.isprintable() for text in texts):
+        raise UserError(f"{has}; a value must consist of printable characters")
+    if isinstance(default, list):
+        return [flag, *texts]
+    if isinstance(value, list):
+        raise UserError(f"{has}, but it takes a single value, not a list")
+    if isinstance(default, bool):
+        switch = yaml.SafeLoader.bool_values.get(value.lower())
+        if switch is None:
+            raise UserError(f"{has}; use true or false")
+        return [flag] * switch
+    return [f"{flag}={value}"]
 
 
 def _flag(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import struct
 import subprocess
 import sys
@@ -141,18 +142,74 @@ def test_mutated_files_load_to_the_same_or_fail_with_the_one_error(count):
 
 
 def test_description(path):
-    lines = learned_opt.describe(learned_opt.read(path))
-    assert lines["architecture"] == "mlp"
-    assert lines["weights"] == "1,762"
-    assert lines["task"] == "digits-mlp"
+    verified, claimed = learned_opt.describe(learned_opt.read(path))
+    assert verified["architecture"] == "mlp"
+    assert verified["weights"] == "1,762"
+    assert claimed["task"] == "digits-mlp"
+
+
+def test_what_a_file_claims_is_not_shown_as_verified(path):
+    before = learned_opt.describe(learned_opt.read(path)).verified
+    forged = {
+        "architecture": "adam",
+        "digest": "sha256:0",
+        "weights": "7",
+        "a\nformat": "\x1b[2J",
+        "long": [1] * 10**5,
+    }
+    rewrite_metadata(path, meta_training=forged, licence="MIT\n   digest  sha256:1")
+    verified, claimed = learned_opt.describe(learned_opt.read(path))
+    assert verified == before
+    assert claimed["digest"] == "sha256:0" and claimed["a\\nformat"] == "\\x1b[2J"
+    assert all(text.isprintable() and len(text) < 2100 for line in claimed.items() for text in line)
+
+
+def test_a_file_with_any_number_of_claims_has_a_short_description(path):
+    rewrite_metadata(path, meta_training={str(i): i for i in range(10**5)})
+    assert len(learned_opt.describe(learned_opt.read(path)).claimed) == 100
+
+
+@pytest.mark.parametrize("value", ["\x1b]0;x\x07", "\u202e", [1] * 200_000, {"a": "\n"}, True, 1.0])
+@pytest.mark.parametrize("key", ["format_version", "feature_version", "architecture"])
+def test_what_a_message_quotes_from_a_file_is_printable_and_short(path, key, value):
+    if key == "feature_version" and value == 1:
+        return  # equal to the right version
+    rewrite_metadata(path, **{key: value})
+    with pytest.raises(learned_opt.UserError) as caught:
+        learned_opt.read(path)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
+    assert str(path) in str(caught.value)
+
+
+def test_sizes_are_checked_before_weights_are_read(path, tmp_path):
+    """The file is sparse: reading its weights would take 800 MB."""
+    metadata = learned_opt.read(path).metadata
+    tensor = {"dtype": "F32", "shape": [2 * 10**8], "data_offsets": [0, 8 * 10**8]}
+    huge = write_sparse(tmp_path / "huge", {"Dense_0/bias": tensor}, metadata, 8 * 10**8)
+    began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(learned_opt.UserError, match="does not contain the weights of the 'mlp' optimizer"):
+        learned_opt.read(huge)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - began < 100_000  # kB
+    tensor |= {"shape": [10**10], "data_offsets": [0, 4 * 10**10]}
+    with pytest.raises(learned_opt.UserError, match="has 40,000,.* bytes, and an optimizer file has at most"):
+        learned_opt.read(write_sparse(huge, {"Dense_0/bias": tensor}, metadata, 4 * 10**10))
+
+
+def write_sparse(path, tensors, metadata, size):
+    """Write the header of a safetensors file, and `size` zeros that take no space on the disk."""
+    header = json.dumps({"__metadata__": {"learned_opt": json.dumps(metadata)}, **tensors}).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + size)
+    return path
 
 
 def test_hyperparameters_are_described_one_by_one(tmp_path):
     theta = learned_opt.get_architecture("sgdm-per-block").init_theta(jax.random.key(0), 2)
     theta["momentum"] = jnp.array([0.5, -0.25])
     learned_opt.save(tmp_path / "file", "sgdm-per-block", theta, {})
-    lines = learned_opt.describe(learned_opt.read(tmp_path / "file"))
-    assert lines["momentum"] == "0.5, -0.25" and lines["log_power"] == "-1, -1"
+    verified, _ = learned_opt.describe(learned_opt.read(tmp_path / "file"))
+    assert verified["momentum"] == "0.5, -0.25" and verified["log_power"] == "-1, -1"
 
 
 @pytest.mark.parametrize("name", ["celo2-style", "sgdm-per-block"])

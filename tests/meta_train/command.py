@@ -53,8 +53,12 @@ class Run(NamedTuple):
 
 
 def words(*argv: object) -> list[str]:
-    """A command line: strings are split as in a shell, anything else is one word."""
-    return [word for part in argv for word in (shlex.split(part) if isinstance(part, str) else [str(part)])]
+    """A command line: strings are split as in a shell, lists are words, anything else is one word."""
+
+    def split(part: object) -> list[str]:
+        return shlex.split(part) if isinstance(part, str) else part if isinstance(part, list) else [str(part)]
+
+    return [word for part in argv for word in split(part)]
 
 
 def in_process(program: str, command: Callable[[Sequence[str]], None], *argv: object) -> Outcome:

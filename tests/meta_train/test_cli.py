@@ -16,7 +16,16 @@ from meta_train.commands.entry_points import exit_code_of
 from meta_train.commands.meta_train import parse
 from meta_train.run.config import config_flags, default_config, save_config, to_dict
 from meta_train.run.interrupt import Interrupted
-from tests.meta_train.command import ROOT, learned_opt, meta_train, words
+from tests.meta_train.command import (
+    ROOT,
+    in_process,
+    learned_opt,
+    learned_opt_command,
+    meta_train,
+    meta_train_command,
+    pes_paper_command,
+    words,
+)
 
 # Names on which scripts of users depend.
 FLAGS = words(
@@ -154,6 +163,36 @@ def test_exit_codes(
     assert said.splitlines()[-1].startswith("name: ") and says in said
     assert ("Traceback" in said) == bool(flags)
     assert flags or said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "flag", ["--task", "--optimizer", "--estimator", "--updates", "--config", "--unknown"]
+)
+@pytest.mark.parametrize("word", ["a\x1b]0;x\x07", "b\u202e\r\n", "x" * 5_000, "9" * 5_000, "/a" * 2_500])
+def test_a_message_quotes_arguments_as_printable_and_short_text(flag: str, word: str) -> None:
+    outcome = meta_train([flag, word])
+    said = outcome.err
+    assert outcome.code == 2 and said.replace("\n", "").isprintable() and len(said) < 4000, said
+
+
+def test_a_path_that_is_too_long(tmp_path: Path) -> None:
+    path = "x" * 5_000
+    commands = [
+        ("meta-train", meta_train_command, ["--resume", path]),
+        ("meta-train", meta_train_command, ["--start-from", path]),
+        ("learned-opt", learned_opt_command, ["inspect", path]),
+        ("learned-opt", learned_opt_command, ["evaluate", path]),
+        ("pes-paper", pes_paper_command, ["variance", "--resume", path]),
+    ]
+    for program, module, argv in commands:
+        outcome = in_process(program, module.command, argv)
+        assert outcome.code == 2 and outcome.err.count("\n") == 1 and len(outcome.err) < 500
+        assert outcome.err.startswith(f"{program}: ") and "xxx...xxx" in outcome.err
+
+
+def test_a_long_path_that_exists_is_not_shortened(tmp_path: Path) -> None:
+    folder = tmp_path.joinpath(*["folder-with-a-long-name"] * 20)
+    assert parse(["--run-dir", str(folder)]).run_dir == folder
 
 
 def test_learned_opt_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:

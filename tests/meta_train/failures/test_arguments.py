@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -138,14 +139,50 @@ CONFIGURATIONS: dict[str, tuple[str, str]] = {
     "updates: many": ("Error parsing", "--updates"),
     "task: {name: digit-mlp}": ("unknown task", "did you mean 'digits-mlp'?"),
     "estimator: {analytic: maybe}": ("use true or false", "'maybe' for --estimator.analytic"),
-    "estimator: {sigma: .nan}": ("it must be above 0 and finite", "--estimator.sigma is nan"),
+    "estimator: {sigma: nan}": ("it must be above 0 and finite", "--estimator.sigma is nan"),
+    "updates: 2026-99-99": ("Error parsing", "--updates"),
+    "updates: !!int abc": ("Error parsing", "--updates"),
+    "updates: true": ("Error parsing", "--updates"),
+    "updates: 1.5": ("Error parsing", "--updates"),
+    f"updates: {'9' * 10_000}": ("Error parsing", "--updates"),
+    "updates: !!python/object/apply:os.system [id]": ("takes a single value, not a list", "for --updates"),
+    "updates: [3]": ("takes a single value, not a list", "'['3']' for --updates"),
+    "task: {hidden: [[3]]}": ("cannot be read", "expected a single value at line 1"),
+    "wandb: [offline, --run-dir, /x]": ("a value must not look like a flag", "for --wandb"),
+    "wandb: [offline, -h]": ("a value must not look like a flag", "for --wandb"),
+    "wandb: -h": ("a value must not look like a flag", "for --wandb"),
+    "updates: 3\nseed: 1\nupdates: 4": ("more than once", "sets --updates more"),
+    "task: {batch-size: 3, batch_size: 3}": ("more than once", "sets --task.batch-size more"),
+    "task: &a {horizon: 20, x: *a}": ("aliases are not allowed", "line 1"),
+    "outer: &a {learning_rate: 1}\nestimator: {<<: *a}": ("aliases are not allowed", "line 2"),
+    "[" * 20_000: ("it is nested too deeply",),
+    "{updates: " * 10_000: ("it is nested too deeply",),
+    f"# {'x' * 10**6}\nupdates: 3": ("is larger than 1,000,000 bytes",),
+    'data_dir: "x\\0"': ("must consist of printable characters", r"'x\x00' for --data-dir"),
+    '"\\e]0;x\\a": 1': ("has unknown settings", r"\x1b]0;x\x07"),
 }
 
 
-@pytest.mark.parametrize("text", CONFIGURATIONS)
+@pytest.mark.parametrize("text", CONFIGURATIONS, ids=lambda text: text[:40])
 def test_configuration_files(text: str) -> None:
     Path("file.yaml").write_text(text)
-    check(meta_train("--config", "file.yaml"), 2, *CONFIGURATIONS[text])
+    outcome = meta_train("--config", "file.yaml")
+    check(outcome, 2, *CONFIGURATIONS[text])
+    assert outcome.err.replace("\n", "").isprintable() and len(outcome.err) < 4000
+
+
+def test_aliases_of_aliases_are_refused_before_they_are_followed() -> None:
+    """The file would stand for 2^60 settings."""
+    lines = ["a0: &a0 {k: 1}", *(f"a{i}: &a{i} {{p: *a{i - 1}, q: *a{i - 1}}}" for i in range(1, 60))]
+    Path("file.yaml").write_text("\n".join(lines))
+    check(meta_train("--config", "file.yaml"), 2, "aliases are not allowed", "line 2")
+
+
+def test_a_configuration_is_a_regular_file() -> None:
+    """The others would never end, or wait for ever."""
+    os.mkfifo("fifo")
+    for path in ("fifo", "/dev/zero", "."):
+        check(meta_train("--config", path), 2, "is not a regular file", f"the configuration {path}")
 
 
 def test_a_configuration_file_that_is_not_there() -> None:

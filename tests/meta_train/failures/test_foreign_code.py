@@ -78,7 +78,7 @@ def test_code_that_a_run_names_and_the_command_does_not(gift: Callable[[str], Pa
     ],
 )
 def test_a_file_gives_no_other_flags(config: str, gift: Callable[[str], Path]) -> None:
-    check(meta_train("--resume", gift(config)), 2, "a value must not begin with '--'")
+    check(meta_train("--resume", gift(config)), 2, "a value must not look like a flag")
     assert not Path("executed").exists()
 
 
