@@ -350,8 +350,8 @@ def _words(path: Path, flag: str, value: Value, default: Any) -> list[str]:
     texts = value if isinstance(value, list) else [value]
     if any(text.startswith("-") and not text[1:2].isdigit() for text in texts):
         raise UserError(f"{has}; a value must not look like a flag")
-    if not all(text.isprintable() for text in texts):
-        raise UserError(f"{has}; a value must consist of printable characters")
+    if any("\0" in text for text in texts):
+        raise UserError(f"{has}; a value must not contain a null character")
     if isinstance(default, list):
         return [flag, *texts]
     if isinstance(value, list):

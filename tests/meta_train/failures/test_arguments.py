@@ -158,7 +158,7 @@ CONFIGURATIONS: dict[str, tuple[str, str]] = {
     "[" * 20_000: ("it is nested too deeply",),
     "{updates: " * 10_000: ("it is nested too deeply",),
     f"# {'x' * 10**6}\nupdates: 3": ("is larger than 1,000,000 bytes",),
-    'data_dir: "x\\0"': ("must consist of printable characters", r"'x\x00' for --data-dir"),
+    'data_dir: "x\\0"': ("must not contain a null character", r"'x\x00' for --data-dir"),
     '"\\e]0;x\\a": 1': ("has unknown settings", r"\x1b]0;x\x07"),
 }
 
