@@ -30,7 +30,7 @@ ONLINE_TIMEOUT = 10.0
 # Seconds that the upload may take at the end; anything left stays in the folder for `wandb sync`.
 FINISH_TIMEOUT = 15.0
 # Seconds to wait for the answer to whether W&B asked the run to stop.
-STOPPED_TIMEOUT = 5.0
+STOPPED_TIMEOUT = 5
 
 
 class Tracker:
@@ -292,7 +292,7 @@ def _asked_to_stop(run: wandb.Run) -> bool:
     )
     path = {"entity": run.entity, "project": run.project, "run": run.id}
     try:  # no public function of W&B asks for it
-        answer: Any = wandb.Api()._service_api.execute_graphql(query, path, timeout=STOPPED_TIMEOUT)
+        answer: Any = wandb.Api(timeout=STOPPED_TIMEOUT)._service_api.execute_graphql(query, path)
         return bool(answer["project"]["run"]["stopped"])
     except Exception:  # W&B cannot be reached, or its interface has changed
         return False

@@ -152,13 +152,20 @@ def handed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_RUN_ID", "r1")
     monkeypatch.setattr(tracking, "start_tracking", lambda *_, **__: tracking.Tracker("W&B: a test"))
-    return [*words(TINY, "--updates 3 --checkpoint-every 2 --devices 2"), *words("--wandb offline")]
+    return words(TINY, "--updates 3 --checkpoint-every 2 --devices 2 --wandb offline")
 
 
-def test_a_preempted_run_goes_on_in_its_folder(handed_out: list[str], tiny_run: Run, no_comparing: None):
+def test_a_preempted_run_goes_on_in_its_folder(
+    handed_out: list[str], tiny_run: Run, no_comparing: None, monkeypatch: pytest.MonkeyPatch
+):
     run = Path("runs/digits-mlp-r1")
-    with at_update(2, lambda: signal.raise_signal(signal.SIGTERM)):
+    terminated = []
+    before = signal.signal(signal.SIGTERM, lambda *_: terminated.append("by a second SIGTERM"))
+    with monkeypatch.context() as patch, at_update(2, lambda: signal.raise_signal(signal.SIGTERM)):
+        patch.setattr(tracking.Tracker, "finish", lambda *_: signal.raise_signal(signal.SIGTERM))
         outcome = meta_train(*handed_out)
+    signal.signal(signal.SIGTERM, before)
+    assert not terminated
     assert outcome.code == 143, outcome.err
     settings = parse(["--resume", str(run)]).settings
     outcome = meta_train(*agent_flags({"_wandb": {}, **by_flag(settings)}))
