@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +20,7 @@ from learned_opt._src.files import make_folder
 from learned_opt._src.optimizer_file import FILE_NAME
 from learned_opt._src.pretrained import find_optimizer
 from meta_train.commands.parsing import parsed
+from meta_train.run.config import check_count
 
 if TYPE_CHECKING:
     from inner_tasks import Task
@@ -82,23 +85,24 @@ def inspect(arguments: Inspect) -> None:
 
 def evaluate(arguments: Evaluate) -> None:
     """Run `learned-opt evaluate`."""
-    for flag, numbers in {
-        "horizons": arguments.horizons,
-        "seeds": (arguments.seeds,),
-        "learning-rates": (arguments.learning_rates,),
-    }.items():
-        if min(numbers, default=1) < 1:
-            raise UserError(f"--{flag} is {min(numbers)}; it must be at least 1")
+    if not arguments.tasks:
+        raise UserError("--tasks needs at least one task")
+    for horizon in arguments.horizons:
+        check_count("--horizons", horizon)
+    check_count("--seeds", arguments.seeds)
+    check_count("--learning-rates", arguments.learning_rates)
     learned, tuned, files = _contestants(arguments.optimizers)
     if arguments.record and not files:
         raise UserError("--record writes into optimizer files, but none of the optimizers is a file")
+    if arguments.out:
+        _prepare(arguments.out)
     # Imported late: the checks above and reading a file need none of this.
 
     from inner_tasks import Training
     from meta_train.devices.choice import start_devices, units_at_once
     from meta_train.report.baselines import baseline
     from meta_train.report.comparison import Comparison, compare, learning_rates
-    from meta_train.report.evaluation import find_criterion, metrics_of
+    from meta_train.report.evaluation import check_memory, find_criterion, metrics_of
     from meta_train.report.files import write_so_far, write_suite
     from meta_train.report.suite import print_overall
     from meta_train.report.tables import card, print_comparison
@@ -109,6 +113,7 @@ def evaluate(arguments: Evaluate) -> None:
     devices = start_devices(arguments.devices)
     objectives = [_objective(file) for file in files.values()]
     tasks = list(_tasks(arguments.tasks, arguments.horizons))
+    check_memory(max(horizon for _, _, horizon in tasks), arguments.seeds, arguments.learning_rates)
 
     def training(task: Task, horizon: int) -> Training:
         return Training(task.load(arguments.data_dir), task, baseline("adam", horizon).optimizer, horizon)
@@ -116,8 +121,6 @@ def evaluate(arguments: Evaluate) -> None:
     # Load all data once now, so that missing data is reported at the start and not after an hour.
     metrics = [metrics_of(training(task, horizon)) for _, task, horizon in tasks]
     criterion = find_criterion(objectives, metrics)
-    if arguments.out:
-        make_folder(arguments.out)
     suite: list[Comparison] = []
     with StopRequest() as stop:
         check = partial(stop.check, "stopped; finished comparisons are printed above, and saved in --out")
@@ -179,6 +182,20 @@ def _contestants(
             learned[label] = Contestant(learned_opt.get_architecture(artifact.architecture), artifact.theta)
             files[label] = file
     return learned, tuned, files
+
+
+def _prepare(folder: Path) -> None:
+    """Create the folder of the results, if it does not exist.
+
+    Raises:
+      UserError: it cannot be created, or files cannot be written into it.
+    """
+    try:
+        make_folder(folder)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(f"--out is {folder}, which cannot be used ({error.strerror}); give another") from None
 
 
 def _objective(file: Path) -> str:

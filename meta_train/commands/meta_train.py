@@ -144,6 +144,8 @@ def command(argv: Sequence[str]) -> None:
             highlight=False,
         )
         return
+    if arguments.run_dir and not arguments.estimate:
+        RunFolder.check_new(arguments.run_dir)
     # Imported late: parsing and its errors need none of this.
     from meta_train.run.estimate import estimate, memory, print_estimate
     from meta_train.run.run import meta_train

@@ -44,6 +44,22 @@ def units_at_once(requested: Literal["auto"] | int, everything: int) -> int:
     return 1 if jax.default_backend() == "cpu" else everything
 
 
+def memory_of_host() -> int | None:
+    """Memory of this machine in bytes, None if unknown."""
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def memory_of_device() -> int | None:
+    """Memory of a device in bytes, None if unknown; the devices of a CPU share its memory."""
+    device = jax.local_devices()[0]
+    if stats := device.memory_stats():
+        return stats.get("bytes_limit")
+    host = memory_of_host() if device.platform == "cpu" else None
+    return host and host // jax.local_device_count()
+
+
 def start_devices(requested: Literal["auto"] | int = "auto", units: int | None = None) -> int:
     """Choose the number of devices of all processes together, before JAX starts its backends.
 

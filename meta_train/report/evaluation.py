@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from inner_tasks import Training
-from learned_opt import LearnedOptimizer
+from learned_opt import LearnedOptimizer, UserError
 from learned_opt._src.learned_optimizer import Theta
+from meta_train.devices.choice import memory_of_host
 from meta_train.devices.mapping import map_over_devices
 
 LEARNING_RATES = np.logspace(-4, 0, 15)
@@ -159,6 +160,26 @@ class Contestant(NamedTuple):
 
     optimizer: LearnedOptimizer
     theta: Theta | None
+
+
+def check_memory(steps: int, seeds: int, rates: int) -> None:
+    """Check that this machine can hold the losses of all runs with one optimizer.
+
+    Args:
+      steps: number of steps of each run.
+      seeds: number of seeds.
+      rates: number of learning rates to try.
+
+    Raises:
+      UserError: it cannot.
+    """
+    needed, there_is = 4 * steps * seeds * rates, memory_of_host()
+    if there_is is not None and needed > there_is:
+        raise UserError(
+            f"the comparison would need {needed / 1e9:,.0f} GB for the losses of {seeds} seeds x {rates} "
+            f"learning rates x {steps} steps, but this machine has {there_is / 1e9:,.0f} GB; lower one of "
+            "these numbers"
+        )
 
 
 def evaluation_key(seed: jax.Array | int) -> jax.Array:

@@ -16,6 +16,7 @@ from learned_opt._src.errors import printable
 from learned_opt._src.files import write_whole
 from meta_train.estimators import ESTIMATORS, Method, find_estimator
 from meta_train.outer.optimizers import OuterConfig, find_outer_optimizer
+from meta_train.report.evaluation import check_memory
 from meta_train.run.settings_file import Value, read_settings
 from meta_train.run.tracking import WandbMode
 
@@ -132,6 +133,11 @@ class Config:
     """Number of updates between checkpoints."""
 
 
+# Steps and updates are counted in 32 bits.
+MAX_COUNT = 2**31 - 1
+# A network of this many layers would take hours to compile.
+MAX_LAYERS = 100
+
 # Settings that only some estimators have, and that are off by default.
 _OPTIONS = {
     "perturbation_period": "--estimator.perturbation-period",
@@ -224,21 +230,26 @@ def validate(config: Config) -> None:
                 f"the estimator '{estimator.name}' takes a setting '{setting}', which does not exist; "
                 f"available: {', '.join(known)}"
             )
-    counts = {
+    if len(config.task.hidden) > MAX_LAYERS:
+        raise UserError(
+            f"--task.hidden has {len(config.task.hidden)} layers; it may have at most {MAX_LAYERS}"
+        )
+    counts: dict[str, Any] = {
         "--updates": config.updates,
         "--checkpoint-every": config.checkpoint_every,
         "--task.batch-size": config.task.batch_size,
         "--task.horizon": horizon,
-        "--task.hidden": min(config.task.hidden, default=1),
+        "--estimator.perturbation-period": estimator.perturbation_period,
         "--evaluation.steps": config.evaluation.steps,
         "--evaluation.seeds": config.evaluation.seeds,
         "--evaluation.learning-rates": config.evaluation.learning_rates,
         "--devices": config.devices,
         "--chunk": config.chunk,
     }
-    for flag, count in counts.items():
-        if count != "auto":
-            _at_least_one(flag, count)
+    hidden = (("--task.hidden", width) for width in config.task.hidden)
+    for flag, count in (*counts.items(), *hidden):
+        if isinstance(count, int):
+            check_count(flag, count)
     if not 0 <= config.seed < 2**32:
         raise UserError(f"--seed is {config.seed}; it must lie between 0 and {2**32 - 1}")
     if not 1 <= estimator.truncation <= horizon:
@@ -246,13 +257,12 @@ def validate(config: Config) -> None:
             f"--estimator.truncation (K) is {estimator.truncation}; it must lie between 1 and the "
             f"horizon T = {horizon} (--task.horizon)"
         )
-    if estimator.method.particles == 1:
-        _at_least_one("--estimator.particles", estimator.particles)
-    elif estimator.particles < 2 or estimator.particles % 2:
+    if estimator.method.particles == 2 and (estimator.particles < 2 or estimator.particles % 2):
         raise UserError(
             f"--estimator.particles is {estimator.particles}; particles come in antithetic pairs, so it "
             "must be even and at least 2"
         )
+    check_count("--estimator.particles", estimator.particles)
     for option, flag in _OPTIONS.items():
         if getattr(estimator, option) and option not in estimator.method.settings:
             takes = [name for name, method in ESTIMATORS.items() if option in method.settings]
@@ -272,11 +282,19 @@ def validate(config: Config) -> None:
         raise UserError(
             f"--outer.final-fraction is {config.outer.final_fraction}; it must lie between 0 and 1"
         )
+    check_memory(*dataclasses.astuple(config.evaluation))
 
 
-def _at_least_one(flag: str, value: int) -> None:
+def check_count(flag: str, value: int) -> None:
+    """Check a number of things.
+
+    Raises:
+      UserError: there is none, or there are more than a counter of 32 bits can hold.
+    """
     if value < 1:
         raise UserError(f"{flag} is {value}; it must be at least 1")
+    if value > MAX_COUNT:
+        raise UserError(f"{flag} is {value}; it must be at most {MAX_COUNT}")
 
 
 def check_resume(saved: Config, now: Config) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from typing import NamedTuple
 
@@ -10,11 +9,10 @@ import jax
 from rich.console import Console
 from rich.filesize import decimal
 
-from learned_opt import UserError
 from meta_train.outer.loop import initial_state, outer_loop
 from meta_train.outer.population import Memory, Population
 from meta_train.run.config import Config
-from meta_train.run.setup import Setup
+from meta_train.run.setup import Setup, check_memory
 
 # Rounds of the two small populations that are timed; in a round, all devices work on one chunk each.
 FEW, MORE = 1, 3
@@ -35,13 +33,7 @@ def memory(setup: Setup) -> Memory:
       UserError: a device does not have that much.
     """
     needed = setup.population.memory(jax.eval_shape(setup.training.init_theta, jax.random.key(0)))
-    total = sum(needed)
-    there_is = _memory_of_device()
-    if there_is is not None and total > there_is:
-        raise UserError(
-            f"the run would need {decimal(total)} on each device, but a device has {decimal(there_is)}; try "
-            f"a smaller --chunk (it is {setup.chunk}), fewer --estimator.particles, or more devices"
-        )
+    check_memory(sum(needed), setup.chunk)
     return needed
 
 
@@ -88,13 +80,3 @@ def _seconds(config: Config, setup: Setup, population: Population) -> float:
     state = initial_state(population, tx, setup.training.init_theta(key), key)
     taken = [update.seconds for update in outer_loop(population, tx, state, 0, WARM_UP + TIMED)]
     return statistics.median(taken[WARM_UP:])
-
-
-def _memory_of_device() -> int | None:
-    """Memory of a device in bytes, None if unknown; the devices of a CPU share its memory."""
-    device = jax.local_devices()[0]
-    if stats := device.memory_stats():
-        return stats.get("bytes_limit")
-    if device.platform == "cpu" and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
-    return None

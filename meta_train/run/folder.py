@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import math
@@ -92,13 +93,30 @@ class RunFolder:
         Raises:
           UserError: the folder exists and is not empty, is used by another process, or cannot be created.
         """
-        advice = f"choose another --run-dir, or continue that run with --resume {path}"
+        advice = _advice(path)
         numbered = RUNS / config.task.name.rpartition(":")[2]
         with new_folder(path, numbered, what="run folder", advice=advice) as made:
             folder = cls(made)
             with _refusing("run folder", advice):
                 save_config(config, folder.config)
             yield folder
+
+    @classmethod
+    def check_new(cls, path: Path) -> None:
+        """Check, without creating anything, that nothing is known to stand in the way of ``create``.
+
+        Raises:
+          UserError: the folder exists and is not empty, or cannot be created.
+        """
+        advice = _advice(path)
+        with _refusing("run folder", advice):
+            existing = next(each for each in (path, *path.absolute().parents) if _exists(each))
+            if not existing.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
+            if not os.access(existing, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(existing))
+            if existing == path:
+                _check_empty(path, "run folder", advice)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -131,20 +149,33 @@ def new_folder(path: Path | None, numbered: Path, *, what: str, advice: str) -> 
     Raises:
       UserError: the folder exists and is not empty, is used by another process, or cannot be created.
     """
-
-    def check_empty(path: Path) -> None:
-        if any(each.name != LOCK and not each.name.endswith(PARTIAL) for each in path.iterdir()):
-            raise UserError(f"the {what} {path} exists and is not empty; {advice}")
-
     with contextlib.ExitStack() as held:
         with _refusing(what, advice):
             if path is None:
                 path = _next_free(numbered)
             make_folder(path)
-            check_empty(path)  # before a lock is put into a folder of something else
+            _check_empty(path, what, advice)  # before a lock is put into a folder of something else
             held.enter_context(locked(path))
-            check_empty(path)  # another process may have used the folder in between
+            _check_empty(path, what, advice)  # another process may have used the folder in between
         yield path
+
+
+def _advice(path: Path | None) -> str:
+    return f"choose another --run-dir, or continue that run with --resume {path}"
+
+
+def _exists(path: Path) -> bool:
+    """As ``path.exists()``, which calls a path that is too long missing in some versions of Python."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _check_empty(path: Path, what: str, advice: str) -> None:
+    if any(each.name != LOCK and not each.name.endswith(PARTIAL) for each in path.iterdir()):
+        raise UserError(f"the {what} {path} exists and is not empty; {advice}")
 
 
 def _next_free(numbered: Path) -> Path:

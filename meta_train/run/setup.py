@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from rich.filesize import decimal
 
 import learned_opt
 from inner_tasks import FamilyTraining, TaskDistribution, Training, find_task, training_of
 from learned_opt import UserError
 from learned_opt._src.pretrained import find_optimizer
-from meta_train.devices.choice import start_devices, units_at_once
+from meta_train.devices.choice import memory_of_device, start_devices, units_at_once
 from meta_train.estimators.base import Estimator, Theta
 from meta_train.outer.loop import RunState, initial_state
 from meta_train.outer.mixture import mixture
@@ -42,8 +43,8 @@ def prepare(config: Config) -> Setup:
     """Load the data, and build the problem and its population.
 
     Raises:
-      UserError: the data is missing, the particles cannot be spread over the devices, or the estimator
-        does not support the task.
+      UserError: the data is missing, the particles cannot be spread over the devices, the estimator does not
+        support the task, or a device has too little memory even for the particles or their minibatches.
     """
     devices = start_devices(config.devices, config.estimator.units)
     task = find_task(config.task.name).build(config.task.settings)
@@ -55,11 +56,14 @@ def prepare(config: Config) -> Setup:
     if method.particles == 2:
         estimator = partial(estimator, chunk=chunk)
     trainings = [training_of(each, optimizer, config.task.objective) for each in tasks.values()]
-    for training in trainings:
-        _check_estimator(estimator, training)
+    at_once = max(1, chunk // method.particles)
+    # What can be known without data and without compiling anything is checked first.
+    particles = sum(_bytes_of_unit(estimator, each) for each in trainings) * config.estimator.units // devices
+    check_memory(particles, chunk, "at least ")
     data = [each.load(config.data_dir) for each in tasks.values()]
     trainings = [dataclasses.replace(each, data=own) for each, own in zip(trainings, data, strict=True)]
-    at_once = max(1, chunk // method.particles)
+    batches = max(_bytes_of_minibatch(each) for each in trainings) * at_once
+    check_memory(particles + batches, chunk, "at least ")
 
     def populate(units: int) -> Population:
         each = [population(estimator, one, units=units, devices=devices, chunk=at_once) for one in trainings]
@@ -77,13 +81,44 @@ def prepare(config: Config) -> Setup:
     )
 
 
-def _check_estimator(make: Callable[..., Estimator], training: Training | FamilyTraining) -> None:
-    """Let the estimator reject an unsupported problem before data is loaded or anything is run."""
+def check_memory(needed: int, chunk: int, least: str = "") -> None:
+    """Check that a device has the memory that a run needs.
+
+    Args:
+      needed: bytes on each device.
+      chunk: particles that a device works on at once, for the message.
+      least: ``at least``, if only a part is known.
+
+    Raises:
+      UserError: a device does not have that much.
+    """
+    there_is = memory_of_device()
+    if there_is is not None and needed > there_is:
+        raise UserError(
+            f"the run would need {least}{decimal(needed)} on each device, but a device has "
+            f"{decimal(there_is)}; try a smaller --chunk (it is {chunk}), fewer --estimator.particles, a "
+            "smaller task, or more devices"
+        )
+
+
+def _bytes_of_unit(make: Callable[..., Estimator], training: Training | FamilyTraining) -> int:
+    """Size of the state of one unit; the estimator rejects a problem that it does not support."""
 
     def start(key: jax.Array) -> Any:
         return make(training).init(key, training.init_theta(key), 0.0)
 
-    jax.eval_shape(start, jax.random.key(0))
+    return _bytes(jax.eval_shape(start, jax.random.key(0)))
+
+
+def _bytes_of_minibatch(training: Training | FamilyTraining) -> int:
+    """Size of a minibatch; those of a family are small."""
+    if isinstance(training, FamilyTraining):
+        return 0
+    return _bytes(jax.eval_shape(training.task.sample, training.data, jax.random.key(0)))
+
+
+def _bytes(shapes: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
 def origin(config: Config) -> Path | None:

@@ -93,6 +93,16 @@ def without_comparing(comparison: Comparison) -> contextlib.AbstractContextManag
 
 
 @contextlib.contextmanager
+def with_memory(size: int) -> Iterator[None]:
+    """Make commands believe that this machine has so many bytes of memory."""
+    with (
+        mock.patch("meta_train.devices.choice.memory_of_host", lambda: size),
+        mock.patch("meta_train.report.evaluation.memory_of_host", lambda: size),
+    ):
+        yield
+
+
+@contextlib.contextmanager
 def against(*rivals: str) -> Iterator[None]:
     """Limit comparisons to these rivals, because each rival is a program to compile."""
     with (

@@ -24,6 +24,7 @@ from tests.meta_train.command import (
     meta_train,
     meta_train_command,
     pes_paper_command,
+    with_memory,
     words,
 )
 
@@ -190,20 +191,38 @@ def test_a_path_that_is_too_long(tmp_path: Path) -> None:
         assert outcome.err.startswith(f"{program}: ") and "xxx...xxx" in outcome.err
 
 
+def test_the_value_of_a_flag_is_not_the_name_of_the_experiment() -> None:
+    arguments = pes_paper_command.parse(words("--out cost variance --text some-file"))
+    assert (arguments.name, arguments.out, str(arguments.options.text)) == (
+        "variance",
+        Path("cost"),
+        "some-file",
+    )
+    assert pes_paper_command.parse(words("--debug variance --text x")).name == "variance"
+    assert pes_paper_command.parse(words("--scale small --seeds 1 2 --debug cost")).name == "cost"
+
+
 def test_a_long_path_that_exists_is_not_shortened(tmp_path: Path) -> None:
     folder = tmp_path.joinpath(*["folder-with-a-long-name"] * 20)
     assert parse(["--run-dir", str(folder)]).run_dir == folder
 
 
-def test_learned_opt_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
+def test_learned_opt_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("not an optimizer")
     for arguments, says in (
         (("inspect", tmp_path), "there is no optimizer file at"),
         (("inspect", tmp_path / "text"), "is not a complete safetensors file"),
         (("evaluate", tmp_path / "text"), "is not a complete safetensors file"),
-        (("evaluate", tmp_path / "text", "--seeds", 0), "--seeds is 0; it must be at least 1"),
+        ("evaluate adam --seeds 0", "--seeds is 0; it must be at least 1"),
+        ("evaluate adam --horizons 3000000000", "--horizons is 3000000000; it must be at most"),
+        ("evaluate adam --tasks", "--tasks needs at least one task"),
+        ("evaluate adam --tasks mnist-mlp --out /dev/null", "--out is /dev/null, which cannot be used"),
+        ("evaluate adam --horizons 1000000000", "the comparison would need 240 GB"),
+        ("evaluate adam --seeds 1000000000", "the comparison would need 12,000 GB"),
+        ("evaluate adam --learning-rates 1000000000", "the comparison would need 3,200 GB"),
     ):
-        outcome = learned_opt(*arguments)
+        with with_memory(2**34):
+            outcome = learned_opt(*([arguments] if isinstance(arguments, str) else arguments))
         assert outcome.code == 2
         assert outcome.err.startswith("learned-opt: ") and says in outcome.err
         assert outcome.err.count("\n") == 1

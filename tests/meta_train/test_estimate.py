@@ -53,7 +53,7 @@ def test_the_estimate_is_printed_and_nothing_is_made(tmp_path: Path) -> None:
 
 
 def test_a_run_that_needs_too_much_is_refused_before_its_folder_is_made(tmp_path: Path) -> None:
-    with mock.patch("meta_train.run.estimate._memory_of_device", lambda: 10_000):
+    with mock.patch("meta_train.run.setup.memory_of_device", lambda: 10_000):
         outcome = meta_train(TINY, "--run-dir", tmp_path / "run")
     assert outcome.code == 2
     assert "on each device, but a device has 10.0 kB; try a smaller --chunk (it is 1), fewer" in outcome.err

@@ -12,6 +12,8 @@ from inner_tasks import Registration, Task, TaskSettings, task
 from tests.meta_train.command import (
     Run,
     meta_train,
+    start,
+    with_memory,
 )
 from tests.meta_train.failures.messages import check
 
@@ -67,18 +69,50 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "--outer.learning-rate 0": ("it must be above 0 and finite", "--outer.learning-rate is 0.0"),
     "--outer.final-fraction 2": ("it must lie between 0 and 1", "--outer.final-fraction is 2.0"),
     "--seed -1": ("it must lie between 0 and", "--seed is -1"),
+    "--task.horizon 99999999999999999999": ("it must be at most 2147483647", "--task.horizon is 99999"),
+    "--updates 3000000000": ("it must be at most 2147483647", "--updates is 3000000000"),
+    "--chunk 3000000000": ("it must be at most 2147483647", "--chunk is 3000000000"),
+    "--task.hidden 4 3000000000": ("it must be at most 2147483647", "--task.hidden is 3000000000"),
+    "--task.hidden " + "4 " * 101: ("it may have at most 100", "--task.hidden has 101 layers"),
+    "--estimator.particles 3000000000": (
+        "it must be at most 2147483647",
+        "--estimator.particles is 3000000000",
+    ),
+    "--task.hidden 1000000000": (
+        "the run would need",
+        "at least 6.0 TB on each device",
+        "fewer --estimator.p",
+    ),
+    "--estimator.particles 1000000000": ("the run would need", "TB on each device"),
+    "--task.batch-size 1000000000": ("the run would need", "at least 260.0 GB on each device"),
+    "--evaluation.seeds 1000000000": (
+        "the comparison would need",
+        "12,000 GB for the losses of 1000000000 seeds",
+    ),
+    "--evaluation.steps 1000000000": ("the comparison would need", "480 GB", "x 1000000000 steps"),
     "--wandb sometimes": ("Invalid choice", "sometimes", "offline"),
 }
 
 
 @pytest.mark.parametrize("arguments", ARGUMENTS)
 def test_arguments(arguments: str) -> None:
-    check(
-        meta_train("--estimator.particles 16 --task.horizon 200", arguments),
-        2,
-        *ARGUMENTS[arguments],
-    )
+    with with_memory(2**34):
+        outcome = meta_train("--estimator.particles 16 --task.horizon 200", arguments)
+    check(outcome, 2, *ARGUMENTS[arguments])
     assert not Path("runs").exists()
+
+
+def test_absurd_numbers_are_refused_before_anything_is_allocated() -> None:
+    """A process of 2 GB of memory, including JAX itself, can say it. (An array of all pairs takes 4 GB.)"""
+    script = """
+import resource, sys
+from meta_train.commands import entry_points, meta_train
+resource.setrlimit(resource.RLIMIT_DATA, (2 * 2**30, -1))
+sys.exit(entry_points.exit_code_of("meta-train", meta_train.command, sys.argv[1:]))
+"""
+    process = start("--wandb disabled --devices 2 --estimator.particles 1000000000", program=script)
+    err = process.communicate(timeout=240)[1]
+    assert process.returncode == 2 and "TB on each device" in err, err
 
 
 @pytest.mark.parametrize("flags", ["--estimator tbptt", "--estimator uoro", "--estimator.analytic"])

@@ -35,6 +35,19 @@ def test_a_run_folder_inside_a_file() -> None:
     check(meta_train(TINY, "--run-dir", "file/run"), 2, "the run folder cannot be created", "file/run")
 
 
+@pytest.mark.parametrize("folder", ["file", "file/run", "full", "x" * 5_000])
+def test_a_wrong_run_folder_is_noticed_before_data_is_loaded(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meta_train.run.setup.prepare", lambda config: pytest.fail("the run was prepared"))
+    Path("file").write_text("")
+    Path("full").mkdir()
+    Path("full/file").write_text("")
+    outcome = meta_train(TINY, "--run-dir", folder)
+    assert outcome.code == 2 and outcome.err.startswith("meta-train: the run folder "), outcome.err
+    assert sorted(path.name for path in Path().iterdir()) == ["file", "full"]
+
+
 def test_a_runs_folder_on_a_disk_that_is_gone() -> None:
     Path("runs").symlink_to("unmounted/runs")
     check(meta_train(TINY), 2, "the run folder cannot be created", "runs")
