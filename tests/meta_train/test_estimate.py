@@ -52,9 +52,18 @@ def test_the_estimate_is_printed_and_nothing_is_made(tmp_path: Path) -> None:
     assert not run.exists()
 
 
-def test_a_run_that_needs_too_much_is_refused_before_its_folder_is_made(tmp_path: Path) -> None:
-    with mock.patch("meta_train.run.setup.memory_of_device", lambda: 10_000):
+@pytest.mark.parametrize(
+    ("memory", "says"),
+    [(10_000, "the run would need at least "), (250_000, "the run would need ")],
+    ids=["for the particles", "during an update"],
+)
+def test_a_run_that_needs_too_much_is_refused_before_its_folder_is_made(
+    memory: int, says: str, tmp_path: Path
+) -> None:
+    with mock.patch("meta_train.run.setup.memory_of_device", lambda: memory):
         outcome = meta_train(TINY, "--run-dir", tmp_path / "run")
     assert outcome.code == 2
-    assert "on each device, but a device has 10.0 kB; try a smaller --chunk (it is 1), fewer" in outcome.err
+    assert says in outcome.err and ("at least" in outcome.err) == ("at least" in says)
+    there_is = f"{memory / 1000:.1f} kB"
+    assert f"on each device, but a device has {there_is}; try a smaller --chunk (it is 1), f" in outcome.err
     assert not (tmp_path / "run").exists()
