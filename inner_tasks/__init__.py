@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from inner_tasks import tasks as _tasks  # noqa: F401  (it registers the tasks)
 from inner_tasks.objectives import OBJECTIVES, Objective, find_objective
+from inner_tasks.own_task import make_task
 from inner_tasks.problem import UnrolledProblem
 from inner_tasks.problems.linear import LinearRecurrence
 from inner_tasks.task import (
@@ -16,6 +17,7 @@ from inner_tasks.task import (
     TaskDistribution,
     TaskFamily,
     TaskSettings,
+    Variables,
     find_task,
     register_task,
     task_names,
@@ -35,8 +37,10 @@ __all__ = [
     "TaskSettings",
     "Training",
     "UnrolledProblem",
+    "Variables",
     "find_objective",
     "find_task",
+    "make_task",
     "register_task",
     "task_names",
     "training_of",

@@ -17,6 +17,18 @@ Data = Any  # pytree of arrays, put on the device once
 Batch = Any  # pytree of arrays
 
 
+class Variables(NamedTuple):
+    """The parameters of a model with mutable state, and that state."""
+
+    params: Params  # trained by the optimizer
+    state: Any  # pytree of arrays that the training steps change, such as batch statistics
+
+
+def trained(params: Params | Variables) -> Params:
+    """The part of what ``Task.init`` returns that the optimizer trains."""
+    return params.params if isinstance(params, Variables) else params
+
+
 class TaskSettings(NamedTuple):
     """The settings of a task that a user may change; a task ignores those it does not use."""
 
@@ -45,6 +57,9 @@ class Task:
         accuracy.
       num_steps: the number of steps passed to optimizers that take it: infinity if they are not to know it;
         None for the true number.
+      loss_and_state: ``(variables, batch) -> (scalar, state)``, the training loss of a minibatch, and the
+        state of the model afterwards. It is for models with mutable state: then ``init`` returns
+        ``Variables``, and the other functions take them as ``params``. None if there is no such state.
     """
 
     init: Callable[[jax.Array], Params]
@@ -58,6 +73,7 @@ class Task:
     sample_validation: Callable[[Data, jax.Array], Batch] | None = None
     accuracy: Callable[[Params, Batch], jax.Array] | None = None
     num_steps: jax.Array | None = None
+    loss_and_state: Callable[[Variables, Batch], tuple[jax.Array, Any]] | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from inner_tasks.objectives import TRAINING_LOSS, Objective, TrainingStep, find_objective
-from inner_tasks.task import Data, Params, Task, TaskFamily
+from inner_tasks.task import Batch, Data, Params, Task, TaskFamily, Variables, trained
 from learned_opt import LearnedOptimizer
 from learned_opt._src.learned_optimizer import State, Theta
 
@@ -24,9 +24,32 @@ OBJECTIVE_KEY = 2**32 - 1
 class InnerState(NamedTuple):
     """Inner state: a network during its training."""
 
-    params: Params  # parameters of the task
+    params: Params  # parameters of the task; ``Variables`` if its model has mutable state
     optimizer: State  # state of the inner optimizer
     steps: jax.Array | None = None  # int32 [], steps taken; None if nothing needs it
+
+
+def gradient(task: Task, params: Params, batch: Batch) -> tuple[jax.Array, Params, Any]:
+    """The loss of a training minibatch, and its gradient.
+
+    Args:
+      task: the task.
+      params: as the task's ``init`` returns them.
+      batch: a minibatch.
+
+    Returns:
+      The loss, its gradient with respect to the trained parameters, and the state of the model after the
+      step; None if it has no state.
+    """
+    loss_and_state = task.loss_and_state
+    if loss_and_state is None:
+        return *jax.value_and_grad(task.loss)(params, batch), None
+
+    def of_trained(own: Params) -> tuple[jax.Array, Any]:
+        return loss_and_state(Variables(own, params.state), batch)
+
+    (loss, model_state), gradients = jax.value_and_grad(of_trained, has_aux=True)(params.params)
+    return loss, gradients, model_state
 
 
 @jax.tree_util.register_dataclass
@@ -63,23 +86,26 @@ class Training:
 
     def init_theta(self, key: jax.Array) -> Theta:
         """Initial weights for meta-training on this task. The key is consumed."""
-        blocks = len(jax.tree.leaves(jax.eval_shape(self.task.init, key)))
+        blocks = len(jax.tree.leaves(trained(jax.eval_shape(self.task.init, key))))
         return self.optimizer.init_theta(key, blocks)
 
     def init(self, key: jax.Array) -> InnerState:
         """Fresh parameters and the optimizer state for them."""
         params = self.task.init(key)
         steps = jnp.zeros((), jnp.int32) if self.objective.reads_progress else None
-        return InnerState(params, self.optimizer.init(params), steps)
+        return InnerState(params, self.optimizer.init(trained(params)), steps)
 
     def step(self, theta: Theta, state: InnerState, key: jax.Array) -> tuple[InnerState, jax.Array]:
         """One training step on a minibatch drawn with the key."""
         batch = self.task.sample(self.data, key)
-        loss, gradients = jax.value_and_grad(self.task.loss)(state.params, batch)
+        loss, gradients, model_state = gradient(self.task, state.params, batch)
         num_steps = self.horizon if self.task.num_steps is None else self.task.num_steps
         told = (num_steps,) if self.optimizer.takes_num_steps else ()
-        updates, optimizer = self.optimizer.update(theta, gradients, state.optimizer, state.params, *told)
-        params = optax.apply_updates(state.params, updates)
+        before = trained(state.params)
+        updates, optimizer = self.optimizer.update(theta, gradients, state.optimizer, before, *told)
+        params = optax.apply_updates(before, updates)
+        if model_state is not None:
+            params = Variables(params, model_state)
         steps = None if state.steps is None else state.steps + 1
         progress = None if steps is None else steps / self.horizon
         step = TrainingStep(state.params, params, loss, progress)
@@ -136,7 +162,7 @@ class FamilyTraining:
     def init_theta(self, key: jax.Array) -> Theta:
         """Initial weights for meta-training on these tasks. The key is consumed."""
         params = jax.eval_shape(self.init, key).training.params
-        return self.optimizer.init_theta(key, len(jax.tree.leaves(params)))
+        return self.optimizer.init_theta(key, len(jax.tree.leaves(trained(params))))
 
     def init(self, key: jax.Array) -> FamilyState:
         """A random member, with fresh parameters and the optimizer state for them."""

@@ -19,7 +19,7 @@ PACKAGES = {
 }
 # The folders of a package; each may import those before it.
 FOLDERS = {
-    "inner_tasks": ("networks", "datasets", "problems", "tasks"),
+    "inner_tasks": ("networks", "datasets", "models", "problems", "tasks"),
     "meta_train": ("devices", "estimators", "outer", "report", "run", "experiments", "commands"),
 }
 # The numeric core, and the packages that it must not import.

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from inner_tasks import Training
+from inner_tasks.task import trained
 from meta_train.report.costs import Cost, gradient_seconds, update_costs
 from meta_train.report.evaluation import LEARNING_RATES, MEAN_LOSS, Contestant, Criterion, Result, run
 
@@ -156,7 +157,7 @@ def compare(
         task,
         training.horizon,
         results,
-        update_costs(training.task.init(jax.random.key(0)), contestants),
+        update_costs(trained(training.task.init(jax.random.key(0))), contestants),
         gradient_seconds(training),
         criterion,
     )

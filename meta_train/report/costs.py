@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from inner_tasks import Training
+from inner_tasks import Training, Variables
+from inner_tasks.task import trained
+from inner_tasks.training import gradient
 from learned_opt._src.learned_optimizer import LearnedOptimizer, Params
 from meta_train.report.evaluation import Contestant
 
@@ -54,8 +56,9 @@ def gradient_seconds(training: Training) -> float:
     def run(data: Any, params: Params, steps: int) -> Params:
         def step(number: jax.Array, params: Params) -> Params:
             batch = task.sample(data, jax.random.fold_in(jax.random.key(0), number))
-            gradients = jax.grad(task.loss)(params, batch)
-            return optax.apply_updates(params, optax.tree.scale(-1e-6, gradients))
+            _, gradients, model_state = gradient(task, params, batch)
+            updated = optax.apply_updates(trained(params), optax.tree.scale(-1e-6, gradients))
+            return updated if model_state is None else Variables(updated, model_state)
 
         return jax.lax.fori_loop(0, steps, step, params)
 

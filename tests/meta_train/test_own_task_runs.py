@@ -1,0 +1,49 @@
+"""The tasks that docs/adding-a-task.md makes from models and examples, meta-trained for 50 updates."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inner_tasks import task
+from tests.marks import slow
+from tests.meta_train.command import lines, meta_train
+from tests.test_docs import DOCS, files_of
+
+SIZES = {
+    "my_images:images": "--task.hidden 8 --task.batch-size 16 --task.horizon 20",
+    "my_language:language": "--task.hidden 8 --task.batch-size 2 --task.horizon 20",
+}
+
+
+@pytest.fixture
+def own_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with the files of the page; registrations and imports are undone afterwards."""
+    files = dict(files_of(DOCS / "adding-a-task.md"))
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(task, "_REGISTRY", dict(task._REGISTRY))
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in files:
+        sys.modules.pop(name.removesuffix(".py"), None)
+
+
+@pytest.mark.usefixtures("no_comparing")
+@pytest.mark.parametrize("name", ["my_images:images", slow("my_language:language")])
+def test_fifty_updates(name: str, own_tasks: Path) -> None:
+    """A convolutional network with batch statistics and a transformer; meta-training lowers the loss."""
+    outcome = meta_train(
+        f"--task {name} --updates 50 --optimizer mlp --outer.learning-rate 0.05 {SIZES[name]}",
+        "--estimator.truncation 5 --estimator.particles 4 --devices 1 --wandb disabled",
+        "--run-dir",
+        own_tasks / "run",
+    )
+    assert outcome.code == 0, outcome.err
+    losses = [line["loss"] for line in lines(own_tasks / "run")]
+    assert len(losses) == 50
+    assert np.mean(losses[-10:]) < 0.99 * np.mean(losses[:10])
