@@ -99,7 +99,7 @@ def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
 @pytest.fixture(scope="session")
 def tiny_run(once: Once) -> Run:
     """Three updates on two devices, and a real comparison with two rivals. Tests must not modify it."""
-    from meta_train.run.run import compare
+    from meta_train.run.learning import compare
 
     def make(path: Path) -> Run:
         comparisons = []
@@ -109,7 +109,7 @@ def tiny_run(once: Once) -> Run:
             return comparisons[0]
 
         with (
-            mock.patch("meta_train.run.run.compare", keep),
+            mock.patch("meta_train.run.learning.compare", keep),
             mock.patch("meta_train.report.costs.ROUNDS", 1),
             against(*TINY_RIVALS),
         ):

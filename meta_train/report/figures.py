@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,15 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only, so that no display is needed, whatever the user's setting is
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from learned_opt._src.files import whole_file
 from meta_train.report.baselines import BASELINES, label
 from meta_train.report.comparison import REFERENCE, Comparison
 
@@ -38,25 +36,40 @@ RATIO_TICKS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.5, 2, 3)
 WIDE_RATIO_TICKS = (0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 30, 100)
 
 
+class Picture(Figure):
+    """A figure that shows itself in a notebook, and leaves pyplot and its display alone."""
+
+    def _repr_png_(self) -> bytes:
+        png = io.BytesIO()
+        with rc_context(STYLE):
+            self.savefig(png, format="png")
+        return png.getvalue()
+
+
 @contextmanager
-def picture(path: Path, **kwargs: Any) -> Iterator[tuple[Figure, Any]]:
-    """A figure with axes (``plt.subplots``) that is saved at the end."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(**{"layout": "constrained", **kwargs})
-        yield figure, axes
-        with whole_file(path) as file:
-            figure.savefig(file, format="png")
-        plt.close(figure)
+def picture(
+    path: Path | None,
+    figsize: tuple[float, float] | None = None,
+    layout: Any = "constrained",
+    **grid: Any,
+) -> Iterator[tuple[Picture, Any]]:
+    """A figure with axes (``Figure.subplots(**grid)``) that is saved at the end, if there is a path."""
+    with rc_context(STYLE):
+        figure = Picture(figsize=figsize, layout=layout)
+        yield figure, figure.subplots(**grid)
+        if path:
+            figure.savefig(path)
 
 
-def draw_training_curves(comparisons: Sequence[Comparison], path: Path) -> None:
+def draw_training_curves(comparisons: Sequence[Comparison], path: Path | None) -> Picture:
     """Draw training loss over inner steps, one panel per task: mean and standard error over seeds.
 
-    The legend lists the optimizers in the order of their ranking, with their scores.
+    The legend lists the optimizers in the order of their ranking, with their scores. The picture is returned,
+    and saved if there is a path.
     """
     criterion = comparisons[0].criterion
     about = f"best {criterion.label} first; {comparisons[0].seeds} unseen seeds, mean ± standard error"
-    with _panels(comparisons, path, about) as panels:
+    with _panels(comparisons, path, about) as (figure, panels):
         for comparison, axes in panels:
             # A minibatch loss is noisy; a short running mean shows its trend.
             width = max(1, comparison.steps // 40)
@@ -77,11 +90,12 @@ def draw_training_curves(comparisons: Sequence[Comparison], path: Path) -> None:
                 yscale="log",
             )
             axes.legend(fontsize="small")
+    return figure
 
 
 def draw_learning_rates(comparisons: Sequence[Comparison], path: Path) -> None:
     """Draw the ranking criterion over the learning rate, one panel per task: how each baseline was tuned."""
-    with _panels(comparisons, path, "how the baselines were tuned") as panels:
+    with _panels(comparisons, path, "how the baselines were tuned") as (_, panels):
         for comparison, axes in panels:
             colours = _colours(comparison)
             finite: list[float] = []
@@ -127,13 +141,15 @@ def draw_ratios(comparisons: Sequence[Comparison], path: Path) -> None:
 
 @contextmanager
 def _panels(
-    comparisons: Sequence[Comparison], path: Path, about: str
-) -> Iterator[Iterator[tuple[Comparison, Axes]]]:
+    comparisons: Sequence[Comparison], path: Path | None, about: str
+) -> Iterator[tuple[Picture, Iterator[tuple[Comparison, Axes]]]]:
     """A figure with a panel for each comparison, titled with its task, saved at the end."""
     columns = min(COLUMNS, len(comparisons))
     lines = -(-len(comparisons) // columns)
-    shape = {"nrows": lines, "ncols": columns, "figsize": (6.4 * columns, 4 * lines), "squeeze": False}
-    with picture(path, **shape) as (figure, grid):
+    with picture(path, (6.4 * columns, 4 * lines), nrows=lines, ncols=columns, squeeze=False) as (
+        figure,
+        grid,
+    ):
         for unused in grid.flat[len(comparisons) :]:
             unused.remove()
         for comparison, axes in zip(comparisons, grid.flat, strict=False):
@@ -142,7 +158,7 @@ def _panels(
             )
         if len(comparisons) > 1:
             figure.suptitle(about)
-        yield zip(comparisons, grid.flat, strict=False)
+        yield figure, zip(comparisons, grid.flat, strict=False)
 
 
 def _colours(comparison: Comparison) -> dict[str, str]:
@@ -155,31 +171,41 @@ def _line(name: str) -> str:
     return BASELINES[name].schedule.line if name in BASELINES else "-"
 
 
-def draw_meta_training(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw the meta-loss over updates and over inner steps, and the norm of the meta-gradient."""
+def draw_meta_training(metrics: Sequence[Mapping[str, Any]], path: Path | None) -> Picture:
+    """Draw the meta-loss and the norm of the meta-gradient over the updates.
+
+    The picture is returned, and saved if there is a path.
+    """
     updates = np.array([m["update"] for m in metrics])
-    steps = np.cumsum([m["steps"] for m in metrics])
-    loss = _floats(metrics, "loss")
-    norm = _floats(metrics, "gradient_norm")
-    # The negative of an accuracy has no logarithm.
-    scale = "log" if np.nanmin(loss, initial=np.inf) > 0 else "linear"
-    with picture(path, ncols=3, figsize=(12, 3.6)) as (_, (left, middle, right)):
-        _draw_smoothed(left, updates, loss)
-        left.set(xlabel="outer update", ylabel="meta-loss (mean loss per inner step)", yscale=scale)
-        _draw_smoothed(middle, steps, loss)
-        middle.set(xlabel="inner steps of all particles", ylabel="meta-loss", yscale=scale)
-        _draw_smoothed(right, updates, norm)
-        right.set(xlabel="outer update", ylabel="norm of the meta-gradient", yscale="log")
+    per_update = sum(m["steps"] for m in metrics) / max(1, len(metrics))
+    with picture(path, (10, 3.8), ncols=2) as (figure, (left, right)):
+        _draw_smoothed(left, updates, _floats(metrics, "loss"))
+        left.set(title="meta-loss: mean loss per inner step", xlabel="outer update")
+        thousands = left.secondary_xaxis(
+            "top", (lambda x: x * per_update / 1000, lambda x: 1000 * x / max(per_update, 1))
+        )
+        thousands.set_xlabel("thousand inner steps of all particles", fontsize="small")
+        _draw_smoothed(right, updates, _floats(metrics, "gradient_norm"))
+        right.set(title="norm of the meta-gradient", xlabel="outer update")
+    return figure
 
 
 def _draw_smoothed(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
-    if not len(y):
-        return  # all lines of a damaged metrics file are lost
     width = max(1, len(y) // 50)
-    axes.plot(x, y, color=LEARNED, alpha=0.2, lw=0.8)
     smooth = _running_mean(y, width)
-    axes.plot(x[width - 1 :], smooth, color=LEARNED, lw=1.8, label=f"mean of {width} updates")
-    axes.legend()
+    if width == 1:
+        axes.plot(x, y, color=LEARNED, lw=1.8)
+    else:
+        axes.plot(x, y, color=LEARNED, alpha=0.2, lw=0.8)
+        axes.plot(x[width - 1 :], smooth, color=LEARNED, lw=1.8, label=f"mean of {width} updates")
+        axes.legend()
+    finite = smooth[np.isfinite(smooth)]
+    # The negative of an accuracy has no logarithm, and a log axis of a short range has hardly a tick.
+    if finite.size and 0 < 3 * finite.min() < finite.max():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _running_mean(values: np.ndarray, width: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,27 +15,19 @@ from rich.console import Console
 
 import learned_opt
 from checkpoints import CheckpointStore, Restored, newest_update
-from inner_tasks import Training
-from learned_opt import LearnedOptError
 from learned_opt._src.files import make_folder, write_whole
 from meta_train.devices.processes import barrier, global_max, is_primary
 from meta_train.estimators.base import Theta
-from meta_train.outer.loop import Update, outer_loop
-from meta_train.report.baselines import DEFAULT_BASELINES, baseline
-from meta_train.report.comparison import Comparison, compare, learning_rates
-from meta_train.report.evaluation import Contestant, find_criterion, metrics_of
+from meta_train.report.comparison import Comparison
 from meta_train.report.files import write_comparison
 from meta_train.report.tables import card, print_comparison, rows
 from meta_train.run import saving
 from meta_train.run.config import Config, by_flag, code_names, save_config, to_dict
 from meta_train.run.folder import MetricsFile, RunFolder, read_metrics
 from meta_train.run.interrupt import StopRequest
-from meta_train.run.progress import ProgressLine, RunsLine
+from meta_train.run.learning import compared, summary, updates
 from meta_train.run.setup import Setup, start
 from meta_train.run.tracking import Tracker, tracked
-
-# The run stops after this many consecutive updates without a finite meta-gradient.
-MAX_SKIPPED = 20
 
 
 class Outputs(NamedTuple):
@@ -132,7 +125,7 @@ def learn(config: Config, setup: Setup, begun: Restored, outputs: Outputs) -> Th
     theta, advice = begun.state.theta, _how_to_go_on(config, folder)
     with (
         MetricsFile(folder.metrics if is_primary() else None, begun.update) as metrics,
-        ProgressLine(console, config.updates, begun.update) as progress,
+        closing(updates(setup, begun.state, begun.update, config.updates, console)) as made,
     ):
         if metrics.lost:
             console.print(
@@ -141,16 +134,11 @@ def learn(config: Config, setup: Setup, begun: Restored, outputs: Outputs) -> Th
                 style="yellow",
                 highlight=False,
             )
-        for update in outer_loop(
-            setup.population, setup.outer_optimizer, begun.state, begun.update, config.updates
-        ):
-            number, state, record = update.number, update.state, _record(update)
+        for update, record in made:
+            number, state = update.number, update.state
             theta = state.theta
             metrics.write(record)
             tracker.log(number, {k: v for k, v in record.items() if v is not None and k != "update"})
-            progress.advance(
-                number, float(update.metrics["loss"]), float(update.metrics["steps"]), update.seconds
-            )
             stopping = stop.requested()
             if number % config.checkpoint_every == 0 or number == config.updates or stopping:
                 metrics.sync()
@@ -158,12 +146,6 @@ def learn(config: Config, setup: Setup, begun: Restored, outputs: Outputs) -> Th
             if stopping:
                 store.wait()
                 stop.check(f"stopped at update {number} of {config.updates} and saved; {advice}")
-            if state.skipped >= MAX_SKIPPED:
-                raise LearnedOptError(
-                    f"the meta-gradient was not finite {MAX_SKIPPED} updates in a row, up to update "
-                    f"{number}; try a smaller --estimator.sigma or --outer.learning-rate, or a task with "
-                    "a max_loss"
-                )
     store.wait()
     return theta
 
@@ -174,35 +156,17 @@ def export(
     """Write the optimizer file, with a summary of its meta-training that is the same for equal runs."""
     if not is_primary():
         return
-    settings, lines = to_dict(config), list(read_metrics(folder.metrics))
-    last = [m["loss"] for m in lines[-max(1, len(lines) // 10) :] if m["loss"] is not None]
-    summary = {name: settings[name] for name in ("task", "estimator", "outer", "updates", "seed")}
-    if folder.origin.exists():
-        summary["start_from"] = learned_opt.read(folder.origin).metadata["digest"]
-    summary["inner_steps"] = int(sum(m["steps"] for m in lines))
-    summary["final_meta_loss"] = float(np.mean(last)) if last else None
+    origin = learned_opt.read(folder.origin).metadata["digest"] if folder.origin.exists() else None
+    said = summary(config, list(read_metrics(folder.metrics)), origin)
     weights = jax.tree.map(np.asarray, theta)
-    learned_opt.save(folder.optimizer, config.optimizer, weights, summary, comparisons)
+    learned_opt.save(folder.optimizer, config.optimizer, weights, said, comparisons)
 
 
 def report(config: Config, setup: Setup, theta: Theta, outputs: Outputs) -> None:
     """Compare the optimizer with tuned baselines; write and show the results."""
     folder, _, console, tracker, stop = outputs
-    learned, steps = Contestant(setup.training.optimizer, theta), config.evaluation.steps
     check = partial(stop.check, f"stopped during the comparison; {_how_to_go_on(config, folder)}")
-    # Runs show the training loss, whatever the objective was; the criterion follows the objective.
-    training = Training(setup.training.data, setup.training.task, learned.optimizer, steps)
-    comparison = compare(
-        setup.tasks[0],
-        training,
-        {"learned": learned} | {name: baseline(name, steps) for name in DEFAULT_BASELINES},
-        seeds=config.evaluation.seeds,
-        rates=learning_rates(config.evaluation.learning_rates),
-        criterion=find_criterion([config.task.objective], [metrics_of(training)]),
-        devices=setup.devices,
-        chunk=setup.chunk,
-        watch=partial(RunsLine, console, check),
-    )
+    comparison = compared(setup, theta, config.task.objective, config.evaluation, console, check)
     if is_primary():
         # The optimizer file already exists; now its card is added.
         export(config, folder, theta, [card(comparison, "learned")])
@@ -226,17 +190,6 @@ def _write_report(config: Config, folder: RunFolder, comparison: Comparison, tra
         "ratio_to_adam": comparison.ratio_to_adam("learned"),
     }
     tracker.summary({name: ratio for name, ratio in ratios.items() if math.isfinite(ratio)})
-
-
-def _record(update: Update) -> dict[str, Any]:
-    """A line of the metrics file; non-finite values are null."""
-    values = {name: float(value) for name, value in update.metrics.items()}
-    return {
-        "update": update.number,
-        **{name: value if math.isfinite(value) else None for name, value in values.items()},
-        "skipped": int(update.state.skipped > 0),
-        "seconds": update.seconds,
-    }
 
 
 def _last_update(folder: RunFolder) -> int:

@@ -89,7 +89,7 @@ def pes_paper(*argv: object) -> Outcome:
 
 def without_comparing(comparison: Comparison) -> contextlib.AbstractContextManager[Any]:
     """Make runs use this comparison instead of computing one, which takes most of the time of a small run."""
-    return mock.patch("meta_train.run.run.compare", lambda *_, **__: comparison)
+    return mock.patch("meta_train.run.learning.compare", lambda *_, **__: comparison)
 
 
 @contextlib.contextmanager
@@ -106,7 +106,7 @@ def with_memory(size: int) -> Iterator[None]:
 def against(*rivals: str) -> Iterator[None]:
     """Limit comparisons to these rivals, because each rival is a program to compile."""
     with (
-        mock.patch("meta_train.run.run.DEFAULT_BASELINES", rivals),
+        mock.patch("meta_train.run.learning.DEFAULT_BASELINES", rivals),
         mock.patch("meta_train.report.baselines.DEFAULT_BASELINES", rivals),
     ):
         yield

@@ -102,7 +102,7 @@ def test_a_signal_during_the_comparison(number: signal.Signals, tiny_run: Run, t
             signal.raise_signal(number)
             advance(2, 3)
 
-    with mock.patch("meta_train.run.run.compare", interrupted):
+    with mock.patch("meta_train.run.learning.compare", interrupted):
         outcome = meta_train("--resume", folder)
     assert outcome.code == CODES[number]
     assert outcome.err.splitlines()[-1] == (

@@ -226,7 +226,7 @@ def test_the_report_is_ranked_by_the_objective(objective: str, tiny_run: Run, tm
         return tiny_run.comparison._replace(criterion=criterion)
 
     flags = f"--updates 1 --devices 2 --task.objective {objective}"
-    with mock.patch("meta_train.run.run.compare", compare):
+    with mock.patch("meta_train.run.learning.compare", compare):
         outcome = meta_train(TINY, flags, "--run-dir", tmp_path)
     assert outcome.code == 0, outcome.err
     assert asked == [CRITERIA[objective]]

@@ -12,7 +12,7 @@ import pytest
 
 import learned_opt
 from inner_tasks import Registration, Task, TaskSettings, task
-from meta_train.run.run import MAX_SKIPPED
+from meta_train.run.learning import MAX_SKIPPED
 from tests.meta_train.command import (
     TINY,
     lines,
