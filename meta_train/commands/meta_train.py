@@ -101,7 +101,7 @@ def _looked_up(argv: Sequence[str], *flags: str) -> dict[str, str | None]:
 
 
 def _arguments(flags: Sequence[str], named: Mapping[str, str | None]) -> Arguments:
-    """Parse flags, with the defaults of their task.
+    """Parse flags, with the defaults of their task and of the weights to start from.
 
     Args:
       flags: those of a file, followed by those of the command line.
@@ -110,9 +110,13 @@ def _arguments(flags: Sequence[str], named: Mapping[str, str | None]) -> Argumen
     Raises:
       UserError: the file names a ``module:name`` that the command line does not.
     """
-    task = _looked_up(flags, "--task")["--task"] or Config().task.name
+    found = _looked_up(flags, "--task", "--optimizer", "--start-from")
+    task = found["--task"] or Config().task.name
     _check_named({"--task": task}, named)  # to find its defaults, it is imported
-    arguments = parsed(Arguments, "meta-train", flags, default=Arguments(default_config(task)))
+    # A run that is resumed has its architecture in its settings, and does not need the weights any more.
+    start_from = None if found["--optimizer"] else found["--start-from"]
+    default = Arguments(default_config(task, start_from))
+    arguments = parsed(Arguments, "meta-train", flags, default=default)
     _check_named(code_names(arguments.settings), named)
     return arguments
 

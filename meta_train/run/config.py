@@ -11,9 +11,10 @@ import yaml
 from tyro.conf import arg
 
 from inner_tasks import OBJECTIVES, TaskSettings, find_task, task_names
-from learned_opt import ARCHITECTURES, UserError, get_architecture
+from learned_opt import ARCHITECTURES, UserError, get_architecture, pretrained_names, read
 from learned_opt._src.errors import printable
 from learned_opt._src.files import write_whole
+from learned_opt._src.pretrained import find_optimizer
 from meta_train.estimators import ESTIMATORS, Method, find_estimator
 from meta_train.outer.optimizers import OuterConfig, find_outer_optimizer
 from meta_train.report.evaluation import check_memory
@@ -196,11 +197,30 @@ def code_names(config: Config) -> dict[str, str]:
     }
 
 
-def default_config(task: str) -> Config:
-    """The defaults for a task.
+def start_file(start_from: str) -> Path:
+    """The optimizer file that ``--start-from`` names.
 
     Raises:
-      UserError: there is no such task.
+      UserError: there is no such file.
+    """
+    path = find_optimizer(start_from)
+    if path is None:
+        raise UserError(
+            f"--start-from is {start_from}, which is not an optimizer file, a run folder or a "
+            f"pretrained optimizer ({', '.join(pretrained_names())})"
+        )
+    return path
+
+
+def default_config(task: str, start_from: str | None = None) -> Config:
+    """The defaults for a task.
+
+    Args:
+      task: its name.
+      start_from: the weights to start from, if any; the default architecture is then that of these weights.
+
+    Raises:
+      UserError: there is no such task, or there are no such weights.
     """
     settings = find_task(task).settings
     short = task.rpartition(":")[2]
@@ -209,6 +229,7 @@ def default_config(task: str) -> Config:
             "task": TaskConfig(task, *settings, _OBJECTIVES.get(short, TaskConfig.objective)),
             "evaluation": EvaluationConfig(steps=settings.horizon),
             **_TASK_DEFAULTS.get(short, {}),
+            **({"optimizer": read(start_file(start_from)).architecture} if start_from else {}),
         }
     )
 

@@ -16,14 +16,13 @@ from rich.filesize import decimal
 import learned_opt
 from inner_tasks import FamilyTraining, TaskDistribution, Training, find_task, training_of
 from learned_opt import UserError
-from learned_opt._src.pretrained import find_optimizer
 from meta_train.devices.choice import memory_of_device, start_devices, units_at_once
 from meta_train.estimators.base import Estimator, Theta
 from meta_train.outer.loop import RunState, initial_state
 from meta_train.outer.mixture import mixture
 from meta_train.outer.optimizers import outer_optimizer
 from meta_train.outer.population import Population, population
-from meta_train.run.config import Config
+from meta_train.run.config import Config, start_file
 
 
 class Setup(NamedTuple):
@@ -129,17 +128,12 @@ def origin(config: Config) -> Path | None:
     """
     if config.start_from is None:
         return None
-    path = find_optimizer(config.start_from)
-    if path is None:
-        raise UserError(
-            f"--start-from is {config.start_from}, which is not an optimizer file, a run folder or a "
-            f"pretrained optimizer ({', '.join(learned_opt.pretrained_names())})"
-        )
+    path = start_file(config.start_from)
     architecture = learned_opt.read(path).architecture
     if architecture != config.optimizer:
         raise UserError(
             f"--start-from {config.start_from} holds a '{architecture}', but --optimizer is "
-            f"'{config.optimizer}'; give --optimizer {architecture}"
+            f"'{config.optimizer}'; leave --optimizer out, or give --optimizer {architecture}"
         )
     return path
 

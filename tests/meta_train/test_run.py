@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,7 +27,7 @@ from meta_train.estimators import ESTIMATORS
 from meta_train.report.baselines import DEFAULT_BASELINES
 from meta_train.report.comparison import Comparison
 from meta_train.report.evaluation import CRITERIA, Criterion
-from meta_train.run.config import Config
+from meta_train.run.config import Config, save_config
 from meta_train.run.folder import RunFolder, read_metrics
 from tests.marks import slow
 from tests.meta_train import command
@@ -313,6 +314,17 @@ def test_start_from_an_optimizer(tiny_run: Run, tmp_path: Path, no_comparing: No
     shutil.rmtree(run / "report")
     assert meta_train("--resume", run).code == 0
     assert learned_opt.read(run).metadata == after.metadata
+
+
+def test_start_from_takes_the_architecture_of_the_weights(tiny_run: Run, tmp_path: Path) -> None:
+    """For digits-mlp the default is another one; ``--optimizer`` and a file with settings still override."""
+    own = ("--start-from", str(tiny_run.path))
+    assert parse([]).settings.optimizer == "muon-mlp"
+    assert parse([*own]).settings.optimizer == "mlp"
+    assert parse([*own, "--optimizer", "sgdm"]).settings.optimizer == "sgdm"
+    assert parse(["--start-from=relative-mlp-small-tasks"]).settings.optimizer == "relative-mlp"
+    save_config(replace(parse([]).settings, optimizer="adam"), tmp_path / "config.yaml")
+    assert parse(["--config", str(tmp_path / "config.yaml"), *own]).settings.optimizer == "adam"
 
 
 def test_start_from_refuses(tiny_run: Run, tmp_path: Path) -> None:
