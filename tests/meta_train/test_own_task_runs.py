@@ -17,6 +17,7 @@ from tests.test_docs import DOCS, files_of
 SIZES = {
     "my_images:images": "--task.hidden 8 --task.batch-size 16 --task.horizon 20",
     "my_language:language": "--task.hidden 8 --task.batch-size 2 --task.horizon 20",
+    "my_mixture:mixture": "--task.hidden 8 --task.batch-size 8 --task.horizon 20",
 }
 
 
@@ -34,9 +35,11 @@ def own_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 @pytest.mark.usefixtures("no_comparing")
-@pytest.mark.parametrize("name", ["my_images:images", slow("my_language:language")])
+@pytest.mark.parametrize(
+    "name", ["my_images:images", slow("my_language:language"), slow("my_mixture:mixture")]
+)
 def test_fifty_updates(name: str, own_tasks: Path) -> None:
-    """A convolutional network with batch statistics and a transformer; meta-training lowers the loss."""
+    """A convolutional network with batch statistics, a transformer, and both; the meta-loss falls."""
     outcome = meta_train(
         f"--task {name} --updates 50 --optimizer mlp --outer.learning-rate 0.05 {SIZES[name]}",
         "--estimator.truncation 5 --estimator.particles 4 --devices 1 --wandb disabled",
