@@ -139,7 +139,7 @@ def command(argv: Sequence[str]) -> None:
     # Not left to Rich, because a notebook sets FORCE_COLOR for its programs but reads from a pipe.
     console = Console(stderr=True, soft_wrap=True, force_terminal=sys.stderr.isatty())
     folder = RunFolder.open(arguments.resume) if arguments.resume else None
-    # W&B hands out again only what did not end for it: it still needs the report.
+    # W&B did not receive the end of a run that it hands out again, so the report is made and sent again.
     handed_out = folder is not None and folder.path == agent.run_folder(config)
     if folder and folder.finished(config.updates) and not handed_out:
         console.print(

@@ -134,11 +134,14 @@ def learn(config: Config, setup: Setup, begun: Restored, outputs: Outputs) -> Th
                 style="yellow",
                 highlight=False,
             )
+        if is_primary():
+            for line in read_metrics(folder.metrics):  # W&B may have lost the last ones before a kill
+                _log(tracker, line)
         for update, record in made:
             number, state = update.number, update.state
             theta = state.theta
             metrics.write(record)
-            tracker.log(number, {k: v for k, v in record.items() if v is not None and k != "update"})
+            _log(tracker, record)
             stopping = stop.requested()
             if number % config.checkpoint_every == 0 or number == config.updates or stopping:
                 metrics.sync()
@@ -190,6 +193,11 @@ def _write_report(config: Config, folder: RunFolder, comparison: Comparison, tra
         "ratio_to_adam": comparison.ratio_to_adam("learned"),
     }
     tracker.summary({name: ratio for name, ratio in ratios.items() if math.isfinite(ratio)})
+
+
+def _log(tracker: Tracker, record: Mapping[str, Any]) -> None:
+    values = {name: value for name, value in record.items() if value is not None and name != "update"}
+    tracker.log(record["update"], values)
 
 
 def _last_update(folder: RunFolder) -> int:

@@ -9,6 +9,8 @@ import logging
 import os
 import secrets
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -94,8 +96,13 @@ class Tracker:
         """Marks the run as preempted, so that a sweep hands it out again; not if W&B asked it to stop."""
 
         def mark(run: wandb.Run) -> None:
-            if not run.offline and not _asked_to_stop(run):
-                run.mark_preempting()
+            try:
+                _mark_preempting(run)
+            except Exception:  # a SIGTERM to all processes has also ended W&B's own
+                self._run = None
+                with contextlib.suppress(Exception):
+                    _end_service()
+                _in_another_process(run)
 
         self._attempt(mark)
 
@@ -224,7 +231,7 @@ def _start(
     stored = _stored(run_dir)
     run_id = stored.get("id") or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
     # Offline, W&B does not know what it has recorded of the run, and a repeated step would shift later ones.
-    recorded = max(stored.get("recorded", 0), last_update)
+    recorded = max(stored["recorded"], last_update) if stored else 0
 
     def init(mode: WandbMode) -> Any:
         wandb.setup(
@@ -263,7 +270,7 @@ def _start(
         return Tracker(f"W&B: offline, {_folder(run)}", run, recorded)
     try:
         run = init("online")
-        return Tracker(f"W&B: {run.url}", run)
+        return Tracker(f"W&B: {run.url}", run, run.step - 1)
     except Exception as error:
         with contextlib.suppress(Exception):
             _end_service()  # the service still holds the id of the run that failed to start
@@ -280,6 +287,28 @@ def _end_service() -> None:
         wandb.teardown()
     except SystemExit as error:  # W&B raises this when that process failed
         raise LearnedOptError(f"W&B's service ended with exit code {error.code}") from error
+
+
+def _mark_preempting(run: wandb.Run) -> None:
+    if not run.offline and not _asked_to_stop(run):
+        run.mark_preempting()
+
+
+def _in_another_process(run: wandb.Run) -> None:
+    """Marks a run whose W&B process has ended: this process cannot have another one."""
+    program = f"import sys; from {__name__} import mark_preempted; mark_preempted(sys.argv[1])"
+    run_dir = Path(run.dir).parents[2]
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    command = [sys.executable, "-P", "-c", program, str(run_dir)]
+    timeout = SERVICE_TIMEOUT + ONLINE_TIMEOUT + STOPPED_TIMEOUT + FINISH_TIMEOUT
+    subprocess.run(command, env=environment, timeout=timeout, check=True)
+
+
+def mark_preempted(run_dir: str) -> None:
+    """Continues the W&B run of a run folder only to mark it as preempted and to end it."""
+    tracker = start_tracking("online", Path(run_dir), {})
+    tracker._attempt(_mark_preempting)
+    tracker.finish(128 + signal.SIGTERM)
 
 
 def _asked_to_stop(run: wandb.Run) -> bool:

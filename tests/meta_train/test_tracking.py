@@ -20,7 +20,7 @@ import pytest
 from meta_train.run import tracking
 from meta_train.run.interrupt import Interrupted, StopRequest
 from meta_train.run.tracking import Tracker, start_tracking, tracked
-from tests.meta_train.command import TINY, meta_train
+from tests.meta_train.command import TINY, at_update, meta_train
 from tests.meta_train.wandb_backend import KEY, Backend, Run, serve
 from tests.meta_train.wandb_records import read_records
 
@@ -48,6 +48,13 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     yield
     if "wandb" in sys.modules:
         tracking._end_service()
+
+
+def wandb_service() -> subprocess.Popen[bytes]:
+    """The process of W&B."""
+    import wandb
+
+    return wandb.sdk.wandb_setup.singleton().ensure_service()._proc._process
 
 
 def offline_files(run_dir: Path) -> list[Path]:
@@ -217,6 +224,32 @@ def test_a_preempted_run_is_handed_out_again(tmp_path: Path, backend: Backend):
     assert run.exit_codes == [143, 0]
 
 
+def test_a_sigterm_to_all_processes_ends_that_of_w_and_b_too(tmp_path: Path, backend: Backend):
+    with (
+        pytest.raises(Interrupted),
+        tracked("online", tmp_path, CONFIG, stop=lambda: None, last_update=0) as tracker,
+    ):
+        tracker.log(1, {"loss": 1.0})
+        service = wandb_service()
+        service.terminate()
+        service.wait()
+        raise Interrupted("stopped", signal.SIGTERM)
+    ((run_id, run),) = backend.runs.items()
+    assert run.exit_codes == [143]
+    (command,) = backend.commands
+    assert (command["type"], command["run_id"]) == ("resume", run_id)
+    assert command["args"].keys() == {"_wandb", *CONFIG}
+
+
+def test_a_resumed_run_sends_the_updates_that_w_and_b_misses(no_comparing: None, backend: Backend):
+    flags = "--updates 3 --checkpoint-every 2 --devices 2 --run-dir run --wandb offline"
+    with at_update(2, lambda: signal.raise_signal(signal.SIGTERM)):
+        assert meta_train(TINY, flags).code == 143
+    assert meta_train("--resume run --wandb online").code == 0
+    (run,) = backend.runs.values()
+    assert run.steps == [1, 2, 3, 4]  # the last is the comparison
+
+
 def test_a_run_that_w_and_b_or_ctrl_c_stops_is_not_handed_out_again(tmp_path, monkeypatch, backend: Backend):
     monkeypatch.setenv("WANDB_RUN_ID", "r")
     assert interrupted(signal.SIGINT, backend, tmp_path) == [130]
@@ -349,11 +382,9 @@ def use_everything(tracker: Tracker) -> None:
 
 
 def test_a_service_that_dies_is_reported_once(tmp_path, caplog):
-    import wandb
-
     tracker = start_tracking("offline", tmp_path, CONFIG)
-    tracker.log(0, {"loss": 1.0})
-    service = wandb.sdk.wandb_setup.singleton().ensure_service()._proc._process
+    tracker.log(1, {"loss": 1.0})
+    service = wandb_service()
     service.kill()
     service.wait()
     with caplog.at_level(logging.WARNING, logger="meta_train"):
