@@ -3,9 +3,9 @@
     python benchmarks/kills.py
     python benchmarks/kills.py --kinds pes tbptt --kills 20
 
-A moment is uniformly random between the start of a process and the time that an uninterrupted run takes. A killed
-process is started again with --resume if its folder has a config.yaml, as in the cluster scripts of the
-documentation, and is killed again. When a run ends before its moment, its optimizer file is compared, and
+A moment is uniformly random between the start of a process and the time that an uninterrupted run takes. A
+killed process is started again, with --resume if its folder has a config.yaml, as in the cluster scripts of
+the documentation, and is killed again. When a run ends before its moment, its optimizer file is compared, and
 the next run begins.
 """
 

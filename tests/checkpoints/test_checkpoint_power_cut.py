@@ -11,6 +11,7 @@ import pytest
 
 from checkpoints import CheckpointStore
 from learned_opt._src.errors import UserError
+from tests.marks import slow
 from tests.power import Cut, Disk, write
 
 LIKE = {"x": np.zeros(1000)}
@@ -68,7 +69,7 @@ def test_no_cut_loses_a_saved_checkpoint(tmp_path: Path) -> None:
     assert list(failures(cuts, tmp_path / "after")) == []
 
 
-@pytest.mark.parametrize("missing", ["sync_tree", "sync", "make_folder"])
+@pytest.mark.parametrize("missing", ["sync_tree", slow("sync"), slow("make_folder")])
 def test_the_cuts_find_what_is_not_synced(missing: str, tmp_path: Path) -> None:
     def without(path: Path) -> None:
         if missing == "make_folder":

@@ -16,8 +16,9 @@ from unittest import mock
 import pytest
 
 from learned_opt import UserError
+from meta_train.run.folder import new_folder
 from meta_train.run.lock import _is_local, locked
-from tests.meta_train.command import ROOT, TINY, Outcome, Run, at_update, lines, meta_train, pes_paper
+from tests.meta_train.command import ROOT, TINY, Outcome, Run, at_update, lines, meta_train
 
 IN_USE = rf"is in use by process \d+ on {re.escape(socket.gethostname())}, since \d{{4}}-\d\d-\d\d \d\d:\d\d"
 
@@ -95,6 +96,7 @@ def test_locks_that_other_hosts_do_not_see(options: str, local: bool, tmp_path: 
     assert _is_local(tmp_path, tmp_path / "mountinfo") == local
 
 
+@pytest.mark.slow
 def test_a_run_that_is_running_is_not_resumed(tiny_run: Run, tmp_path: Path, no_comparing: None) -> None:
     """Two processes in one folder would write twice as many lines, and another optimizer."""
     second: list[Outcome] = []
@@ -111,6 +113,13 @@ def test_a_new_folder_that_another_process_has_just_created(tmp_path: Path) -> N
     with locked(tmp_path):
         outcome = meta_train(TINY, "--run-dir", tmp_path)
         assert outcome.code == 2 and re.search(IN_USE, outcome.err), outcome.err
-        outcome = pes_paper("variance --scale small --out", tmp_path)
-        assert outcome.code == 2 and re.search(IN_USE, outcome.err), outcome.err
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_experiments_lock_their_folder(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path),
+        pytest.raises(UserError, match="is in use by process"),
+        new_folder(tmp_path, tmp_path, what="result folder", advice="choose another with --out"),
+    ):
+        pass

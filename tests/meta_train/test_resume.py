@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from random import Random
 from unittest import mock
@@ -20,8 +19,10 @@ import pytest
 import yaml
 
 import learned_opt
+from learned_opt import UserError
 from meta_train.commands.terminal import LastingStream
 from meta_train.run.interrupt import StopRequest
+from meta_train.run.lock import locked
 from tests.marks import slow
 from tests.meta_train.command import (
     ROOT,
@@ -56,7 +57,13 @@ def test_a_signal_saves_and_the_resumed_run_ends_in_the_same_bits(
     number: signal.Signals, devices: int, fifty_updates: Run, tmp_path: Path, no_comparing: None
 ) -> None:
     handlers = [signal.getsignal(n) for n in CODES]
-    with at_update(23, partial(signal.raise_signal, number)):
+
+    def interrupt() -> None:
+        with pytest.raises(UserError, match="is in use by process"), locked(tmp_path):
+            pass
+        signal.raise_signal(number)
+
+    with at_update(23, interrupt):
         outcome = run_fifty(tmp_path)
     assert outcome.code == CODES[number]
     assert outcome.err.splitlines()[-1] == (

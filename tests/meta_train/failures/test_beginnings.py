@@ -28,7 +28,6 @@ def test_a_run_without_a_checkpoint(tiny_run: Run, no_comparing: None) -> None:
     Path("run/checkpoints/0.unfinished.orbax-checkpoint-tmp").mkdir(parents=True)
     Path("run/config.yaml.0a1b2c3d.partial").write_text("")
     shutil.copy(tiny_run.path / "config.yaml", "run")
-    check(meta_train(NEW), 2, "exists and is not empty", "--resume run")
     assert_begins(meta_train("--resume run"), tiny_run)
     assert {path.name for path in Path("run/checkpoints").iterdir()} == {"0", "2", "3"}
     assert not list(Path("run").glob("*.partial"))
