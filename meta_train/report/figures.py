@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from learned_opt._src.files import whole_file
 from meta_train.report.baselines import BASELINES, label
 from meta_train.report.comparison import REFERENCE, Comparison
 
@@ -58,7 +59,8 @@ def picture(
         figure = Picture(figsize=figsize, layout=layout)
         yield figure, figure.subplots(**grid)
         if path:
-            figure.savefig(path)
+            with whole_file(path) as file:
+                figure.savefig(file, format="png")
 
 
 def draw_training_curves(comparisons: Sequence[Comparison], path: Path | None) -> Picture:
@@ -191,6 +193,8 @@ def draw_meta_training(metrics: Sequence[Mapping[str, Any]], path: Path | None) 
 
 
 def _draw_smoothed(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
+    if not len(y):
+        return  # all lines of a damaged metrics file are lost
     width = max(1, len(y) // 50)
     smooth = _running_mean(y, width)
     if width == 1:

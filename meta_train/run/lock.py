@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import re
 import socket
 from collections.abc import Iterator
 from datetime import datetime
@@ -38,7 +37,7 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = re.sub(r"[^\w.:+, -]", "?", file.read(200)) or "another process"
+            holder = file.read(200) or "another process"
             raise UserError(
                 f"{folder} is in use by {holder}; wait until that process ends, or stop it"
             ) from None
