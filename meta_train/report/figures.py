@@ -89,8 +89,8 @@ def draw_training_curves(comparisons: Sequence[Comparison], path: Path | None) -
             axes.set(
                 xlabel="inner step",
                 ylabel=f"training loss (running mean over {width} steps)",
-                yscale="log",
             )
+            _make_log(axes)
             axes.legend(fontsize="small")
     return figure
 
@@ -206,10 +206,15 @@ def _draw_smoothed(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
     finite = smooth[np.isfinite(smooth)]
     # The negative of an accuracy has no logarithm, and a log axis of a short range has hardly a tick.
     if finite.size and 0 < 3 * finite.min() < finite.max():
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        _make_log(axes)
+
+
+def _make_log(axes: Axes) -> None:
+    """Make the y axis logarithmic, with ticks such as 0.05, 0.1 and 0.2."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _running_mean(values: np.ndarray, width: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import sys
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -102,8 +103,9 @@ def learn(
     setup = prepare(config)
     theta = learned_opt.read(path).theta if path else None
     digest = learned_opt.read(path).metadata["digest"] if path else None
-    learned = Learned(config, setup, start(config, setup, theta), digest, Console(quiet=not show))
-    return learned.learn_more()
+    # A notebook pretends to be a terminal, but its cells show a live line as a heap of control characters.
+    console = Console(quiet=not show, force_jupyter=False, force_terminal=sys.stdout.isatty())
+    return Learned(config, setup, start(config, setup, theta), digest, console).learn_more()
 
 
 def _configured(config: Config, settings: Mapping[str, Any]) -> Config:
@@ -276,7 +278,9 @@ class Compared:
         return draw_training_curves([self.comparison], None)
 
     def _table(self) -> Console:
-        console = Console(record=True, file=io.StringIO(), width=100)
+        console = Console(
+            record=True, file=io.StringIO(), width=100, force_jupyter=False, force_terminal=False
+        )
         print_comparison(self.comparison, console)
         return console
 
