@@ -107,7 +107,7 @@ def evaluate(arguments: Evaluate) -> None:
     from meta_train.report.suite import print_overall
     from meta_train.report.tables import card, print_comparison
     from meta_train.run.interrupt import StopRequest
-    from meta_train.run.progress import RunsLine
+    from meta_train.run.progress import LogClock, RunsLine
 
     console = Console()
     devices = start_devices(arguments.devices)
@@ -122,6 +122,7 @@ def evaluate(arguments: Evaluate) -> None:
     metrics = [metrics_of(training(task, horizon)) for _, task, horizon in tasks]
     criterion = find_criterion(objectives, metrics)
     suite: list[Comparison] = []
+    clock = LogClock()
     with StopRequest() as stop:
         check = partial(stop.check, "stopped; finished comparisons are printed above, and saved in --out")
         for number, (name, task, horizon) in enumerate(tasks, 1):
@@ -135,7 +136,7 @@ def evaluate(arguments: Evaluate) -> None:
                 criterion=criterion,
                 devices=devices,
                 chunk=units_at_once("auto", arguments.seeds * arguments.learning_rates),
-                watch=partial(RunsLine, console, check),
+                watch=partial(RunsLine, console, check, clock=clock),
             )
             suite.append(comparison)
             print_comparison(comparison, console)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -23,6 +23,7 @@ from meta_train.commands.watcher import lost_process_detected
 from meta_train.devices import processes
 from meta_train.run.config import (
     Config,
+    by_flag,
     check_resume,
     code_names,
     config_flags,
@@ -157,9 +158,10 @@ def command(argv: Sequence[str]) -> None:
 
     start_from = folder.origin if folder and folder.origin.exists() else origin(config)
     if many:
-        processes.join(many)
-    with contextlib.ExitStack() as held:
+        processes.join(many, _agreed(arguments))
+    with lost_process_detected(), contextlib.ExitStack() as held:
         setup = prepare(config)
+        processes.connect(setup.devices)
         console.quiet = not processes.is_primary()
         if arguments.estimate:
             print_estimate(estimate(config, setup), config, setup.devices, console)
@@ -168,10 +170,16 @@ def command(argv: Sequence[str]) -> None:
         locked = folder.used() if folder else RunFolder.create(arguments.run_dir, config)
         folder = RunFolder(Path(processes.by_primary(partial(_enter, held, locked))))
         _announce(config, setup, folder, needed, console)
-        with lost_process_detected():
-            meta_train(
-                config, setup, folder, console, resume=arguments.resume is not None, start_from=start_from
-            )
+        resume = arguments.resume is not None
+        meta_train(config, setup, folder, console, resume=resume, start_from=start_from)
+
+
+def _agreed(arguments: Arguments) -> dict[str, Any]:
+    """By flag, what must be the same in every process of a run."""
+    settings = by_flag(arguments.settings)
+    for own in ("data-dir", "wandb"):  # a process finds its data where it is, and only process 0 uses W&B
+        del settings[own]
+    return settings | {"resume": arguments.resume is not None, "estimate": arguments.estimate}
 
 
 def _enter(held: contextlib.ExitStack, folder: contextlib.AbstractContextManager[RunFolder]) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 
 from learned_opt import LearnedOptError
+from meta_train.devices.processes import START_TIMEOUT
 from meta_train.run.interrupt import stop_signals
 
 # Environment variable that marks a watched process.
@@ -24,9 +25,9 @@ WATCHED = "LEARNED_OPT_WATCHED"
 # Exit code of a watched process that lost another.
 LOST = 75
 LOST_MESSAGE = (
-    "another process of this run has ended or can no longer be reached, and this one cannot continue without "
-    "it. The last checkpoint is intact: start all processes again, in any number, with --resume and the "
-    "folder of the run"
+    f"another process of this run has ended, was not started within {START_TIMEOUT} s, or cannot be reached "
+    "any more, and this one cannot continue without it. The last checkpoint, if there is one, is intact: "
+    "start all processes again, in any number, with --resume and the folder of the run"
 )
 
 

@@ -5,15 +5,20 @@ Every process runs the same program on its share of the population; only process
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed  # has no public form; Orbax uses it, too
 from jax.experimental import multihost_utils
 
-from learned_opt import UserError
+from learned_opt import LearnedOptError, UserError
+from meta_train.devices.choice import first_devices
 
 # In seconds. A process that is silent for this long is considered lost.
 HEARTBEAT_TIMEOUT = 20
@@ -64,13 +69,20 @@ def check(processes: Processes) -> None:
         )
 
 
-def join(processes: Processes) -> None:
+def join(processes: Processes, settings: Mapping[str, Any]) -> None:
     """Connect to the other processes; call it before JAX starts its backends.
 
+    Args:
+      processes: how to connect.
+      settings: by flag, what must be the same in every process, as JSON values.
+
     Raises:
-      UserError: JAX does not detect a cluster, or the other processes did not connect.
+      UserError: the port is in use, JAX does not detect a cluster, the other processes did not connect, or a
+        process has other settings.
     """
     coordinator, count, index = processes.coordinator, processes.count, processes.index
+    if coordinator != "auto" and index == 0:
+        _check_port(int(coordinator.rpartition(":")[2]))
     given: dict[str, Any] = (
         {}
         if coordinator == "auto"
@@ -91,8 +103,91 @@ def join(processes: Processes) -> None:
         raise UserError(
             f"the processes of the run could not connect ({str(error).splitlines()[0]}); with --coordinator "
             "auto, JAX must detect the cluster (Slurm, Open MPI, MPI, Kubernetes); otherwise check HOST:PORT "
-            "and that all processes were started"
+            f"and that all processes were started within {START_TIMEOUT} s"
         ) from error
+    # Before JAX starts its backends, this is the only way to communicate.
+    state: Any = distributed.global_state
+    state.client.key_value_set(f"settings/{state.process_id}", json.dumps(settings))
+    _wait("settings")
+    entries = state.client.key_value_dir_get("settings/")
+    texts = {int(key.rpartition("/")[2]): text for key, text in entries}
+    check_same([json.loads(texts[index]) for index in sorted(texts)])
+
+
+def _check_port(port: int) -> None:
+    """Check that process 0 can listen on a port; JAX would crash.
+
+    Raises:
+      UserError: it cannot.
+    """
+    dual = socket.has_dualstack_ipv6()
+    try:
+        family = socket.AF_INET6 if dual else socket.AF_INET
+        socket.create_server(("", port), family=family, dualstack_ipv6=dual).close()
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise UserError(
+            f"process 0 cannot listen on the port of --coordinator, {port} ({reason}); give all processes "
+            "another one"
+        ) from None
+
+
+def check_same(settings: Sequence[Mapping[str, Any]]) -> None:
+    """Check that all processes have the same settings.
+
+    Args:
+      settings: by flag, for each process.
+
+    Raises:
+      UserError: names the first process and setting that differ from those of process 0.
+    """
+    first = settings[0]
+    for index, each in enumerate(settings):
+        for flag in first:
+            if each.get(flag) != first[flag]:
+                raise UserError(
+                    f"process {index} was started with --{flag} {each.get(flag)}, but process 0 with "
+                    f"{first[flag]}; start all processes with the same settings"
+                )
+
+
+def _wait(name: str) -> None:
+    """Wait until all processes have reached this point, before they communicate through their devices.
+
+    Raises:
+      LearnedOptError: a process did not reach it in time.
+    """
+    state: Any = distributed.global_state
+    try:
+        state.client.wait_at_barrier(name, timeout_in_ms=START_TIMEOUT * 1000)
+    except jax.errors.JaxRuntimeError as error:
+        raise LearnedOptError(
+            f"not all processes of the run were ready within {START_TIMEOUT} s; start them at about the same "
+            f"time, and look at the output of each ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def connect(devices: int) -> None:
+    """Wait for all processes, and connect their devices.
+
+    On a CPU, devices connect when they first communicate, and fail if that takes longer than 30 s: too short
+    for the differences between processes in loading and compiling. Once connected, they wait for each other.
+
+    Args:
+      devices: number of devices that the run uses.
+
+    Raises:
+      LearnedOptError: a process was not ready in time.
+    """
+    if jax.process_count() == 1:
+        return
+    _wait("connect")
+    used = first_devices(devices)
+    own = np.zeros(sum(device.process_index == jax.process_index() for device in used))
+    total = jax.pmap(lambda x: jax.lax.psum(x, "devices"), "devices", devices=used)
+    jax.block_until_ready(total(own))
+    barrier("connected")
+    global_max(0)
 
 
 def is_primary() -> bool:

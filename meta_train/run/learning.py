@@ -18,7 +18,7 @@ from meta_train.report.baselines import DEFAULT_BASELINES, baseline
 from meta_train.report.comparison import Comparison, compare, learning_rates
 from meta_train.report.evaluation import Contestant, find_criterion, metrics_of
 from meta_train.run.config import Config, EvaluationConfig, to_dict
-from meta_train.run.progress import ProgressLine, RunsLine
+from meta_train.run.progress import LogClock, ProgressLine, RunsLine
 from meta_train.run.setup import Setup
 
 # A run stops after this many consecutive updates without a finite meta-gradient.
@@ -115,5 +115,5 @@ def compared(
         criterion=find_criterion([objective], [metrics_of(training)]),
         devices=setup.devices,
         chunk=setup.chunk,
-        watch=partial(RunsLine, console, check),
+        watch=partial(RunsLine, console, check, clock=LogClock()),
     )

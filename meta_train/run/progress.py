@@ -21,6 +21,21 @@ LOG_EVERY_SECONDS = 15.0
 SMOOTHING_SECONDS = 5.0
 
 
+class LogClock:
+    """Says when the next line of a log file is due, for all that share it: every 15 seconds."""
+
+    def __init__(self) -> None:
+        self._logged = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether 15 seconds have passed since a line was due; asking counts as writing it."""
+        now = time.monotonic()
+        if now - self._logged < LOG_EVERY_SECONDS:
+            return False
+        self._logged = now
+        return True
+
+
 class ProgressLine:
     """Shows update, meta-loss, particle-steps per second and time left; a context manager.
 
@@ -32,9 +47,10 @@ class ProgressLine:
     """
 
     def __init__(self, console: Console, total: int, done: int, label: str = "") -> None:
-        self._line = _Line(console, label or "meta-training", total, done)
+        self._line = _Line(console, label or "meta-training", total, done, LogClock())
         self._prefix = f"{label}: " if label else ""
         self._done = done
+        self._total = total
         self._advances = 0
         self._rate = 0.0
         self._loss: float | None = None
@@ -62,7 +78,8 @@ class ProgressLine:
             self._loss = smoothing * self._loss + (1 - smoothing) * loss
         self._done = update
         text = f"meta-loss {self._loss:.4g}  {self._rate:,.0f} particle-steps/s"
-        self._line.show(f"{self._prefix}update", update, text, self._updates_per_second)
+        last = update == self._total
+        self._line.show(f"{self._prefix}update", update, text, self._updates_per_second, last=last)
 
     def __enter__(self) -> ProgressLine:
         self._line.bar.start()
@@ -81,10 +98,13 @@ class RunsLine:
       console: where to print, as for ``ProgressLine``.
       check: called at each advance; it may raise.
       name: name of the optimizer.
+      clock: when to print a line if the console is not a terminal; the optimizers of a comparison share one.
     """
 
-    def __init__(self, console: Console, check: Callable[[], None], name: str) -> None:
-        self._line = _Line(console, name, None, 0)
+    def __init__(
+        self, console: Console, check: Callable[[], None], name: str, clock: LogClock | None = None
+    ) -> None:
+        self._line = _Line(console, name, None, 0, clock or LogClock())
         self._check = check
         self._name = name
         self._first: tuple[int, float] | None = None
@@ -107,12 +127,12 @@ class RunsLine:
 
 
 class _Line:
-    """A progress bar in a terminal; elsewhere a line from time to time, and one at the end."""
+    """A progress bar in a terminal; elsewhere a line when the clock says so."""
 
-    def __init__(self, console: Console, label: str, total: int | None, done: int) -> None:
+    def __init__(self, console: Console, label: str, total: int | None, done: int, clock: LogClock) -> None:
         self._console = console
         self._total = total
-        self._logged = time.monotonic()
+        self._clock = clock
         self.bar = Progress(
             TextColumn(label),
             MofNCompleteColumn(),
@@ -126,15 +146,18 @@ class _Line:
         )
         self._task = self.bar.add_task("", total=total, completed=done, text="compiling")
 
-    def show(self, what: str, done: int, text: str, rate: float, total: int | None = None) -> None:
-        """Show the progress at `rate` units per second; a new total replaces the old one."""
+    def show(
+        self, what: str, done: int, text: str, rate: float, total: int | None = None, last: bool = False
+    ) -> None:
+        """Show the progress at `rate` units per second; a new total replaces the old one.
+
+        In a log file the `last` line is always printed.
+        """
         self._total = total or self._total
         assert self._total is not None  # if it is not known at first, every call gives it
         self.bar.update(self._task, completed=done, total=self._total, text=text)
-        now = time.monotonic()
-        if self._console.is_terminal or (done < self._total and now - self._logged < LOG_EVERY_SECONDS):
+        if self._console.is_terminal or not (self._clock.due() or last):
             return
-        self._logged = now
         minutes, rest = divmod(round((self._total - done) / rate), 60) if rate else (0, 0)
         left = f"{minutes}:{rest:02d} left"
         self._console.print(f"{what} {done}/{self._total}  {text}  {left}", highlight=False)

@@ -7,23 +7,29 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 import learned_opt
+from learned_opt import UserError
+from meta_train.devices import processes
+from meta_train.run.config import Config, to_dict
 from tests.meta_train.command import TINY, Run, lines, meta_train, start
 
 SECONDS = 240  # to connect, compile and run
 
 
-def start_two(*argv: object) -> list[subprocess.Popen[str]]:
-    """Start two processes of one run, with a device each."""
+def start_two(
+    *argv: object, each: Sequence[str] = ("", ""), programs: Sequence[str | None] = (None, None)
+) -> list[subprocess.Popen[str]]:
+    """Start two processes of one run, with a device each, and with flags and programs of their own."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     flags = f"--devices 2 --coordinator localhost:{port} --processes 2 --process-id"
-    return [start(*argv, flags, index) for index in range(2)]
+    return [start(*argv, flags, index, each[index], program=programs[index]) for index in range(2)]
 
 
 def end(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
@@ -83,10 +89,10 @@ def test_two_processes_go_on_from_the_newest_checkpoint_of_both(fifty_updates: R
 def test_a_signal_to_one_stops_both_and_two_go_on_from_one(fifty_updates: Run, tmp_path: Path) -> None:
     # This run was saved by one process.
     shutil.copytree(fifty_updates.path, tmp_path / "run")
-    processes = start_two("--resume", tmp_path / "run", "--updates 100000")
+    both = start_two("--resume", tmp_path / "run", "--updates 100000")
     wait_for_line(tmp_path / "run", 55)
-    processes[1].send_signal(signal.SIGTERM)
-    ended = end(processes)
+    both[1].send_signal(signal.SIGTERM)
+    ended = end(both)
     assert [code for code, _ in ended] == [143, 143], ended
     assert "and saved; continue with: meta-train --resume" in ended[0][1]
     saved = len(lines(tmp_path / "run"))
@@ -100,19 +106,72 @@ def test_when_one_is_killed_the_other_ends_and_says_why(
     fifty_updates: Run, tmp_path: Path, killed: int
 ) -> None:
     shutil.copytree(fifty_updates.path, tmp_path / "run")
-    processes = start_two("--resume", tmp_path / "run", "--updates 100000")
+    both = start_two("--resume", tmp_path / "run", "--updates 100000")
     wait_for_line(tmp_path / "run", 100)
-    processes[killed].kill()
-    code, err = end([processes[1 - killed]])[0]
+    both[killed].kill()
+    code, err = end([both[1 - killed]])[0]
     assert code == 1
-    assert "another process of this run has ended" in err.splitlines()[-1]
+    assert "another process of this run has ended, was not started" in err.splitlines()[-1]
     assert "with --resume and the folder of the run" in err.splitlines()[-1]
-    end([processes[killed]])
+    end([both[killed]])
     alone = start("--resume", tmp_path / "run", "--devices 1 --updates 100000")
     wait_for_line(tmp_path / "run", 150)
     alone.send_signal(signal.SIGTERM)
     code, err = end([alone])[0]
     assert code == 143 and "resumed" in err, err
+
+
+def test_a_port_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        outcome = meta_train(f"--coordinator localhost:{port} --processes 2 --process-id 0")
+    says = f"cannot listen on the port of --coordinator, {port} (Address already in use)"
+    assert outcome.code == 2 and says in outcome.err and outcome.err.count("\n") == 1
+
+
+def test_processes_with_different_settings_are_told_which() -> None:
+    settings = to_dict(Config()) | {"resume": False}
+    processes.check_same([settings, dict(settings)])
+    with pytest.raises(UserError, match="process 2 was started with --seed 1, but process 0 with 0;"):
+        processes.check_same([settings, settings, settings | {"seed": 1}])
+    with pytest.raises(
+        UserError, match="process 1 was started with --resume True, but process 0 with False;"
+    ):
+        processes.check_same([settings, settings | {"resume": True}])
+
+
+@pytest.mark.slow
+def test_a_process_with_another_setting_ends_all(tmp_path: Path) -> None:
+    ended = end(
+        start_two(TINY, "--run-dir", tmp_path / "run", each=("--outer.learning-rate 0.02", "--seed 1"))
+    )
+    for code, err in ended:
+        said = err.splitlines()[-1]
+        assert code == 2 and said.startswith("meta-train: process 1 was started with --seed 1, but process 0")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_process_may_take_longer_than_the_others_to_load_its_data(
+    fifty_updates: Run, tmp_path: Path
+) -> None:
+    """More than the 30 s that XLA waits when devices first communicate on a CPU."""
+    late = """
+import sys, time
+from meta_train.commands import entry_points, meta_train
+from meta_train.run import setup
+prepare = setup.prepare
+def late(config):
+    made = prepare(config)
+    time.sleep(40)
+    return made
+setup.prepare = late
+sys.exit(entry_points.exit_code_of("meta-train", meta_train.command, sys.argv[1:]))
+"""
+    flags = (TINY, "--updates 50 --checkpoint-every 20 --run-dir", tmp_path / "run")
+    for code, err in end(start_two(*flags, programs=(None, late))):
+        assert code == 0, err
+    assert digest(tmp_path / "run") == digest(fifty_updates.path)
 
 
 @pytest.mark.parametrize(
