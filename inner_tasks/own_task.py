@@ -71,13 +71,13 @@ def make_task(
       weight_decay: w, which adds ``w / 2`` times the sum of the squares of all parameters with two or more
         axes to the training loss; biases and the scales of norms do not decay.
       max_loss: the value at which a step's loss is clipped during meta-training. By default, 1.5 times the
-        training loss of one new model on the first examples.
+        training loss of one new model on the first examples. None does not clip.
       batched: whether iterables give batches instead of examples. They may differ in size.
       max_examples: the number of examples to read at most from each iterable.
 
     Returns:
-      The task. Its metrics are means over the validation examples: ``validation_loss`` and, if there is an
-      accuracy, ``validation_accuracy``.
+      The task. Its metrics are ``validation_loss`` and, if there is an accuracy, ``validation_accuracy``,
+      both means over all validation examples.
 
     Raises:
       UserError: the model, the loss or the examples are not as described.
