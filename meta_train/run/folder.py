@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,8 @@ from meta_train.run.config import Config, save_config
 from meta_train.run.lock import LOCK, locked
 
 RUNS = Path("runs")
+
+logger = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -63,11 +66,17 @@ class RunFolder:
 
     def finished(self, updates: int) -> bool:
         """Whether the report, which is written last, exists and covers this number of updates."""
+        path = self.report / "summary.json"
         try:
-            summary = json.loads((self.report / "summary.json").read_text())
-        except (OSError, ValueError, RecursionError):
+            summary = json.loads(path.read_text())
+        except OSError:
             return False
-        return isinstance(summary, dict) and summary.get("updates") == updates
+        except (ValueError, RecursionError):
+            summary = None
+        if not isinstance(summary, dict):
+            logger.warning("%s is damaged: the comparison is made again.", path)
+            return False
+        return summary.get("updates") == updates
 
     @contextlib.contextmanager
     def used(self) -> Iterator[RunFolder]:
