@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import queue
 import threading
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,7 +16,8 @@ if TYPE_CHECKING:
     import requests
 
 _ANSWER_SECONDS = 8.0  # for a connection and the header of the response, including name resolution
-_SILENCE_SECONDS = 30.0  # between two chunks of a file
+_SILENCE_SECONDS = 30.0  # between two pieces of a file
+_PIECE = 2**15  # bytes
 
 
 class Official(NamedTuple):
@@ -23,6 +26,7 @@ class Official(NamedTuple):
     images: int  # train and test together
     address: str  # ends in a slash
     sha256: dict[str, str]  # by file name
+    sizes: tuple[int, ...]  # bytes of each file
 
 
 OFFICIAL: dict[str, Official] = {
@@ -35,6 +39,7 @@ OFFICIAL: dict[str, Official] = {
             "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
             "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
         },
+        (9912422, 28881, 1648877, 4542),
     ),
     "fashion_mnist": Official(
         70_000,
@@ -45,6 +50,7 @@ OFFICIAL: dict[str, Official] = {
             "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
             "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
         },
+        (26421880, 29515, 4422102, 5148),
     ),
     "cifar10": Official(
         60_000,
@@ -52,6 +58,7 @@ OFFICIAL: dict[str, Official] = {
         {
             "cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
         },
+        (170052171,),
     ),
 }
 
@@ -89,7 +96,7 @@ def open_url(url: str) -> requests.Response:
     Raises:
         DownloadError: there is no successful response within 8 seconds.
     """
-    import requests  # imported here and in `download`, because only downloads need it
+    import requests  # imported here, because only downloads need it
 
     # In a thread, because the timeouts of requests cover neither name resolution nor several
     # addresses of one name. It is a daemon thread, so that it does not delay the end of the program.
@@ -113,32 +120,68 @@ def open_url(url: str) -> requests.Response:
     return answer
 
 
-def download(url: str, sha256: str, folder: Path) -> Path:
+def download(url: str, sha256: str, size: int, folder: Path) -> Path:
     """Download a file, showing progress.
 
     Args:
         url: address of the file.
         sha256: hexadecimal digest of the file.
+        size: its number of bytes; no more are received.
         folder: target folder; the file is named after the last part of its address.
 
     Raises:
         DownloadError: the file cannot be downloaded, or the server sent a different one.
     """
-    import requests
-
     path = folder / url.rsplit("/", 1)[1]
     digest = hashlib.sha256()
-    with open_url(url) as response, path.open("wb") as file:
-        size = response.headers.get("Content-Length", "")
-        megabytes = int(size) / 1e6 if size.isdigit() else None
-        with progress_bar(f"Downloading {path.name}", megabytes, "MB") as advance:
-            try:
-                for piece in response.iter_content(100_000):
-                    digest.update(piece)
-                    file.write(piece)
-                    advance(len(piece) / 1e6)
-            except requests.RequestException as error:
-                raise DownloadError(f"{url} was interrupted ({type(error).__name__})") from error
+    left = size
+    with (
+        contextlib.closing(_pieces(url)) as pieces,
+        path.open("wb") as file,
+        progress_bar(f"Downloading {path.name}", size / 1e6, "MB") as advance,
+    ):
+        for piece in pieces:
+            left -= len(piece)
+            if left < 0:
+                raise DownloadError(f"{url} is not the official file (it is larger than {size:,} bytes)")
+            digest.update(piece)
+            file.write(piece)
+            advance(len(piece) / 1e6)
     if digest.hexdigest() != sha256:
         raise DownloadError(f"{url} is not the official file (SHA-256 differs)")
     return path
+
+
+def _pieces(url: str) -> Generator[bytes, None, None]:
+    """The content of an address, in pieces that each arrive within 30 seconds.
+
+    Raises:
+        DownloadError: there is no response, the connection broke off, or there was too little progress.
+    """
+    response = open_url(url)
+    pieces: queue.SimpleQueue[bytes | Exception | None] = queue.SimpleQueue()
+    enough = threading.Event()
+
+    # In a thread, because the timeout of requests starts anew with every byte. Only the thread closes the
+    # response: closing waits for a read that is in progress.
+    def receive() -> None:
+        with response:
+            try:
+                for piece in response.iter_content(_PIECE):
+                    pieces.put(piece)
+                    if enough.is_set():
+                        return
+                pieces.put(None)
+            except Exception as error:
+                pieces.put(error)
+
+    threading.Thread(target=receive, daemon=True).start()
+    try:
+        while (piece := pieces.get(timeout=_SILENCE_SECONDS)) is not None:
+            if isinstance(piece, Exception):
+                raise DownloadError(f"{url} was interrupted ({type(piece).__name__})") from piece
+            yield piece
+    except queue.Empty:
+        raise DownloadError(f"{url} was interrupted (no progress in {_SILENCE_SECONDS:g} s)") from None
+    finally:
+        enough.set()

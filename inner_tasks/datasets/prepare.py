@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
-from inner_tasks.datasets.display import progress_bar
+from inner_tasks.datasets.display import progress_bar, say
 from inner_tasks.datasets.official import OFFICIAL, DownloadError, download, find_manual, open_url
 from learned_opt._src.errors import LearnedOptError, UserError
 from learned_opt._src.files import sync, sync_tree
@@ -31,15 +34,16 @@ def prepare(name: str, data_dir: Path) -> Path:
         UserError: a file is missing and cannot be downloaded; raised within 10 seconds.
         LearnedOptError: the disk is full, or the folder cannot be written.
     """
-    images, address, digests = OFFICIAL[name]
+    images, address, digests, sizes = OFFICIAL[name]
     try:
         files = find_manual(name, data_dir)
         missing = [file for file in digests if file not in files]
         if missing:
             open_url(address + missing[0]).close()  # before any folder is created
-        with _scratch_folder(data_dir) as scratch:
-            for file in missing:
-                files[file] = download(address + file, digests[file], scratch)
+        with _signals_raise(), _scratch_folder(data_dir) as scratch:
+            for file, size in zip(digests, sizes, strict=True):
+                if file in missing:
+                    files[file] = download(address + file, digests[file], size, scratch)
             with progress_bar(f"Preparing {name}", images, "images") as advance:
                 made = _build(name, files, scratch, advance)
             return _move(made, data_dir / name)
@@ -54,6 +58,30 @@ def prepare(name: str, data_dir: Path) -> Path:
             f"The data set {name} cannot be prepared in '{data_dir}' ({error.strerror or error}): "
             "set --data-dir or TFDS_DATA_DIR to a writable folder with enough space."
         ) from error
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise SystemExit instead of killing the program, so that nothing is left behind.
+
+    Only in the main thread, and only where they would kill it.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    deadly = [n for n in (signal.SIGTERM, signal.SIGHUP) if main and signal.getsignal(n) == signal.SIG_DFL]
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in deadly:
+            signal.signal(each, signal.SIG_IGN)
+        say(f"Stopped by {signal.Signals(number).name} while a data set was prepared.")
+        raise SystemExit(128 + number)
+
+    for number in deadly:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in deadly:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager

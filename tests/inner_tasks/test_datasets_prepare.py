@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -18,6 +22,7 @@ import pytest
 from inner_tasks.datasets import Dataset, load_dataset, official, prepare, tfds_source
 from learned_opt._src.errors import LearnedOptError, UserError
 from tests.inner_tasks.tfds_fixture import CIFAR_CLASSES, random_splits, write_official, write_tfds
+from tests.marks import slow
 
 NAMES = ("mnist", "fashion_mnist", "cifar10")
 SPLITS = {name: random_splits(name, seed=i) for i, name in enumerate(NAMES)}
@@ -46,7 +51,9 @@ def downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in NAMES:
         sha256 = write_official(name, tmp_path / "downloads" / name, SPLITS[name])
         assert list(sha256) == list(official.OFFICIAL[name].sha256)
-        monkeypatch.setitem(official.OFFICIAL, name, official.OFFICIAL[name]._replace(sha256=sha256))
+        sizes = tuple((tmp_path / "downloads" / name / file).stat().st_size for file in sha256)
+        changed = official.OFFICIAL[name]._replace(sha256=sha256, sizes=sizes)
+        monkeypatch.setitem(official.OFFICIAL, name, changed)
     return tmp_path / "downloads"
 
 
@@ -55,13 +62,28 @@ class Handler(SimpleHTTPRequestHandler):
 
     asked: list[str] = []
     length_error = 0
+    endless = False  # goes on with zeros after the file
+    pause = 0.0  # seconds between two bytes
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
         self.path = "/" + self.path.removeprefix("http://").split("/", 1)[1]
-        super().do_GET()
+        with contextlib.suppress(ConnectionError):  # the client has had enough
+            super().do_GET()
+
+    def copyfile(self, source: BinaryIO, outputfile: BinaryIO) -> None:
+        if self.pause:
+            for byte in iter(lambda: source.read(1), b""):
+                outputfile.write(byte)
+                time.sleep(self.pause)
+        else:
+            super().copyfile(source, outputfile)
+        while self.endless:
+            outputfile.write(bytes(100_000))
 
     def send_header(self, keyword: str, value: str) -> None:
+        if keyword == "Content-Length" and self.endless:
+            return
         if keyword == "Content-Length":
             value = str(int(value) + self.length_error)
         super().send_header(keyword, value)
@@ -113,9 +135,10 @@ def test_official_files_are_those_of_tfds():
     from tensorflow_datasets.core.download.checksums import get_all_url_infos
 
     known = get_all_url_infos()
-    for _, address, sha256 in official.OFFICIAL.values():
-        for file, digest in sha256.items():
+    for _, address, sha256, sizes in official.OFFICIAL.values():
+        for (file, digest), size in zip(sha256.items(), sizes, strict=True):
             assert known[address + file].checksum == digest
+            assert known[address + file].size == size
             assert known[address + file].filename == file
 
 
@@ -264,6 +287,45 @@ def test_download_that_does_not_end_well(silence, server, downloads, tmp_path, m
         load_dataset("mnist", tmp_path / "data")
     assert_explains(caught.value, "mnist", tmp_path / "data")
     assert not (tmp_path / "data").exists()
+
+
+def test_download_that_never_ends(server, downloads, tmp_path, monkeypatch):
+    monkeypatch.setattr(Handler, "endless", True)
+    size = official.OFFICIAL["mnist"].sizes[0]
+    with pytest.raises(
+        UserError, match=f"is not the official file .it is larger than {size:,} bytes"
+    ) as caught:
+        load_dataset("mnist", tmp_path / "data")
+    assert_explains(caught.value, "mnist", tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_download_byte_by_byte(server, downloads, tmp_path, monkeypatch):
+    """It would take minutes, although no byte takes long."""
+    monkeypatch.setattr(official, "_SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(Handler, "pause", 0.05)
+    with pytest.raises(UserError, match="was interrupted .no progress in 0.5 s") as caught:
+        load_dataset("mnist", tmp_path / "data")
+    assert_explains(caught.value, "mnist", tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGHUP)])
+def test_a_signal_during_a_download_leaves_nothing_behind(number, server, downloads, tmp_path, monkeypatch):
+    monkeypatch.setattr(Handler, "pause", 0.05)
+    code = (
+        "import sys; from inner_tasks.datasets import load_dataset, official;"
+        f"official.OFFICIAL['mnist'] = official.Official(*{tuple(official.OFFICIAL['mnist'])!r});"
+        "load_dataset('mnist', sys.argv[1])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "data")]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("data/incomplete.*/*.gz")):
+        assert run.poll() is None
+        time.sleep(0.01)
+    run.send_signal(number)
+    assert f"Stopped by {number.name} while" in run.communicate(timeout=60)[1]
+    assert run.returncode == 128 + number and not (tmp_path / "data").exists()
 
 
 def test_download_of_something_else(server: str, downloads: Path, tmp_path: Path):
