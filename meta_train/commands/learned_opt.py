@@ -145,14 +145,14 @@ def evaluate(arguments: Evaluate) -> None:
     print_overall(suite, console)
     if arguments.out:
         write_suite(suite, arguments.out)
-        console.print(f"report: {arguments.out}", highlight=False, soft_wrap=True)
+        console.print(f"report: {arguments.out}", highlight=False, markup=False, soft_wrap=True)
     if arguments.record:
         for name, path in files.items():
             artifact = learned_opt.read(path)
             cards = [card(comparison, name) for comparison in suite]
             meta_training = artifact.metadata.get("meta_training", {})
             learned_opt.save(path, artifact.architecture, artifact.theta, meta_training, cards)
-            console.print(f"recorded in {path}", highlight=False, soft_wrap=True)
+            console.print(f"recorded in {path}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _contestants(

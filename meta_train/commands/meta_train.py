@@ -147,6 +147,7 @@ def command(argv: Sequence[str]) -> None:
             f"{folder.path} is finished: all {config.updates} updates are done and the report is "
             f"written ({folder.report}); to continue, give a larger --updates",
             highlight=False,
+            markup=False,
         )
         return
     if arguments.run_dir and not arguments.estimate:
@@ -204,6 +205,7 @@ def _announce(
         f"{estimator.name} ({', '.join(settings) or 'whole episodes'}), {estimator.particles} particles on "
         f"{setup.devices} devices, {decimal(sum(needed))} each",
         highlight=False,
+        markup=False,
     )
 
 

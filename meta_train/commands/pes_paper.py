@@ -164,7 +164,7 @@ def _run(experiment: Experiment, settings: Settings, console: Console) -> bool:
     result = experiment.run(settings, progress)
     files = write_result(experiment, settings, result, settings.folder)
     print_result(result, console)
-    console.print(f"written: {', '.join(map(str, files))}", highlight=False)
+    console.print(f"written: {', '.join(map(str, files))}", highlight=False, markup=False)
     return result.verdict.holds
 
 
@@ -181,7 +181,7 @@ def _run_all(settings: Settings, console: Console) -> list[str]:
                 _run(experiment, settings._replace(seeds=seeds, options=options, folder=folder), console)
             results[folder] = experiment
             page = write_page(results, settings.folder)
-    console.print(f"written: {page}", highlight=False)
+    console.print(f"written: {page}", highlight=False, markup=False)
     holds = {
         path.name: json.loads((path / "result.json").read_text())["verdict"]["holds"] for path in results
     }

@@ -134,7 +134,7 @@ class _Line:
         self._total = total
         self._clock = clock
         self.bar = Progress(
-            TextColumn(label),
+            TextColumn(label, markup=False),
             MofNCompleteColumn(),
             BarColumn(),
             TextColumn("{task.fields[text]}"),
@@ -160,4 +160,5 @@ class _Line:
             return
         minutes, rest = divmod(round((self._total - done) / rate), 60) if rate else (0, 0)
         left = f"{minutes}:{rest:02d} left"
-        self._console.print(f"{what} {done}/{self._total}  {text}  {left}", highlight=False)
+        line = f"{what} {done}/{self._total}  {text}  {left}"
+        self._console.print(line, highlight=False, markup=False)

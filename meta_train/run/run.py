@@ -73,11 +73,11 @@ def meta_train(
             ) as tracker,
         ):
             if config.wandb != "disabled":
-                console.print(tracker.status, highlight=False)
+                console.print(tracker.status, highlight=False, markup=False)
             outputs = Outputs(folder, store, console, tracker, stop)
             theta = learn(config, setup, begun, outputs)
             export(config, folder, theta)
-            console.print(f"optimizer: {folder.optimizer}", highlight=False)
+            console.print(f"optimizer: {folder.optimizer}", highlight=False, markup=False)
             report(config, setup, theta, outputs)
     # A process that exits before the report is written would be considered lost.
     barrier("the report is written")
@@ -97,7 +97,7 @@ def start_or_resume(
     if resume and global_max(is_primary() and has_updates(folder)):
         begun = saving.restore(folder.checkpoints, store, setup.population, start(config, setup))
         for sentence in begun.damaged:
-            console.print(sentence, style="yellow", highlight=False)
+            console.print(sentence, style="yellow", highlight=False, markup=False)
     else:
         theta = learned_opt.read(start_from).theta if start_from else None
         begun = Restored(0, start(config, setup, theta), {}, [])
@@ -106,7 +106,7 @@ def start_or_resume(
         saving.save(store, setup.population, begun.state, 0, 0)
         store.wait()
     if resume:
-        console.print(f"resumed {folder.path} at update {begun.update}", highlight=False)
+        console.print(f"resumed {folder.path} at update {begun.update}", highlight=False, markup=False)
         if is_primary():
             save_config(config, folder.config)
     return begun
@@ -133,6 +133,7 @@ def learn(config: Config, setup: Setup, begun: Restored, outputs: Outputs) -> Th
                 "damaged or missing; the run goes on, and the optimizer file does not count their steps",
                 style="yellow",
                 highlight=False,
+                markup=False,
             )
         if is_primary():
             for line in read_metrics(folder.metrics):  # W&B may have lost the last ones before a kill
@@ -176,7 +177,7 @@ def report(config: Config, setup: Setup, theta: Theta, outputs: Outputs) -> None
         tracker.artifact(folder.optimizer, {"config": to_dict(config)})
         _write_report(config, folder, comparison, tracker)
     print_comparison(comparison, console)
-    console.print(f"report: {folder.report}", highlight=False)
+    console.print(f"report: {folder.report}", highlight=False, markup=False)
 
 
 def _write_report(config: Config, folder: RunFolder, comparison: Comparison, tracker: Tracker) -> None:

@@ -102,6 +102,7 @@ def test_arguments(arguments: str) -> None:
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_absurd_numbers_are_refused_before_anything_is_allocated() -> None:
     """A process of 2 GB of memory, including JAX itself, can say it. (An array of all pairs takes 4 GB.)"""
     script = """

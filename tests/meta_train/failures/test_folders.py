@@ -164,3 +164,11 @@ def test_no_whole_checkpoint(tiny_run: Run) -> None:
         "No checkpoint in run/checkpoints",
         "update 2 is damaged",
     )
+
+
+@pytest.mark.slow
+def test_a_run_folder_with_square_brackets_is_printed_as_it_is(no_comparing: None) -> None:
+    """In Rich they are markup, and ``[/x]`` is an error."""
+    outcome = meta_train(TINY, "--updates 3 --devices 2 --run-dir", Path("a[b]/c[/x]"))
+    assert outcome.code == 0 and "a[b]/c[/x]: digits-mlp" in outcome.err, outcome.err
+    assert "report: a[b]/c[/x]/report" in outcome.err
