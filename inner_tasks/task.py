@@ -110,7 +110,7 @@ class TaskDistribution:
     """Tasks of different shapes for meta-training on all of them together.
 
     Attributes:
-      members: tasks or task families by name; the report of a run shows the first.
+      members: tasks or task families by name; the report of a run compares optimizers on each.
     """
 
     members: Mapping[str, Task | TaskFamily]

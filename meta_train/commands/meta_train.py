@@ -198,8 +198,8 @@ def _announce(
         for name, value in estimator.settings.items()
         if value is not False
     ]
-    if len(setup.tasks) > 1:
-        console.print(*setup.tasks, sep="\n", style="dim", highlight=False)
+    if len(setup.trainings) > 1:
+        console.print(*setup.trainings, sep="\n", style="dim", highlight=False)
     console.print(
         f"{folder.path}: {config.task.name} (T {config.task.horizon}), "
         f"{estimator.name} ({', '.join(settings) or 'whole episodes'}), {estimator.particles} particles on "

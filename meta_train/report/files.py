@@ -13,36 +13,50 @@ from meta_train.report.suite import as_json, table
 from meta_train.report.tables import summary
 
 
-def write_comparison(comparison: Comparison, folder: Path, extra: Mapping[str, Any]) -> list[Path]:
-    """Write the pictures, and then ``summary.json``; if that exists, the report is complete.
+def write_report(
+    name: str, suite: Sequence[Comparison], folder: Path, extra: Mapping[str, Any]
+) -> list[Path]:
+    """Write the report of a run: pictures, a table, and then ``summary.json``, which completes it.
 
     Args:
-      comparison: the comparison to report.
+      name: the name of the task.
+      suite: its comparison; for a distribution of tasks, that of each member.
       folder: where to write; created if it is missing.
       extra: more entries for the summary.
 
     Returns:
       The pictures.
     """
+    make_folder(folder)
+    if len(suite) > 1:
+        pictures, values = write_suite(suite, folder), {"task": name, **as_json(suite)}
+    else:
+        pictures, values = _draw_curves(suite, folder), summary(suite[0])
+    write_whole(folder / "summary.json", json.dumps({**values, **extra}, indent=2, allow_nan=False) + "\n")
+    return pictures
+
+
+def write_suite(suite: Sequence[Comparison], folder: Path) -> list[Path]:
+    """Write ``table.md``, and ``training_curves.png``, ``learning_rates.png`` and ``ratios.png``.
+
+    Returns:
+      The pictures.
+    """
+    from meta_train.report.figures import draw_ratios
+
+    ratios = folder / "ratios.png"
+    draw_ratios(suite, ratios)
+    write_whole(folder / "table.md", "".join(f"| {' | '.join(row)} |\n" for row in table(suite)))
+    return [*_draw_curves(suite, folder), ratios]
+
+
+def _draw_curves(suite: Sequence[Comparison], folder: Path) -> list[Path]:
     from meta_train.report.figures import draw_learning_rates, draw_training_curves
 
-    make_folder(folder)
     curves, rates = folder / "training_curves.png", folder / "learning_rates.png"
-    draw_training_curves([comparison], curves)
-    draw_learning_rates([comparison], rates)
-    values = {**summary(comparison), **extra}
-    write_whole(folder / "summary.json", json.dumps(values, indent=2, allow_nan=False) + "\n")
+    draw_training_curves(suite, curves)
+    draw_learning_rates(suite, rates)
     return [curves, rates]
-
-
-def write_suite(suite: Sequence[Comparison], folder: Path) -> None:
-    """Write ``table.md``, ``training_curves.png``, ``learning_rates.png`` and ``ratios.png``."""
-    from meta_train.report.figures import draw_learning_rates, draw_ratios, draw_training_curves
-
-    draw_training_curves(suite, folder / "training_curves.png")
-    draw_learning_rates(suite, folder / "learning_rates.png")
-    draw_ratios(suite, folder / "ratios.png")
-    write_whole(folder / "table.md", "".join(f"| {' | '.join(row)} |\n" for row in table(suite)))
 
 
 def write_so_far(suite: Sequence[Comparison], folder: Path) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from meta_train.report.baselines import label
 from meta_train.report.comparison import REFERENCE, Comparison
-from meta_train.report.tables import shown_speed_up, summary, with_error
+from meta_train.report.tables import print_comparison, shown_speed_up, summary, with_error
 
 
 def as_json(suite: Sequence[Comparison]) -> dict[str, Any]:
@@ -34,17 +34,30 @@ def overall(suite: Sequence[Comparison], name: str) -> dict[str, Any]:
         "better_than_adam": int((to_adam < 1).sum()),
         "reached_adam": sum(comparison.steps_to_adam(name) is not None for comparison in suite),
         "failed": sum(comparison.failed(name) for comparison in suite),
-        "ratio_to_best": _geometric_mean(to_best),
-        "ratio_to_adam": _geometric_mean(to_adam),
+        "ratio_to_best": _number(geometric_mean(to_best)),
+        "ratio_to_adam": _number(geometric_mean(to_adam)),
         "time_to_adam": float(time),
         "memory_to_adam": float(memory),
     }
 
 
-def _geometric_mean(ratios: np.ndarray) -> float | None:
-    with np.errstate(divide="ignore"):
-        mean = float(np.exp(np.log(ratios).mean()))
-    return mean if np.isfinite(mean) else None
+def geometric_mean(ratios: Iterable[float]) -> float:
+    """The geometric mean; not finite if a ratio is not. The mean of one ratio is that ratio, to the bit."""
+    values = np.array([*ratios])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.exp(np.log(values).mean()) if len(values) > 1 else values[0])
+
+
+def _number(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def print_suite(suite: Sequence[Comparison], console: Console) -> None:
+    """Print the comparison on each task, and if there are several, the tables over all of them."""
+    for comparison in suite:
+        print_comparison(comparison, console)
+    if len(suite) > 1:
+        print_overall(suite, console)
 
 
 def print_overall(suite: Sequence[Comparison], console: Console) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,8 @@ from learned_opt._src.errors import choices
 from meta_train.estimators.base import Theta
 from meta_train.outer.loop import RunState
 from meta_train.report.comparison import Comparison
-from meta_train.report.tables import card, print_comparison
+from meta_train.report.suite import geometric_mean, print_suite
+from meta_train.report.tables import card
 from meta_train.run.config import Config, EvaluationConfig, default_config, validate
 from meta_train.run.interrupt import StopRequest
 from meta_train.run.learning import Record, compared, summary, updates
@@ -214,14 +215,15 @@ class Learned:
           learning_rates: number of learning rates to try for each of the others.
 
         Returns:
-          The comparison; in a notebook it shows itself as a table.
+          The comparison, on each member if the task is a distribution; in a notebook it shows itself as a
+          table.
         """
         given = {"steps": steps, "seeds": seeds, "learning_rates": learning_rates}
         evaluation: EvaluationConfig = dataclasses.replace(
             self.config.evaluation, **{name: value for name, value in given.items() if value is not None}
         )
         validate(dataclasses.replace(self.config, evaluation=evaluation))
-        comparison = compared(
+        suite = compared(
             self._setup,
             self._state.theta,
             self.config.task.objective,
@@ -229,8 +231,8 @@ class Learned:
             self._console,
             lambda: None,
         )
-        self._comparisons.append(card(comparison, "learned"))
-        return Compared(comparison)
+        self._comparisons += [card(comparison, "learned") for comparison in suite]
+        return Compared(suite)
 
     def save(self, path: str | Path) -> None:
         """Write the optimizer file, which ``learned_opt.load`` reads, with the comparisons made so far."""
@@ -255,33 +257,36 @@ class Compared:
     """A comparison that shows itself as a table, as ``Learned.compare`` returns it.
 
     Attributes:
-      comparison: the comparison, with the losses of all runs.
+      suite: the comparison on each task, with the losses of all runs.
     """
 
-    def __init__(self, comparison: Comparison) -> None:
-        self.comparison = comparison
+    def __init__(self, suite: Sequence[Comparison]) -> None:
+        self.suite = suite
 
     @property
     def ratio_to_best(self) -> float:
-        """Score of the learned optimizer divided by that of the best tuned one; below 1, it is better."""
-        return self.comparison.ratio_to_best("learned")
+        """Score of the learned optimizer divided by that of the best tuned one; below 1, it is better.
+
+        On several tasks, the geometric mean.
+        """
+        return geometric_mean(each.ratio_to_best("learned") for each in self.suite)
 
     @property
     def ratio_to_adam(self) -> float:
-        """Score of the learned optimizer divided by that of tuned Adam; below 1, it is better."""
-        return self.comparison.ratio_to_adam("learned")
+        """Score of the learned optimizer divided by that of tuned Adam; likewise."""
+        return geometric_mean(each.ratio_to_adam("learned") for each in self.suite)
 
     def plot(self) -> Picture:
         """The training curves of all optimizers, a Matplotlib figure."""
         from meta_train.report.figures import draw_training_curves
 
-        return draw_training_curves([self.comparison], None)
+        return draw_training_curves(self.suite, None)
 
     def _table(self) -> Console:
         console = Console(
             record=True, file=io.StringIO(), width=100, force_jupyter=False, force_terminal=False
         )
-        print_comparison(self.comparison, console)
+        print_suite(self.suite, console)
         return console
 
     def __repr__(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from inner_tasks import Training
 from learned_opt import LearnedOptError
@@ -92,8 +93,8 @@ def compared(
     evaluation: EvaluationConfig,
     console: Console,
     check: Callable[[], None],
-) -> Comparison:
-    """Compare an optimizer, called "learned", with tuned hand-designed ones.
+) -> list[Comparison]:
+    """Compare an optimizer, called "learned", with tuned hand-designed ones, on each of its tasks.
 
     Args:
       setup: the objects that its run is made of.
@@ -105,15 +106,26 @@ def compared(
     """
     learned, steps = Contestant(setup.training.optimizer, theta), evaluation.steps
     # Runs show the training loss, whatever the objective was; the criterion follows the objective.
-    training = Training(setup.training.data, setup.training.task, learned.optimizer, steps)
-    return compare(
-        setup.tasks[0],
-        training,
-        {"learned": learned} | {name: baseline(name, steps) for name in DEFAULT_BASELINES},
-        seeds=evaluation.seeds,
-        rates=learning_rates(evaluation.learning_rates),
-        criterion=find_criterion([objective], [metrics_of(training)]),
-        devices=setup.devices,
-        chunk=setup.chunk,
-        watch=partial(RunsLine, console, check, clock=LogClock()),
-    )
+    trainings = {
+        name: Training(each.data, each.task, learned.optimizer, steps)
+        for name, each in setup.trainings.items()
+    }
+    criterion = find_criterion([objective], map(metrics_of, trainings.values()))
+    watch = partial(RunsLine, console, check, clock=LogClock())
+    suite = []
+    for number, (name, training) in enumerate(trainings.items(), 1):
+        if len(trainings) > 1:
+            console.print(f"[bold]{number} of {len(trainings)}: {escape(name)}[/]", highlight=False)
+        comparison = compare(
+            name,
+            training,
+            {"learned": learned} | {name: baseline(name, steps) for name in DEFAULT_BASELINES},
+            seeds=evaluation.seeds,
+            rates=learning_rates(evaluation.learning_rates),
+            criterion=criterion,
+            devices=setup.devices,
+            chunk=setup.chunk,
+            watch=watch,
+        )
+        suite.append(comparison)
+    return suite

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -19,8 +18,9 @@ from learned_opt._src.files import make_folder, write_whole
 from meta_train.devices.processes import barrier, global_max, is_primary
 from meta_train.estimators.base import Theta
 from meta_train.report.comparison import Comparison
-from meta_train.report.files import write_comparison
-from meta_train.report.tables import card, print_comparison, rows
+from meta_train.report.files import write_report
+from meta_train.report.suite import overall, print_suite
+from meta_train.report.tables import card, rows
 from meta_train.run import saving
 from meta_train.run.config import Config, by_flag, code_names, save_config, to_dict
 from meta_train.run.folder import MetricsFile, RunFolder, read_metrics
@@ -170,30 +170,29 @@ def report(config: Config, setup: Setup, theta: Theta, outputs: Outputs) -> None
     """Compare the optimizer with tuned baselines; write and show the results."""
     folder, _, console, tracker, stop = outputs
     check = partial(stop.check, f"stopped during the comparison; {_how_to_go_on(config, folder)}")
-    comparison = compared(setup, theta, config.task.objective, config.evaluation, console, check)
+    suite = compared(setup, theta, config.task.objective, config.evaluation, console, check)
     if is_primary():
         # The optimizer file already exists; now its card is added.
-        export(config, folder, theta, [card(comparison, "learned")])
+        export(config, folder, theta, [card(comparison, "learned") for comparison in suite])
         tracker.artifact(folder.optimizer, {"config": to_dict(config)})
-        _write_report(config, folder, comparison, tracker)
-    print_comparison(comparison, console)
+        _write_report(config, folder, suite, tracker)
+    print_suite(suite, console)
     console.print(f"report: {folder.report}", highlight=False, markup=False)
 
 
-def _write_report(config: Config, folder: RunFolder, comparison: Comparison, tracker: Tracker) -> None:
+def _write_report(config: Config, folder: RunFolder, suite: Sequence[Comparison], tracker: Tracker) -> None:
     """Draw and write the report, and pass it to the tracker."""
     from meta_train.report.figures import draw_meta_training
 
     make_folder(folder.report)
     meta = folder.report / "meta_training.png"
     draw_meta_training(list(read_metrics(folder.metrics)), meta)
-    pictures = write_comparison(comparison, folder.report, {"updates": config.updates})
-    tracker.report(rows(comparison), {path.stem: path for path in (*pictures, meta)})
-    ratios = {
-        "ratio_to_best": comparison.ratio_to_best("learned"),
-        "ratio_to_adam": comparison.ratio_to_adam("learned"),
-    }
-    tracker.summary({name: ratio for name, ratio in ratios.items() if math.isfinite(ratio)})
+    pictures = write_report(config.task.name, suite, folder.report, {"updates": config.updates})
+    table = [{"task": comparison.task, **row} for comparison in suite for row in rows(comparison)]
+    tracker.report(table, {path.stem: path for path in (*pictures, meta)})
+    found = overall(suite, "learned")
+    ratios = {name: found[name] for name in ("ratio_to_best", "ratio_to_adam")}
+    tracker.summary({name: ratio for name, ratio in ratios.items() if ratio is not None})
 
 
 def _log(tracker: Tracker, record: Mapping[str, Any]) -> None:

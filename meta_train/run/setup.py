@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,14 +28,18 @@ from meta_train.run.config import Config, start_file
 class Setup(NamedTuple):
     """The objects built from a configuration."""
 
-    tasks: tuple[str, ...]  # names of the tasks that meta-training uses
-    training: Training | FamilyTraining  # the first of them, which the report shows
+    trainings: Mapping[str, Training | FamilyTraining]  # the problem of each task, by the name of the task
     populate: Callable[[int], Population]  # from a number of units (antithetic pairs, or single particles)
     population: Population  # with the configured number of units
     outer_optimizer: optax.GradientTransformation
     devices: int
     chunk: int  # particles that a device works on at once
     units_at_once: int  # units that a device works on at once
+
+    @property
+    def training(self) -> Training | FamilyTraining:
+        """The first problem; all have the same optimizer."""
+        return next(iter(self.trainings.values()))
 
 
 def prepare(config: Config) -> Setup:
@@ -69,8 +73,7 @@ def prepare(config: Config) -> Setup:
         return mixture(dict(zip(tasks, each, strict=True))) if len(each) > 1 else each[0]
 
     return Setup(
-        tasks=tuple(tasks),
-        training=trainings[0],
+        trainings=dict(zip(tasks, trainings, strict=True)),
         populate=populate,
         population=populate(config.estimator.units),
         outer_optimizer=outer_optimizer(config.outer, config.updates),

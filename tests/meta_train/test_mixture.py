@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from functools import partial
 from pathlib import Path
@@ -21,7 +23,7 @@ from meta_train.estimators import pes
 from meta_train.outer.mixture import mixture
 from meta_train.outer.population import Population, population
 from tests.marks import slow
-from tests.meta_train.command import lines, meta_train
+from tests.meta_train.command import against, lines, meta_train
 
 
 def test_mean_of_the_normalised_gradients_of_each() -> None:
@@ -118,3 +120,29 @@ def test_a_run_on_a_distribution(
     assert (parts / "optimizer.safetensors").read_bytes() == (whole / "optimizer.safetensors").read_bytes()
     assert read(whole).architecture == "sgdm"
     assert lines(whole)[0]["steps"] == 4 * len(names) * 5  # particles, tasks, steps
+
+
+def test_the_report_shows_every_member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It bears the name of the distribution, and the optimizer file has a card for each member."""
+    monkeypatch.setitem(_REGISTRY, "two-digits", Registration(two_digits, TaskSettings()))
+    monkeypatch.setattr("meta_train.report.costs.ROUNDS", 1)
+    with against("adam"):
+        outcome = meta_train(
+            "--task two-digits --updates 1 --devices 1 --evaluation.steps 4 --evaluation.seeds 1",
+            "--evaluation.learning-rates 1",
+            SMALL,
+            "--run-dir",
+            tmp_path,
+        )
+    assert outcome.code == 0, outcome.err
+    report = json.loads((tmp_path / "report" / "summary.json").read_text())
+    assert (report["task"], report["updates"]) == ("two-digits", 1)
+    shown = {each["task"]: each["optimizers"]["learned"] for each in report["comparisons"]}
+    assert list(shown) == ["narrow", "wide"]
+    assert shown["narrow"]["mean_loss"] != shown["wide"]["mean_loss"]
+    ratios = [each["ratio_to_adam"] for each in shown.values()]
+    assert report["overall"]["learned"]["ratio_to_adam"] == pytest.approx(math.prod(ratios) ** 0.5)
+    assert [each["task"] for each in read(tmp_path).metadata["comparisons"]] == ["narrow", "wide"]
+    assert {file.name for file in (tmp_path / "report").iterdir()} >= {"ratios.png", "table.md"}
+    said = " ".join(outcome.err.split())
+    assert "1 of 2: narrow" in said and "2 of 2: wide" in said and "over all tasks" in said
