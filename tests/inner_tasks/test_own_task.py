@@ -470,7 +470,7 @@ def test_tasks_of_iterables_and_arrays_are_the_same() -> None:
         ),
         ([{"x": [[1, 2], [3]]}], "['x'], which cannot be made an array"),
     ],
-    ids=str,
+    ids=["empty", "used", "number", "lengths", "scalar", "no-rows", "column", "text", "shapes", "ragged"],
 )
 def test_examples_that_are_refused(source: Any, says: str) -> None:
     with pytest.raises(UserError, match=re.escape(says)):
