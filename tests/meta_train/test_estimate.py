@@ -40,13 +40,13 @@ def test_the_estimate_is_printed_and_nothing_is_made(tmp_path: Path) -> None:
     run = tmp_path / "run"
     outcome = meta_train(
         TINY,
-        "--optimizer sgdm --updates 1000 --estimator.particles 16 --devices 1 --estimate --run-dir",
+        "--optimizer sgdm --updates 20000 --estimator.particles 16 --devices 1 --estimate --run-dir",
         run,
     )
     assert outcome.code == 0, outcome.err
     assert re.search(r"memory: [\d.]+ kB on each of 1 devices \([\d.]+ kB held, [\d.]+ kB", outcome.err)
-    found = re.search(r"time: ([\d.e-]+) s per update, ([\d.]+) (s|min) for 1000 updates", outcome.err)
-    assert found and float(found[1]) * 1000 == pytest.approx(
+    found = re.search(r"time: ([\d.e-]+) s per update, ([\d.]+) (s|min) for 20000 updates", outcome.err)
+    assert found and float(found[1]) * 20000 == pytest.approx(
         float(found[2]) * {"s": 1, "min": 60}[found[3]], rel=0.3
     )
     assert not run.exists()
