@@ -145,6 +145,12 @@ _OPTIONS = {
     "analytic": "--estimator.analytic",
 }
 
+# Settings of earlier versions, and why they are gone.
+_GONE = {
+    "--outer.clip-norm": "each meta-gradient is divided by its norm instead of clipped; remove it to "
+    "start a new run, and resume an old one with the version that it was started with, 0.1",
+}
+
 # The settings that may change when a run is resumed.
 MAY_CHANGE_ON_RESUME = ("devices", "chunk", "wandb", "data_dir", "updates")
 
@@ -371,6 +377,9 @@ def config_flags(path: Path) -> list[str]:
     given = [(_flag(name), value) for name, value in read_settings(path)]
     known = {_flag(name): value for name, value in _flat(to_dict(Config())).items()}
     names = [flag for flag, _ in given]
+    for flag in names:
+        if flag in _GONE:
+            raise UserError(f"the configuration {path} has the setting {flag}, which is gone: {_GONE[flag]}")
     if unknown := set(names) - known.keys():
         raise UserError(
             f"the configuration {path} has unknown settings: {', '.join(sorted(unknown))}; "

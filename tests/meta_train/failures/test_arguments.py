@@ -170,6 +170,7 @@ CONFIGURATIONS: dict[str, tuple[str, str]] = {
     "updates: [1,": ("cannot be read", "while parsing"),
     "just words": ("is not a mapping of settings to values", "file.yaml"),
     "sigma: 0.1\nestimator:\n  sgima: 0.1": ("has unknown settings", "--estimator.sgima, --sigma"),
+    "outer: {clip_norm: 1.0}": ("which is gone: each meta-gradient is divided", "remove it to start"),
     "run_dir: x": ("has unknown settings", "--run-dir"),
     "updates: many": ("Error parsing", "--updates"),
     "task: {name: digit-mlp}": ("unknown task", "did you mean 'digits-mlp'?"),
