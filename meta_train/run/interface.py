@@ -21,6 +21,7 @@ from learned_opt import UserError
 from learned_opt._src.errors import choices
 from meta_train.estimators.base import Theta
 from meta_train.outer.loop import RunState
+from meta_train.outer.optimizers import outer_optimizer
 from meta_train.report.comparison import Comparison
 from meta_train.report.suite import geometric_mean, print_suite
 from meta_train.report.tables import card
@@ -65,7 +66,7 @@ def learn(
       task: what the optimizer learns on: the name of a task, a task, or a distribution of tasks.
       name: what the report calls a task that is not given by its name.
       start_from: weights to start from: an optimizer file, a run folder, or the name of a pretrained
-        optimizer.
+        optimizer. Without ``optimizer``, the architecture is theirs.
       show: whether to show progress.
       **settings: the settings of ``meta-train`` (docs/meta-training.md): ``optimizer``, ``estimator``,
         ``updates``, ``seed``; ``hidden``, ``batch_size``, ``horizon``, ``objective`` of the task; ``sigma``,
@@ -98,15 +99,17 @@ def learn(
             raise UserError(f"a task that is given as an object fixes {' and '.join(sorted(given))} itself")
     if start_from is not None:
         settings["start_from"] = str(start_from)
-    config = _configured(default_config(task), settings)
+    architecture_of = None if "optimizer" in settings else settings.get("start_from")
+    config = _configured(default_config(task, architecture_of), settings)
     validate(config)
     path = origin(config)
+    weights = learned_opt.read(path) if path else None
     setup = prepare(config)
-    theta = learned_opt.read(path).theta if path else None
-    digest = learned_opt.read(path).metadata["digest"] if path else None
     # A notebook pretends to be a terminal, but its cells show a live line as a heap of control characters.
     console = Console(quiet=not show, force_jupyter=False, force_terminal=sys.stdout.isatty())
-    return Learned(config, setup, start(config, setup, theta), digest, console).learn_more()
+    state = start(config, setup, weights.theta if weights else None)
+    digest = weights.metadata["digest"] if weights else None
+    return Learned(config, setup, state, digest, console).learn_more()
 
 
 def _configured(config: Config, settings: Mapping[str, Any]) -> Config:
@@ -179,7 +182,8 @@ class Learned:
             raise UserError(f"more is {more}; it must be at least 0")
         if more:
             self.config = dataclasses.replace(self.config, updates=self.config.updates + more)
-            self._setup = prepare(self.config)
+            longer = outer_optimizer(self.config.outer, self.config.updates)
+            self._setup = self._setup._replace(outer_optimizer=longer)
         done, last = len(self._records), self.config.updates
         with (
             StopRequest() as stop,

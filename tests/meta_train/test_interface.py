@@ -108,7 +108,10 @@ def test_a_task_of_ones_own_and_a_distribution_in_a_thread(own_registry: None) -
 
 
 def test_it_starts_from_weights(tiny_run: Run, tmp_path: Path) -> None:
-    learned = meta_train.learn("digits-mlp", start_from=tiny_run.path, **(TINY | {"updates": 1}))
+    """And takes their architecture."""
+    settings = {name: value for name, value in TINY.items() if name != "optimizer"} | {"updates": 1}
+    learned = meta_train.learn("digits-mlp", start_from=tiny_run.path, **settings)
+    assert learned.config.optimizer == "mlp"
     learned.save(tmp_path / "own.safetensors")
     made = learned_opt.read(tmp_path / "own.safetensors").metadata["meta_training"]
     assert made["start_from"] == learned_opt.read(tiny_run.path).metadata["digest"]
