@@ -6,6 +6,7 @@ import fcntl
 import os
 import pickle
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ for _name in [name for name in os.environ if name.startswith("WANDB_")]:
 import jax  # noqa: E402  (reads the environment when it is imported)
 import pytest  # noqa: E402
 
+from inner_tasks import task  # noqa: E402
 from meta_train.report.evaluation import MEAN_LOSS  # noqa: E402
 from tests.meta_train.command import TINY, TINY_RIVALS, Run, against, meta_train, without_comparing  # noqa: E402
 
@@ -68,6 +70,17 @@ def optimized() -> Iterator[None]:
         yield
     jax.config.update("jax_disable_most_optimizations", before)
     jax.clear_caches()
+
+
+@pytest.fixture
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Undo the registrations of tasks in a test, and its imports of modules called ``my_...``."""
+    modules = set(sys.modules)
+    monkeypatch.setattr(task, "_REGISTRY", dict(task._REGISTRY))
+    yield
+    for name in set(sys.modules) - modules:
+        if name.startswith("my_"):
+            del sys.modules[name]
 
 
 # ``once(name, make)`` returns the run that ``make(folder)`` makes.

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -214,17 +212,6 @@ def test_windows_that_do_not_divide_the_episode() -> None:
 
 
 # User-defined tasks.
-
-
-@pytest.fixture
-def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Undo the registrations and imports of a test."""
-    modules = set(sys.modules)
-    monkeypatch.setattr(task, "_REGISTRY", dict(task._REGISTRY))
-    yield
-    for name in set(sys.modules) - modules:
-        if name.startswith("my_"):
-            del sys.modules[name]
 
 
 MY_TASKS = """

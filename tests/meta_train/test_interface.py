@@ -18,7 +18,6 @@ import pytest
 import learned_opt
 import meta_train
 from inner_tasks import Task, TaskDistribution
-from inner_tasks.task import _REGISTRY
 from learned_opt import UserError
 from meta_train.run import learning
 from tests.meta_train.command import Run, lines, without_comparing
@@ -45,12 +44,6 @@ BOWL = Task(
     horizon=6,
 )
 QUICK: dict[str, Any] = {"optimizer": "sgdm", "truncation": 3, "particles": 4, "devices": 1, "show": False}
-
-
-@pytest.fixture
-def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Undo the registrations of a test."""
-    monkeypatch.setattr("inner_tasks.task._REGISTRY", dict(_REGISTRY))
 
 
 def assert_same(learned: meta_train.Learned, run: Run) -> None:

@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 
 import learned_opt
-from inner_tasks import task
 from tests.marks import slow
 from tests.meta_train import command
 from tests.meta_train.command import TINY, Run, against, meta_train, words
@@ -70,20 +69,19 @@ SMALL = (
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_registry: None) -> Iterator[Path]:
     """The current folder, with a user's module; its registrations are undone after the test."""
     (tmp_path / "my_code.py").write_text(MY_CODE)
     (tmp_path / "my_data.py").write_text("import jax.numpy as jnp\n\ntarget = jnp.float32(3.0)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
-    monkeypatch.setattr(task, "_REGISTRY", dict(task._REGISTRY))
     known, modules = dict(learned_opt.ARCHITECTURES), set(sys.modules)
     with against("adam"):
         yield tmp_path
     learned_opt.ARCHITECTURES.clear()
     learned_opt.ARCHITECTURES.update(known)
     for name in set(sys.modules) - modules:
-        if name.partition(".")[0] in ("my_code", "my_data", "gifts"):
+        if name.partition(".")[0] == "gifts":
             del sys.modules[name]
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from inner_tasks import task
 from tests.marks import slow
 from tests.meta_train.command import lines, meta_train
 from tests.test_docs import DOCS, files_of
@@ -22,16 +19,12 @@ SIZES = {
 
 
 @pytest.fixture
-def own_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with the files of the page; registrations and imports are undone afterwards."""
-    files = dict(files_of(DOCS / "adding-a-task.md"))
-    for name, text in files.items():
+def own_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_registry: None) -> Path:
+    """A folder with the files of the page."""
+    for name, text in files_of(DOCS / "adding-a-task.md"):
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(task, "_REGISTRY", dict(task._REGISTRY))
     monkeypatch.syspath_prepend(tmp_path)
-    yield tmp_path
-    for name in files:
-        sys.modules.pop(name.removesuffix(".py"), None)
+    return tmp_path
 
 
 @pytest.mark.usefixtures("no_comparing")
