@@ -13,7 +13,7 @@ from learned_opt._src.optax_transformation import as_optax, scale_by_learned
 from learned_opt._src.optimizer_file import Artifact, Description, describe, load, read, save
 from learned_opt._src.pretrained import pretrained, pretrained_names, pretrained_path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ARCHITECTURES",

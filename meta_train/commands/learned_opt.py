@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 
 import learned_opt
@@ -19,6 +18,7 @@ from learned_opt import UserError
 from learned_opt._src.files import make_folder
 from learned_opt._src.optimizer_file import FILE_NAME
 from learned_opt._src.pretrained import find_optimizer
+from meta_train.commands.console import new_console
 from meta_train.commands.parsing import parsed
 from meta_train.run.config import check_count
 
@@ -71,7 +71,7 @@ class Evaluate:
 
 def inspect(arguments: Inspect) -> None:
     """Run `learned-opt inspect`."""
-    console = Console()
+    console = new_console()
     file = find_optimizer(arguments.optimizer) or Path(arguments.optimizer)
     described = learned_opt.describe(learned_opt.read(file))
     for title, facts in {
@@ -109,7 +109,7 @@ def evaluate(arguments: Evaluate) -> None:
     from meta_train.run.interrupt import StopRequest
     from meta_train.run.progress import LogClock, RunsLine
 
-    console = Console()
+    console = new_console()
     devices = start_devices(arguments.devices)
     objectives = [_objective(file) for file in files.values()]
     tasks = list(_tasks(arguments.tasks, arguments.horizons))

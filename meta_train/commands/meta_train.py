@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from rich.console import Console
 from rich.filesize import decimal
 
 from learned_opt import UserError
 from meta_train.commands import agent
+from meta_train.commands.console import new_console
 from meta_train.commands.parsing import parsed
 from meta_train.commands.watcher import lost_process_detected
 from meta_train.devices import processes
@@ -33,6 +32,8 @@ from meta_train.run.config import (
 from meta_train.run.folder import RunFolder
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from meta_train.run.setup import Setup
 
 
@@ -137,8 +138,7 @@ def command(argv: Sequence[str]) -> None:
     arguments = parse(argv)
     config = arguments.settings
     many = _processes(arguments)
-    # Not left to Rich, because a notebook sets FORCE_COLOR for its programs but reads from a pipe.
-    console = Console(stderr=True, soft_wrap=True, force_terminal=sys.stderr.isatty())
+    console = new_console(stderr=True)
     folder = RunFolder.open(arguments.resume) if arguments.resume else None
     # W&B did not receive the end of a run that it hands out again, so the report is made and sent again.
     handed_out = folder is not None and folder.path == agent.run_folder(config)

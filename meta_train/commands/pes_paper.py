@@ -18,6 +18,7 @@ from rich.table import Table
 from learned_opt import LearnedOptError, UserError
 from learned_opt._src.errors import choices
 from learned_opt._src.files import make_folder, write_whole
+from meta_train.commands.console import new_console
 from meta_train.commands.parsing import parsed
 from meta_train.devices.choice import start_devices, units_at_once
 from meta_train.experiments import EXPERIMENTS
@@ -139,7 +140,7 @@ def command(argv: Sequence[str]) -> None:
     """Run `pes-paper` with these arguments."""
     arguments = parse(argv)
     check(arguments)
-    console = Console(soft_wrap=True)
+    console = new_console()
     if arguments.name == "list":
         for experiment in EXPERIMENTS.values():
             console.print(f"[bold]{experiment.name:>20}[/]  {experiment.summary}", highlight=False)
@@ -159,7 +160,7 @@ def command(argv: Sequence[str]) -> None:
 
 def _run(experiment: Experiment, settings: Settings, console: Console) -> bool:
     """Run an experiment, write and print its result, and return whether its claim holds."""
-    progress = Console(stderr=True, soft_wrap=True)
+    progress = new_console(stderr=True)
     progress.print(f"{experiment.name}, {settings.scale} scale: {experiment.source}", highlight=False)
     result = experiment.run(settings, progress)
     files = write_result(experiment, settings, result, settings.folder)
@@ -181,7 +182,7 @@ def _run_all(settings: Settings, console: Console) -> list[str]:
                 _run(experiment, settings._replace(seeds=seeds, options=options, folder=folder), console)
             results[folder] = experiment
             page = write_page(results, settings.folder)
-    console.print(f"written: {page}", highlight=False, markup=False)
+    console.print(f"written: {page}", highlight=False, markup=False, soft_wrap=True)
     holds = {
         path.name: json.loads((path / "result.json").read_text())["verdict"]["holds"] for path in results
     }

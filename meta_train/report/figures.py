@@ -69,8 +69,8 @@ def draw_training_curves(comparisons: Sequence[Comparison], path: Path | None) -
     The legend lists the optimizers in the order of their ranking, with their scores. The picture is returned,
     and saved if there is a path.
     """
-    criterion = comparisons[0].criterion
-    about = f"best {criterion.label} first; {comparisons[0].seeds} unseen seeds, mean ± standard error"
+    scores = textwrap.fill(f"{comparisons[0].criterion.label}, best first", 34)
+    about = f"{comparisons[0].seeds} unseen seeds, mean ± standard error"
     with _panels(comparisons, path, about) as (figure, panels):
         for comparison, axes in panels:
             # A minibatch loss is noisy; a short running mean shows its trend.
@@ -91,7 +91,7 @@ def draw_training_curves(comparisons: Sequence[Comparison], path: Path | None) -
                 ylabel=f"training loss (running mean over {width} steps)",
             )
             _make_log(axes)
-            axes.legend(fontsize="small")
+            axes.legend(title=scores, fontsize="small", title_fontsize="small", alignment="left")
     return figure
 
 
@@ -113,10 +113,12 @@ def draw_learning_rates(comparisons: Sequence[Comparison], path: Path) -> None:
                 ylabel=textwrap.fill(f"{comparison.criterion.label}, {comparison.steps} steps", 40),
                 xscale="log",
             )
+            if min(finite, default=0) > 0:  # the negative of an accuracy has no logarithm
+                _make_log(axes)
             # Diverging rates would squeeze the rest into a line.
             if finite:
-                axes.set_ylim(0, 1.1 * np.quantile(finite, 0.8))
-            axes.legend(fontsize="small")
+                axes.set_ylim(top=np.quantile(finite, 0.8))
+            axes.legend(fontsize="small", frameon=True, edgecolor="none", framealpha=0.9)
 
 
 def draw_ratios(comparisons: Sequence[Comparison], path: Path) -> None:
@@ -155,9 +157,7 @@ def _panels(
         for unused in grid.flat[len(comparisons) :]:
             unused.remove()
         for comparison, axes in zip(comparisons, grid.flat, strict=False):
-            axes.set_title(
-                comparison.task if len(comparisons) > 1 else f"{comparison.task}, {about}".replace("; ", "\n")
-            )
+            axes.set_title(comparison.task if len(comparisons) > 1 else f"{comparison.task}: {about}")
         if len(comparisons) > 1:
             figure.suptitle(about)
         yield figure, zip(comparisons, grid.flat, strict=False)

@@ -139,7 +139,6 @@ class Learned:
 
     Attributes:
       config: the settings.
-      theta: the weights of the optimizer.
     """
 
     def __init__(
@@ -288,7 +287,7 @@ class Compared:
 
     def _table(self) -> Console:
         console = Console(
-            record=True, file=io.StringIO(), width=100, force_jupyter=False, force_terminal=False
+            record=True, file=io.StringIO(), width=90, force_jupyter=False, force_terminal=False
         )
         print_suite(self.suite, console)
         return console
@@ -297,4 +296,7 @@ class Compared:
         return self._table().export_text()
 
     def _repr_html_(self) -> str:
-        return self._table().export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+        style = "font-size: 13px; line-height: 1.3; white-space: pre; overflow-x: auto"
+        return self._table().export_html(
+            inline_styles=True, code_format=f'<pre style="{style}">{{code}}</pre>'
+        )

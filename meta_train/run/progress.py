@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import (
@@ -13,12 +14,14 @@ from rich.progress import (
     Progress,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.table import Column
 
 LOG_EVERY_SECONDS = 15.0
 # The rate and the time left are averages over recent updates, not over the whole run.
 SMOOTHING_SECONDS = 5.0
+# A live line has room for the time elapsed only in a terminal of at least so many columns.
+WIDE = 100
 
 
 class LogClock:
@@ -47,8 +50,7 @@ class ProgressLine:
     """
 
     def __init__(self, console: Console, total: int, done: int, label: str = "") -> None:
-        self._line = _Line(console, label or "meta-training", total, done, LogClock())
-        self._prefix = f"{label}: " if label else ""
+        self._line = _Line(console, f"{label}: update" if label else "update", total, done, LogClock())
         self._done = done
         self._total = total
         self._advances = 0
@@ -79,7 +81,7 @@ class ProgressLine:
         self._done = update
         text = f"meta-loss {self._loss:.4g}  {self._rate:,.0f} particle-steps/s"
         last = update == self._total
-        self._line.show(f"{self._prefix}update", update, text, self._updates_per_second, last=last)
+        self._line.show(update, text, self._updates_per_second, last=last)
 
     def __enter__(self) -> ProgressLine:
         self._line.bar.start()
@@ -104,9 +106,8 @@ class RunsLine:
     def __init__(
         self, console: Console, check: Callable[[], None], name: str, clock: LogClock | None = None
     ) -> None:
-        self._line = _Line(console, name, None, 0, clock or LogClock())
+        self._line = _Line(console, f"{name}: run", None, 0, clock or LogClock())
         self._check = check
-        self._name = name
         self._first: tuple[int, float] | None = None
 
     def _advance(self, done: int, planned: int) -> None:
@@ -116,7 +117,7 @@ class RunsLine:
         runs, began = self._first = self._first or (done, now)
         rate = (done - runs) / (now - began) if done > runs else 0.0
         text = f"{rate:.3g} runs/s" if rate else ""
-        self._line.show(f"{self._name}: run", done, text, rate, planned)
+        self._line.show(done, text, rate, planned)
 
     def __enter__(self) -> Callable[[int, int], None]:
         self._line.bar.start()
@@ -129,36 +130,35 @@ class RunsLine:
 class _Line:
     """A progress bar in a terminal; elsewhere a line when the clock says so."""
 
-    def __init__(self, console: Console, label: str, total: int | None, done: int, clock: LogClock) -> None:
+    def __init__(self, console: Console, what: str, total: int | None, done: int, clock: LogClock) -> None:
         self._console = console
+        self._what = what
         self._total = total
         self._clock = clock
+        elapsed = [TimeElapsedColumn(), TextColumn("elapsed")]
         self.bar = Progress(
-            TextColumn(label, markup=False),
+            TextColumn(what, markup=False),
             MofNCompleteColumn(),
-            BarColumn(),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),  # as wide as the rest leaves room for
             TextColumn("{task.fields[text]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            *(elapsed if console.width >= WIDE else []),
+            TextColumn("{task.fields[left]}"),
             console=console,
             disable=not console.is_terminal,
+            expand=True,
         )
-        self._task = self.bar.add_task("", total=total, completed=done, text="compiling")
+        self._task = self.bar.add_task("", total=total, completed=done, text="compiling", left="")
 
-    def show(
-        self, what: str, done: int, text: str, rate: float, total: int | None = None, last: bool = False
-    ) -> None:
+    def show(self, done: int, text: str, rate: float, total: int | None = None, last: bool = False) -> None:
         """Show the progress at `rate` units per second; a new total replaces the old one.
 
         In a log file the `last` line is always printed.
         """
         self._total = total or self._total
         assert self._total is not None  # if it is not known at first, every call gives it
-        self.bar.update(self._task, completed=done, total=self._total, text=text)
+        left = f"{timedelta(seconds=round((self._total - done) / rate))} left" if rate else ""
+        self.bar.update(self._task, completed=done, total=self._total, text=text, left=left)
         if self._console.is_terminal or not (self._clock.due() or last):
             return
-        minutes, rest = divmod(round((self._total - done) / rate), 60) if rate else (0, 0)
-        left = f"{minutes}:{rest:02d} left"
-        line = f"{what} {done}/{self._total}  {text}  {left}"
-        self._console.print(line, highlight=False, markup=False)
+        parts = [f"{self._what} {done}/{self._total}", text, left]
+        self._console.print("  ".join(filter(None, parts)), highlight=False, markup=False)

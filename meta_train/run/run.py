@@ -77,7 +77,7 @@ def meta_train(
             outputs = Outputs(folder, store, console, tracker, stop)
             theta = learn(config, setup, begun, outputs)
             export(config, folder, theta)
-            console.print(f"optimizer: {folder.optimizer}", highlight=False, markup=False)
+            console.print(f"optimizer: {folder.optimizer}", highlight=False, markup=False, soft_wrap=True)
             report(config, setup, theta, outputs)
     # A process that exits before the report is written would be considered lost.
     barrier("the report is written")
@@ -177,7 +177,7 @@ def report(config: Config, setup: Setup, theta: Theta, outputs: Outputs) -> None
         tracker.artifact(folder.optimizer, {"config": to_dict(config)})
         _write_report(config, folder, suite, tracker)
     print_suite(suite, console)
-    console.print(f"report: {folder.report}", highlight=False, markup=False)
+    console.print(f"report: {folder.report}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _write_report(config: Config, folder: RunFolder, suite: Sequence[Comparison], tracker: Tracker) -> None:

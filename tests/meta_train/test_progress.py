@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from meta_train.run import progress
 
@@ -30,7 +31,7 @@ def test_a_comparison_prints_a_line_every_15_seconds(time: mock.Mock) -> None:
                 advance(number, number)
         lines.append(console.file.getvalue().count("\n"))
     assert lines == [0, 1, 2, 2]
-    assert console.file.getvalue().startswith("adamw-cosine: run 5/5  1 runs/s  0:00 left\n")
+    assert console.file.getvalue().startswith("adamw-cosine: run 5/5  1 runs/s  0:00:00 left\n")
 
 
 def test_a_run_prints_a_line_every_15_seconds_and_its_last(time: mock.Mock) -> None:
@@ -41,3 +42,15 @@ def test_a_run_prints_a_line_every_15_seconds_and_its_last(time: mock.Mock) -> N
             line.advance(update, 0.5, 100.0, 1.0)
     printed = [text.split()[1] for text in console.file.getvalue().splitlines()]
     assert printed == ["15/40", "30/40", "40/40"]
+
+
+def test_a_live_line_of_80_columns_shows_the_rate_and_the_time_left(time: mock.Mock) -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    line = progress.ProgressLine(console, 1_000, 0)
+    for update in range(1, 4):
+        line.advance(update, 0.012345, 1.0e5, 1.0)
+    with console.capture() as shown:
+        console.print(line._line.bar)
+    text = Text.from_ansi(shown.get()).plain
+    assert text.startswith("update    3/1000 ━")
+    assert text.rstrip().endswith("━ meta-loss 0.01235  100,000 particle-steps/s 0:16:37 left")
