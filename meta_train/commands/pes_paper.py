@@ -201,5 +201,4 @@ def print_result(result: Result, console: Console) -> None:
     console.print(table)
     for name, (measured, expected) in result.checks.items():
         console.print(f"{name}: {measured:.6g} (expected {expected:.6g})", highlight=False)
-    verdict = "holds" if result.verdict.holds else "does not hold"
-    console.print(f"[bold]{verdict}[/]: {result.verdict.text}", highlight=False)
+    console.print(f"[bold]{result.verdict.word}[/]: {result.verdict.text}", highlight=False)

@@ -14,6 +14,8 @@ from rich.console import Console
 from learned_opt._src.files import write_whole
 
 Scale = Literal["small", "paper"]
+# A difference between two methods counts from this many standard errors on.
+BOUND = 3
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,36 @@ class Verdict(NamedTuple):
 
     holds: bool
     text: str
+    partly: bool = False  # whether a part of the claim holds
+
+    @property
+    def word(self) -> str:
+        """The verdict without its figures."""
+        return "holds" if self.holds else "holds in part" if self.partly else "does not hold"
+
+
+class Claim(NamedTuple):
+    """One part of the claim of an experiment."""
+
+    holds: bool
+    text: str
+
+
+class Difference(NamedTuple):
+    """The difference of two means over seeds."""
+
+    mean: float
+    error: float  # its standard error; nan for a single seed
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the difference is at least ``BOUND`` standard errors above zero."""
+        return bool(self.mean > 0 and self.mean >= BOUND * self.error)
+
+    def __str__(self) -> str:
+        """For example "58 ± 31, 1.9 standard errors"."""
+        number = self.mean / self.error if self.error else np.nan
+        return f"{self.mean:.3g} ± {self.error:.2g}, {number:.1f} standard errors"
 
 
 @dataclass(frozen=True)
@@ -93,6 +125,32 @@ class Experiment(NamedTuple):
     variants: tuple[Any, ...] = ()
 
 
+def difference(high: np.ndarray, low: np.ndarray) -> Difference:
+    """The mean of `high` minus that of `low`, both ``[seeds]``; the methods' seeds are independent.
+
+    The squared standard error is ``var(high) / n + var(low) / m``, as in Welch's test.
+    """
+    variances = [
+        np.var(values, ddof=1) / values.size if values.size > 1 else np.nan for values in (high, low)
+    ]
+    return Difference(float(high.mean() - low.mean()), float(np.sqrt(sum(variances))))
+
+
+def is_above(high: tuple[str, np.ndarray], low: tuple[str, np.ndarray]) -> Claim:
+    """That one method's values are higher on average than another's; each a label and values ``[seeds]``."""
+    gap = difference(high[1], low[1])
+    return Claim(gap.is_clear, f"{high[0]} above {low[0]} by {gap}")
+
+
+def judged(measured: str, *claims: Claim) -> Verdict:
+    """A verdict from what was measured and the parts of the claim."""
+    parts = "; ".join(f"{claim.text}: {'holds' if claim.holds else 'does not hold'}" for claim in claims)
+    held = [claim.holds for claim in claims]
+    return Verdict(
+        all(held), f"{measured}. Claims (a difference needs {BOUND} standard errors): {parts}", any(held)
+    )
+
+
 def described(name: str, settings: Settings) -> dict[str, Any]:
     """The settings as JSON values."""
     return {
@@ -117,7 +175,7 @@ def write_result(experiment: Experiment, settings: Settings, result: Result, fol
             name: {"measured": _plain(measured), "expected": _plain(expected)}
             for name, (measured, expected) in result.checks.items()
         },
-        "verdict": {"holds": bool(result.verdict.holds), "text": result.verdict.text},
+        "verdict": result.verdict._asdict(),
     }
     path = folder / "result.json"
     write_whole(path, json.dumps(values, allow_nan=False) + "\n")

@@ -43,7 +43,16 @@ from inner_tasks.problems.swimmer import (
 from meta_train.estimators import Estimator, full_es, mean_of, pes, truncated_es
 from meta_train.estimators.base import Info, State
 from meta_train.estimators.window import unroll
-from meta_train.experiments.base import Experiment, Outcome, Result, Settings, Verdict
+from meta_train.experiments.base import (
+    Claim,
+    Experiment,
+    Outcome,
+    Result,
+    Settings,
+    Verdict,
+    is_above,
+    judged,
+)
 from meta_train.experiments.descent import descend
 
 PAIRS = 10
@@ -128,26 +137,31 @@ def steps_to_goal(outcome: Outcome) -> np.ndarray:
 
 
 def verdict(outcomes: Mapping[str, Outcome]) -> Verdict:
-    """PES passes the goal on most seeds, truncated ES on none, and PES learns faster than full ES."""
+    """PES passes the goal on most seeds, truncated ES on none; PES is ahead of full ES."""
     reached = {name: steps_to_goal(outcome) for name, outcome in outcomes.items()}
     said = []
     for name, steps in reached.items():
         final, there = outcomes[name].final_loss, np.isfinite(steps)
         when = f", after {np.median(steps[there]):,.0f} steps (median)" if there.any() else ""
         said.append(
-            f"{METHODS[name].label} {final.mean():.0f} ± {final.std():.0f}, above {GOAL:.0f} in "
+            f"{METHODS[name].label} {final.mean():.0f} ± {final.std(ddof=1):.0f}, above {GOAL:.0f} in "
             f"{there.sum()} of {there.size}{when}"
         )
-    # Compared at the records of full ES, which has the fewest.
+    labelled = {name: (METHODS[name].label, outcome.final_loss) for name, outcome in outcomes.items()}
+    swims, truncated = np.isfinite(reached["pes"]), np.isfinite(reached["truncated-es"])
+    # On the way they are compared at the records of full ES, which has the fewest.
     full, mine = outcomes["full-es"].curve, outcomes["pes"].curve
-    ahead = np.interp(full["steps"], mine["steps"], mine["loss"].mean(axis=0)) - full["loss"].mean(axis=0)
-    swims, tes = np.isfinite(reached["pes"]), np.isfinite(reached["truncated-es"])
-    holds = swims.mean() > 0.5 and not tes.any() and ahead.mean() > 0
-    text = "reward at the end, mean and standard deviation over seeds: " + "; ".join(said)
-    return Verdict(
-        bool(holds),
-        f"{text}; PES minus full ES after equal steps, mean over the way {ahead.mean():.0f} (expected: "
-        "PES in most seeds, truncated ES in none, PES ahead of full ES)",
+    ahead = [
+        np.array([np.interp(full["steps"], curve["steps"], seed).mean() for seed in curve["loss"]])
+        for curve in (mine, full)
+    ]
+    return judged(
+        "reward at the end, mean and standard deviation over seeds: " + "; ".join(said),
+        Claim(bool(swims.mean() > 0.5), f"PES passes {GOAL:.0f} in most seeds"),
+        Claim(not truncated.any(), "truncated ES passes it in none"),
+        is_above(labelled["pes"], labelled["truncated-es"]),
+        is_above(("PES, averaged over the steps on the way,", ahead[0]), ("full ES", ahead[1])),
+        is_above(labelled["pes"], labelled["full-es"]),
     )
 
 
@@ -210,6 +224,6 @@ EXPERIMENT = Experiment(
     run=run,
     draw=draw,
     protocol=__doc__,
-    seeds=(0, 1, 2, 3, 4, 5),
+    seeds=tuple(range(12)),
     spread=True,
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from learned_opt._src.files import write_whole
-from meta_train.experiments.base import Experiment
+from meta_train.experiments.base import Experiment, Verdict
 
 PAGE = "paper.md"
 
@@ -53,4 +53,4 @@ def _claim(experiment: Experiment) -> str:
 
 
 def _verdict(result: Mapping[str, Any]) -> str:
-    return "Holds" if result["verdict"]["holds"] else "Does not hold"
+    return Verdict(**result["verdict"]).word.capitalize()

@@ -1,4 +1,4 @@
-"""Regularisation: PES finds the best L2 coefficient from every start; truncated ES settles elsewhere.
+"""Regularisation: PES finds the best L2 coefficient from all starts; truncated ES settles elsewhere.
 
 Protocol: theta is the logarithm of the L2 coefficient of a linear regression, trained by gradient descent
 with a learning rate of 0.001 (``inner_tasks.problems.ridge``); 50,000 updates of Adam (learning rate 0.003)
@@ -182,8 +182,9 @@ def verdict(outcomes: dict[str, Outcome], exact: ClosedForm) -> Verdict:
         if name != "truncated-es"
     )
     text = (
-        f"from all starts PES (N = 16) settles within {distance['pes-16'].max():.2g} of the optimum "
-        f"theta = {exact.optimum:.3f}, RTRL within {distance['rtrl'].max():.2g} (expected: {NEAR}), "
+        f"from each of {outcomes['pes-16'].theta.shape[-1]} starts PES (N = 16) settles within "
+        f"{distance['pes-16'].max():.2g} of the optimum theta = {exact.optimum:.3f}, RTRL within "
+        f"{distance['rtrl'].max():.2g} (expected: {NEAR}), "
         f"truncated ES within {off:.2g} of {exact.short_sighted:.3f}, where the slope of a single step is "
         f"zero (expected: {TRUNCATED_NEAR}); runs within {NEAR} of the optimum: {near}"
     )

@@ -22,7 +22,7 @@ from meta_train.experiments import (
     mnist_schedule,
 )
 from meta_train.experiments.base import Settings
-from meta_train.experiments.many_hyperparameters import NARROW, VERSIONS, WIDE, active, draw_theta
+from meta_train.experiments.many_hyperparameters import SEARCHES, VERSIONS, active, draw_theta
 from tests.inner_tasks.tfds_fixture import random_splits, write_tfds
 from tests.marks import slow
 from tests.meta_train.command import pes_paper
@@ -73,7 +73,7 @@ def test_inactive_units_are_as_good_as_gone() -> None:
     assert not np.any(gradient["Dense_0"]["kernel"][:, 4:]) and np.any(gradient["Dense_0"]["kernel"][:, :4])
 
 
-@pytest.mark.parametrize("box", [NARROW, WIDE], ids=["narrow", "wide"])
+@pytest.mark.parametrize("box", [box for box, _ in SEARCHES.values()], ids=SEARCHES)
 def test_points_are_drawn_evenly_from_their_box(box: many_hyperparameters.Box) -> None:
     version = VERSIONS["released"]
     draws = jax.vmap(lambda key: draw_theta(key, box, version))(jax.random.split(jax.random.key(0), 500))
@@ -119,12 +119,12 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 CASES = [
     slow("mnist-schedule"),
     slow("mnist-schedule --target validation-accuracy"),
-    slow("many-hyperparameters --version released --box wide"),
+    slow("many-hyperparameters --version released"),
     slow("learned-optimizer --optimizer metz2019"),
 ]
 METHODS = {
     "mnist-schedule": {"pes-2", "pes-5", "truncated-es-2", "truncated-es-5"},
-    "many-hyperparameters": {"pes", "nres", "truncated-es", "random-search"},
+    "many-hyperparameters": {"pes", "nres", "truncated-es", *SEARCHES},
     "learned-optimizer": {"pes", "nres", "truncated-es"},
 }
 
@@ -144,7 +144,7 @@ def test_in_miniature(command: str, tiny: None, data_dir: Path, tmp_path: Path) 
         assert sorted(curve["steps"]) == curve["steps"]
         final = values.min(axis=1) if "many" in command else values[:, -1]
         np.testing.assert_allclose(method["final_loss"], final, rtol=1e-6)
-        assert name == "random-search" or curve["steps"][0] == 0
+        assert name in SEARCHES or curve["steps"][0] == 0
     if "many" in command:  # all have taken the same number of inner steps
         assert len({method["curve"]["steps"][-1] for method in result["methods"].values()}) == 1
     picture = tmp_path / f"{experiment.replace('-', '_')}.png"
