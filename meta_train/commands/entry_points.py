@@ -1,63 +1,20 @@
-"""Entry points of the installed commands, and their exit codes.
+"""Entry points of the installed commands.
 
-Nothing here imports a package of the extra `train`, so a missing one is reported like any other failure.
+Importing JAX takes seconds, so this module imports it only after a first line.
 """
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import sys
-import traceback
-from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
-from learned_opt import LearnedOptError
-from learned_opt._src.errors import in_one_line
-from meta_train.commands import watcher
-from meta_train.commands.terminal import outlast_the_terminal
+from meta_train.commands.terminal import outlast_the_terminal, say
 
-
-def exit_code_of(program: str, command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
-    """Run a command; a failure becomes one plain message and an exit code, and with --debug a traceback.
-
-    Returns:
-      0 for success; 2 for an error that the user can correct; 1 for any other failure; 128 + n for signal n.
-    """
-    try:
-        command(argv)
-    except (Exception, KeyboardInterrupt) as error:
-        if "--debug" in argv:
-            traceback.print_exc()
-        if isinstance(error, LearnedOptError):
-            code, message = error.exit_code, str(error)
-        elif isinstance(error, KeyboardInterrupt):
-            code, message = 130, "stopped by Ctrl-C"
-        elif isinstance(error, ModuleNotFoundError):
-            code, message = (
-                2,
-                f"a package is missing ({error}); the commands need the extra 'train': "
-                "pip install -e '.[train]'",
-            )
-        elif isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            code, message = 2, f"a path is too long: {error.filename}; give a shorter one"
-        elif isinstance(error, OSError):
-            code, message = (
-                1,
-                f"a file could not be read or written: {error}; fix that, then continue with --resume",
-            )
-        elif "RESOURCE_EXHAUSTED" in str(error):
-            code, message = (
-                1,
-                "the device ran out of memory; try a smaller --chunk or fewer particles",
-            )
-        else:
-            code = 1
-            message = f"unexpected failure, {type(error).__name__}: {error} (--debug shows where)"
-        print(f"{program}: {in_one_line(message)}", file=sys.stderr)
-        return code
-    return 0
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 
 def _command_of(module: str) -> Callable[[Sequence[str]], None]:
@@ -69,6 +26,10 @@ def meta_train() -> None:
     """Entry point of `meta-train`."""
     outlast_the_terminal()
     argv = sys.argv[1:]
+    say("meta-train: loading JAX")
+    from meta_train.commands import watcher
+    from meta_train.commands.exit_codes import exit_code_of
+
     run = partial(exit_code_of, "meta-train", _command_of("meta_train.commands.meta_train"), argv)
     if watcher.WATCHED in os.environ:
         sys.exit(watcher.watched(run))
@@ -78,9 +39,16 @@ def meta_train() -> None:
 
 def learned_opt() -> None:
     """Entry point of `learned-opt`."""
-    sys.exit(exit_code_of("learned-opt", _command_of("meta_train.commands.learned_opt"), sys.argv[1:]))
+    _run("learned-opt", "meta_train.commands.learned_opt")
 
 
 def pes_paper() -> None:
     """Entry point of `pes-paper`."""
-    sys.exit(exit_code_of("pes-paper", _command_of("meta_train.commands.pes_paper"), sys.argv[1:]))
+    _run("pes-paper", "meta_train.commands.pes_paper")
+
+
+def _run(program: str, module: str) -> None:
+    say(f"{program}: loading JAX")
+    from meta_train.commands.exit_codes import exit_code_of
+
+    sys.exit(exit_code_of(program, _command_of(module), sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Standard error that may disappear: a run goes on when its terminal is closed."""
+"""Standard error: a first line for a reader who waits, and a run that goes on when its terminal is closed."""
 
 from __future__ import annotations
 
@@ -37,3 +37,9 @@ def outlast_the_terminal() -> None:
     if isinstance(sys.stderr, io.TextIOWrapper):
         encoding, errors = sys.stderr.encoding, sys.stderr.errors
         sys.stderr = LastingStream(sys.stderr.detach(), encoding, errors, line_buffering=True)
+
+
+def say(sentence: str) -> None:
+    """Tell somebody who looks at a terminal what takes time; files and pipes get only results."""
+    if sys.stderr.isatty():
+        print(sentence, file=sys.stderr, flush=True)

@@ -17,7 +17,7 @@ from unittest import mock
 from meta_train.commands import learned_opt as learned_opt_command
 from meta_train.commands import meta_train as meta_train_command
 from meta_train.commands import pes_paper as pes_paper_command
-from meta_train.commands.entry_points import exit_code_of
+from meta_train.commands.exit_codes import exit_code_of
 from meta_train.report.comparison import Comparison
 from meta_train.run.folder import MetricsFile
 

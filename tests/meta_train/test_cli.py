@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from learned_opt import LearnedOptError, UserError
-from meta_train.commands.entry_points import exit_code_of
+from meta_train.commands.exit_codes import exit_code_of
 from meta_train.commands.meta_train import parse
 from meta_train.run.config import config_flags, default_config, save_config, to_dict
 from meta_train.run.interrupt import Interrupted
@@ -235,7 +235,7 @@ import sys
 from unittest import mock
 import jax
 from meta_train.commands import meta_train as meta_train_command
-from meta_train.commands import entry_points as commands
+from meta_train.commands import exit_codes as commands
 with mock.patch.object(jax._src.xla_bridge, "backends", side_effect=AssertionError("JAX was started")):
     sys.exit(commands.exit_code_of("meta-train", meta_train_command.command, sys.argv[1:]))
 """
@@ -249,3 +249,24 @@ with mock.patch.object(jax._src.xla_bridge, "backends", side_effect=AssertionErr
     )
     assert result.returncode == 2, result.stderr
     assert result.stderr.startswith("meta-train: --estimator.particles is 3;")
+
+
+def test_a_terminal_shows_a_first_line_before_jax_is_imported() -> None:
+    """The module must stay free of slow imports, and the line must not wait for them."""
+    script = """
+import sys
+from unittest import mock
+from meta_train.commands import entry_points
+assert not {"jax", "tyro", "rich"} & set(sys.modules)
+sys.modules["jax"] = None  # so that importing it fails
+with mock.patch.object(sys.stderr, "isatty", lambda: True):
+    entry_points.learned_opt()
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.stderr.startswith("learned-opt: loading JAX\n") and "ModuleNotFoundError" in result.stderr

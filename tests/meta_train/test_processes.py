@@ -158,7 +158,7 @@ def test_a_process_may_take_longer_than_the_others_to_load_its_data(
     """More than the 30 s that XLA waits when devices first communicate on a CPU."""
     late = """
 import sys, time
-from meta_train.commands import entry_points, meta_train
+from meta_train.commands import exit_codes, meta_train
 from meta_train.run import setup
 prepare = setup.prepare
 def late(config):
@@ -166,7 +166,7 @@ def late(config):
     time.sleep(40)
     return made
 setup.prepare = late
-sys.exit(entry_points.exit_code_of("meta-train", meta_train.command, sys.argv[1:]))
+sys.exit(exit_codes.exit_code_of("meta-train", meta_train.command, sys.argv[1:]))
 """
     flags = (TINY, "--updates 50 --checkpoint-every 20 --run-dir", tmp_path / "run")
     for code, err in end(start_two(*flags, programs=(None, late))):

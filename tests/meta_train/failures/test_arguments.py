@@ -107,9 +107,9 @@ def test_absurd_numbers_are_refused_before_anything_is_allocated() -> None:
     """A process of 2 GB of memory, including JAX itself, can say it. (An array of all pairs takes 4 GB.)"""
     script = """
 import resource, sys
-from meta_train.commands import entry_points, meta_train
+from meta_train.commands import exit_codes, meta_train
 resource.setrlimit(resource.RLIMIT_DATA, (2 * 2**30, -1))
-sys.exit(entry_points.exit_code_of("meta-train", meta_train.command, sys.argv[1:]))
+sys.exit(exit_codes.exit_code_of("meta-train", meta_train.command, sys.argv[1:]))
 """
     process = start("--wandb disabled --devices 2 --estimator.particles 1000000000", program=script)
     err = process.communicate(timeout=240)[1]
