@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import sys
+import textwrap
+from collections.abc import Mapping
 
 from rich.console import Console
+from rich.markup import escape
+
+INDENT = 22
 
 
 def new_console(*, stderr: bool = False) -> Console:
@@ -12,3 +17,15 @@ def new_console(*, stderr: bool = False) -> Console:
     # Not left to Rich, because a notebook sets FORCE_COLOR for its programs but reads from a pipe.
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
     return Console(stderr=stderr, soft_wrap=not terminal, force_terminal=terminal)
+
+
+def print_facts(facts: Mapping[str, str], console: Console) -> None:
+    """Print names with their values beside them; in a terminal, a long value goes on below its beginning."""
+    for name, value in facts.items():
+        if console.is_terminal:
+            width = max(1, console.width - INDENT)
+            lines = textwrap.wrap(value, width, break_long_words=False, break_on_hyphens=False)
+            value = f"\n{' ' * INDENT}".join(lines)
+        console.print(
+            f"[bold]{escape(name):>{INDENT - 2}}[/]  {escape(value)}", highlight=False, soft_wrap=True
+        )

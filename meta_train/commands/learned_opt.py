@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from rich.markup import escape
 
 import learned_opt
 from learned_opt import UserError
 from learned_opt._src.files import make_folder
 from learned_opt._src.optimizer_file import FILE_NAME
 from learned_opt._src.pretrained import find_optimizer
-from meta_train.commands.console import new_console
+from meta_train.commands.console import new_console, print_facts
 from meta_train.commands.parsing import parsed
 from meta_train.run.config import check_count
 
@@ -41,7 +40,7 @@ class Inspect:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Compare optimizers on tasks, alongside hand-designed ones at their best learning rates."""
+    """Compare optimizers on tasks with hand-designed ones at their best rates."""
 
     optimizers: tyro.conf.Positional[tuple[str, ...]]
     """Optimizer files, run folders, names of pretrained optimizers, or names of hand-designed ones, which are
@@ -79,8 +78,7 @@ def inspect(arguments: Inspect) -> None:
         "claimed: whoever wrote the file says so, and nothing was checked": described.claimed,
     }.items():
         console.print(title, style="dim", highlight=False, soft_wrap=True)
-        for name, value in facts.items():
-            console.print(f"[bold]{escape(name):>18}[/]  {escape(value)}", highlight=False, soft_wrap=True)
+        print_facts(facts, console)
 
 
 def evaluate(arguments: Evaluate) -> None:
@@ -102,7 +100,7 @@ def evaluate(arguments: Evaluate) -> None:
     from meta_train.devices.choice import start_devices, units_at_once
     from meta_train.report.baselines import baseline
     from meta_train.report.comparison import Comparison, compare, learning_rates
-    from meta_train.report.evaluation import check_memory, find_criterion, metrics_of
+    from meta_train.report.evaluation import check_host_memory, find_criterion, metrics_of
     from meta_train.report.files import write_so_far, write_suite
     from meta_train.report.suite import print_overall
     from meta_train.report.tables import card, print_comparison
@@ -113,7 +111,7 @@ def evaluate(arguments: Evaluate) -> None:
     devices = start_devices(arguments.devices)
     objectives = [_objective(file) for file in files.values()]
     tasks = list(_tasks(arguments.tasks, arguments.horizons))
-    check_memory(max(horizon for _, _, horizon in tasks), arguments.seeds, arguments.learning_rates)
+    check_host_memory(max(horizon for _, _, horizon in tasks), arguments.seeds, arguments.learning_rates)
 
     def training(task: Task, horizon: int) -> Training:
         return Training(task.load(arguments.data_dir), task, baseline("adam", horizon).optimizer, horizon)

@@ -18,7 +18,7 @@ from rich.table import Table
 from learned_opt import LearnedOptError, UserError
 from learned_opt._src.errors import choices
 from learned_opt._src.files import make_folder, write_whole
-from meta_train.commands.console import new_console
+from meta_train.commands.console import new_console, print_facts
 from meta_train.commands.parsing import parsed
 from meta_train.devices.choice import start_devices, units_at_once
 from meta_train.experiments import EXPERIMENTS
@@ -38,7 +38,7 @@ Options = TypeVar("Options")
 
 @dataclass(frozen=True)
 class Arguments(Generic[Options]):
-    """Run an experiment of the Persistent Evolution Strategies paper, and report whether its claim holds."""
+    """Run an experiment of the PES paper, and report whether its claim holds."""
 
     name: tyro.conf.Positional[str]
     """Name of an experiment; or all, to run every one and write a page of results; or list, to print them."""
@@ -142,8 +142,7 @@ def command(argv: Sequence[str]) -> None:
     check(arguments)
     console = new_console()
     if arguments.name == "list":
-        for experiment in EXPERIMENTS.values():
-            console.print(f"[bold]{experiment.name:>20}[/]  {experiment.summary}", highlight=False)
+        print_facts({experiment.name: experiment.summary for experiment in EXPERIMENTS.values()}, console)
         return
     chosen = EXPERIMENTS.values() if arguments.name == ALL else [EXPERIMENTS[arguments.name]]
     devices = start_devices("auto" if any(experiment.spread for experiment in chosen) else 1)

@@ -31,7 +31,7 @@ OUTER_OPTIMIZERS: Mapping[str, Callable[[optax.Schedule], optax.GradientTransfor
 class OuterConfig:
     """How theta is updated: by an optimizer with a warm-up and a cosine over the run."""
 
-    learning_rate: float = 2e-2
+    learning_rate: float = 4e-2
     """Learning rate of the outer optimizer after its warm-up."""
     final_fraction: float = 0.1
     """Fraction of the learning rate that is left at the end of the run."""

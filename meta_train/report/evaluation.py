@@ -162,7 +162,7 @@ class Contestant(NamedTuple):
     theta: Theta | None
 
 
-def check_memory(steps: int, seeds: int, rates: int) -> None:
+def check_host_memory(steps: int, seeds: int, rates: int) -> None:
     """Check that this machine can hold the losses of all runs with one optimizer.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -67,20 +68,22 @@ def print_overall(suite: Sequence[Comparison], console: Console) -> None:
         title=f"{suite[0].criterion.label}: ratio to the best tuned one, ratio to tuned Adam, speed-up",
         box=SIMPLE_HEAD,
         pad_edge=False,
+        collapse_padding=True,
     )
-    ratios.add_column("task")
-    ratios.add_column("steps", justify="right")
+    ratios.add_column("task", overflow="fold")
     for name in names:
-        ratios.add_column(label(name), justify="right", overflow="fold")
+        # A line for each word keeps the columns of many optimizers narrow enough for a terminal.
+        words = re.findall("[^ -]+-?", label(name))
+        ratios.add_column("\n".join(words), justify="right", no_wrap=True)
     for comparison in suite:
         cells = (
             f"{comparison.ratio_to_best(name):.3f}\n{comparison.ratio_to_adam(name):.3f}\n"
             f"{shown_speed_up(comparison, name)}"
             for name in names
         )
-        ratios.add_row(comparison.task, str(comparison.steps), *cells)
+        ratios.add_row(f"{comparison.task}\n{comparison.steps} steps", *cells)
     console.print(ratios)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("\n\nover all tasks", overflow="fold")
     for column in (
         "better\nthan\nbest",

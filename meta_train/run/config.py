@@ -17,7 +17,7 @@ from learned_opt._src.files import write_whole
 from learned_opt._src.pretrained import find_optimizer
 from meta_train.estimators import ESTIMATORS, Method, find_estimator
 from meta_train.outer.optimizers import OuterConfig, find_outer_optimizer
-from meta_train.report.evaluation import check_memory
+from meta_train.report.evaluation import check_host_memory
 from meta_train.run.settings_file import Value, read_settings
 from meta_train.run.tracking import WandbMode
 
@@ -62,9 +62,9 @@ class EstimatorConfig:
             help=f"Estimator of the meta-gradient: {', '.join(ESTIMATORS)}, or your own as module:name.",
         ),
     ] = "pes"
-    sigma: float = 0.04
+    sigma: float = 0.1
     """Standard deviation of the perturbations of theta, for estimators that perturb it."""
-    truncation: int = 20
+    truncation: int = 50
     """K, inner steps per update; full-es and bptt take whole episodes."""
     particles: int = 16
     """Number of particles (per task, in a distribution); an antithetic pair counts as two."""
@@ -115,10 +115,10 @@ class Config:
             help=f"Architecture of the learned optimizer: {', '.join(ARCHITECTURES)}, or your own as "
             "module:name."
         ),
-    ] = "mlp"
+    ] = "muon-mlp"
     start_from: str | None = None
     """Weights to start from: an optimizer file, a run folder, or the name of a pretrained optimizer."""
-    updates: int = 1400
+    updates: int = 560
     """Number of outer updates; a resumed run may be given more, which also lengthens its cosine."""
     seed: int = 0
     """Seed of the whole run."""
@@ -154,34 +154,26 @@ _GONE = {
 # The settings that may change when a run is resumed.
 MAY_CHANGE_ON_RESUME = ("devices", "chunk", "wandb", "data_dir", "updates")
 
-# Meta-training defaults that differ from the general ones. The defaults of the tasks themselves (widths,
-# batch size, horizon) are set where the tasks are registered.
-_MEASURED = {  # how they were chosen: docs/settings.md
-    "optimizer": "muon-mlp",
-    "updates": 560,
-    "estimator": EstimatorConfig(sigma=0.1, truncation=50),
-    "outer": OuterConfig(learning_rate=4e-2),
-}
+# Meta-training defaults that differ from the general ones, which docs/settings.md measures. The defaults of
+# the tasks themselves (widths, batch size, horizon) are set where the tasks are registered.
 _TASK_DEFAULTS: dict[str, dict[str, Any]] = {
-    "digits-mlp": _MEASURED,
-    "mnist-mlp": _MEASURED,
-    "fashion-mnist-mlp": _MEASURED,
     "general-tasks": {
-        "optimizer": "muon-mlp",
         "updates": 6_000,
         "estimator": EstimatorConfig(name="nres", sigma=0.1, truncation=100, particles=32),
         "outer": OuterConfig(learning_rate=3e-3),
         "evaluation": EvaluationConfig(steps=1000),
     },
     "small-tasks": {
+        "optimizer": "mlp",
         "updates": 20_000,
         "estimator": EstimatorConfig(sigma=0.02, truncation=25, particles=4),
         "outer": OuterConfig(learning_rate=3e-3),
         "evaluation": EvaluationConfig(steps=200),
     },
     "cifar10-mlp": {
+        "optimizer": "mlp",
         "updates": 2000,
-        "estimator": EstimatorConfig(sigma=0.03, particles=32),
+        "estimator": EstimatorConfig(sigma=0.03, truncation=20, particles=32),
         "outer": OuterConfig(learning_rate=5e-3),
         "checkpoint_every": 20,
         # A training run of this network takes seconds on two cores, so there are fewer and shorter ones.
@@ -233,6 +225,7 @@ def default_config(task: str, start_from: str | None = None) -> Config:
     return Config(
         **{
             "task": TaskConfig(task, *settings, _OBJECTIVES.get(short, TaskConfig.objective)),
+            "estimator": EstimatorConfig(truncation=min(EstimatorConfig.truncation, settings.horizon)),
             "evaluation": EvaluationConfig(steps=settings.horizon),
             **_TASK_DEFAULTS.get(short, {}),
             **({"optimizer": read(start_file(start_from)).architecture} if start_from else {}),
@@ -309,7 +302,7 @@ def validate(config: Config) -> None:
         raise UserError(
             f"--outer.final-fraction is {config.outer.final_fraction}; it must lie between 0 and 1"
         )
-    check_memory(*dataclasses.astuple(config.evaluation))
+    check_host_memory(*dataclasses.astuple(config.evaluation))
 
 
 def check_count(flag: str, value: int) -> None:

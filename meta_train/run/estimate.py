@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from meta_train.outer.loop import initial_state, outer_loop
 from meta_train.outer.population import Memory, Population
 from meta_train.run.config import Config
-from meta_train.run.setup import Setup, check_memory
+from meta_train.run.setup import Setup, check_device_memory
 
 # Rounds of the two small populations that are timed; in a round, all devices work on one chunk each.
 FEW, MORE = 1, 3
@@ -33,7 +33,7 @@ def memory(setup: Setup) -> Memory:
       UserError: a device does not have that much.
     """
     needed = setup.population.memory(jax.eval_shape(setup.training.init_theta, jax.random.key(0)))
-    check_memory(sum(needed), setup.chunk)
+    check_device_memory(sum(needed), setup.chunk)
     return needed
 
 

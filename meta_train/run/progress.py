@@ -20,7 +20,7 @@ from rich.table import Column
 LOG_EVERY_SECONDS = 15.0
 # The rate and the time left are averages over recent updates, not over the whole run.
 SMOOTHING_SECONDS = 5.0
-# A live line has room for the time elapsed only in a terminal of at least so many columns.
+# A live line has room for a label and for the time elapsed only in a terminal of at least so many columns.
 WIDE = 100
 
 
@@ -50,7 +50,11 @@ class ProgressLine:
     """
 
     def __init__(self, console: Console, total: int, done: int, label: str = "") -> None:
-        self._line = _Line(console, f"{label}: update" if label else "update", total, done, LogClock())
+        # In a narrow terminal, the label has a line of its own.
+        self._heading = label if console.is_terminal and console.width < WIDE else ""
+        what = f"{label}: update" if label and not self._heading else "update"
+        self._line = _Line(console, what, total, done, LogClock())
+        self._console = console
         self._done = done
         self._total = total
         self._advances = 0
@@ -84,6 +88,8 @@ class ProgressLine:
         self._line.show(update, text, self._updates_per_second, last=last)
 
     def __enter__(self) -> ProgressLine:
+        if self._heading:
+            self._console.print(self._heading, highlight=False, markup=False)
         self._line.bar.start()
         return self
 

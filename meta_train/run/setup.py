@@ -62,11 +62,11 @@ def prepare(config: Config) -> Setup:
     at_once = max(1, chunk // method.particles)
     # What can be known without data and without compiling anything is checked first.
     particles = sum(_bytes_of_unit(estimator, each) for each in trainings) * config.estimator.units // devices
-    check_memory(particles, chunk, "at least ")
+    check_device_memory(particles, chunk, "at least ")
     data = [each.load(config.data_dir) for each in tasks.values()]
     trainings = [dataclasses.replace(each, data=own) for each, own in zip(trainings, data, strict=True)]
     batches = max(_bytes_of_minibatch(each) for each in trainings) * at_once
-    check_memory(particles + batches, chunk, "at least ")
+    check_device_memory(particles + batches, chunk, "at least ")
 
     def populate(units: int) -> Population:
         each = [population(estimator, one, units=units, devices=devices, chunk=at_once) for one in trainings]
@@ -83,7 +83,7 @@ def prepare(config: Config) -> Setup:
     )
 
 
-def check_memory(needed: int, chunk: int, least: str = "") -> None:
+def check_device_memory(needed: int, chunk: int, least: str = "") -> None:
     """Check that a device has the memory that a run needs.
 
     Args:
