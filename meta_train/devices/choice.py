@@ -8,8 +8,8 @@ from typing import Literal
 
 import jax
 
-from inner_tasks.datasets.cache import cache_folder
 from learned_opt import UserError
+from meta_train.devices.program_cache import keep_programs
 
 # The meta-gradient of a population is the sum of at most this many partial sums, which devices share evenly.
 MAX_PARTIAL_SUMS = 256
@@ -64,8 +64,7 @@ def start_devices(requested: Literal["auto"] | int = "auto", units: int | None =
     """Choose the number of devices of all processes together, before JAX starts its backends.
 
     On a CPU this makes one XLA device per core; otherwise a run would not use every core. Compiled programs
-    are kept in the user's cache folder, unless JAX was given another one, so that a resumed or similar run
-    starts at once.
+    are kept from now on (``program_cache.py``).
 
     Args:
       requested: number of devices, or ``auto`` for the largest available number (on a CPU: of cores) that
@@ -84,8 +83,7 @@ def start_devices(requested: Literal["auto"] | int = "auto", units: int | None =
         raise UserError(
             f"--devices is {requested}; it must be 'auto' or lie between 1 and {MAX_PARTIAL_SUMS}"
         )
-    if not getattr(jax.config, "jax_compilation_cache_dir", None):
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
+    keep_programs()
     with contextlib.suppress(RuntimeError):  # JAX has already started; keep its devices
         jax.config.update("jax_num_cpu_devices", cores if requested == "auto" else requested)
     available = jax.device_count()
