@@ -7,14 +7,16 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from inner_tasks import TaskSettings, register_task
 from learned_opt import LearnedOptError, UserError
 from meta_train.commands.exit_codes import exit_code_of
 from meta_train.commands.meta_train import parse
-from meta_train.run.config import config_flags, default_config, save_config, to_dict
+from meta_train.run.config import config_flags, default_config, save_config, to_dict, validate
 from meta_train.run.interrupt import Interrupted
 from tests.meta_train.command import (
     ROOT,
@@ -63,6 +65,18 @@ def test_defaults_are_acceptable(task: str) -> None:
     config = parse(["--task", task]).settings
     assert config == default_config(task)
     assert config.task.name == task
+
+
+@pytest.mark.usefixtures("own_registry")
+@pytest.mark.parametrize(("horizon", "truncation"), [(7, 7), (500, 50)])
+def test_an_own_task_has_the_settings_of_the_default_task(horizon: int, truncation: int) -> None:
+    """Except for K, which is at most its horizon, and for the objective: it may have no validation data."""
+    register_task("own", TaskSettings(horizon=horizon))(lambda settings: None)
+    own, default = default_config("own"), default_config("digits-mlp")
+    assert own.estimator == replace(default.estimator, truncation=truncation)
+    assert own == replace(default, task=own.task, estimator=own.estimator, evaluation=own.evaluation)
+    assert own.task.objective == "training-loss"
+    validate(own)
 
 
 def test_settings_of_every_type(tmp_path: Path) -> None:
