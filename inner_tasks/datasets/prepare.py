@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -16,12 +18,16 @@ from inner_tasks.datasets.official import OFFICIAL, DownloadError, download, fin
 from learned_opt._src.errors import LearnedOptError, UserError
 from learned_opt._src.files import sync, sync_tree
 
+# The start of the name of a temporary folder.
+_INCOMPLETE = "incomplete."
+
 
 def prepare(name: str, data_dir: Path) -> Path:
     """Prepare a data set from its official files, downloading the missing ones.
 
     Everything is built in a temporary folder and moved to its place at the end, so that a failure
-    leaves nothing behind and two processes do not interfere with each other.
+    leaves nothing behind and two processes do not interfere with each other. What a process that was
+    killed has left behind is removed.
 
     Args:
         name: a key of `OFFICIAL`.
@@ -89,12 +95,39 @@ def _scratch_folder(data_dir: Path) -> Iterator[Path]:
     is_new = not data_dir.exists()
     data_dir.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(prefix="incomplete.", dir=data_dir) as scratch:
+        with ExitStack() as held:
+            with _locked(data_dir, fcntl.LOCK_EX):  # nobody removes the new folder before it is locked
+                _remove_abandoned(data_dir)
+                scratch = held.enter_context(tempfile.TemporaryDirectory(prefix=_INCOMPLETE, dir=data_dir))
+                held.enter_context(_locked(Path(scratch), fcntl.LOCK_EX))
             yield Path(scratch)
     finally:
         if is_new:
             with suppress(OSError):  # the folder is not empty: the preparation succeeded
                 data_dir.rmdir()
+
+
+def _remove_abandoned(data_dir: Path) -> None:
+    """Remove the temporary folders of processes that were killed: those that nobody holds the lock of."""
+    for folder in data_dir.glob(f"{_INCOMPLETE}*"):
+        with suppress(OSError), _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_locked:
+            if is_locked:
+                shutil.rmtree(folder)
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[bool]:
+    """Hold the lock of a folder, or yield False: another process holds it, or the disk has no locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, how)
+            is_locked = True
+        except OSError:
+            is_locked = False
+        yield is_locked
+    finally:
+        os.close(descriptor)
 
 
 def _build(name: str, files: dict[str, Path], scratch: Path, advance: Callable[[float], None]) -> Path:

@@ -11,6 +11,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
+from meta_train.commands.interrupts import keep_interrupts
 from meta_train.commands.terminal import outlast_the_terminal, say
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def _command_of(module: str) -> Callable[[Sequence[str]], None]:
 def meta_train() -> None:
     """Entry point of `meta-train`."""
     outlast_the_terminal()
+    keep_interrupts()
     argv = sys.argv[1:]
     say("meta-train: loading JAX")
     from meta_train.commands import watcher
@@ -48,6 +50,7 @@ def pes_paper() -> None:
 
 
 def _run(program: str, module: str) -> None:
+    keep_interrupts()
     say(f"{program}: loading JAX")
     from meta_train.commands.exit_codes import exit_code_of
 

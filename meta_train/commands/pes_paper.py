@@ -25,7 +25,7 @@ from meta_train.experiments import EXPERIMENTS
 from meta_train.experiments.base import Experiment, NoOptions, Result, Settings, described, write_result
 from meta_train.experiments.page import write_page
 from meta_train.run.folder import new_folder
-from meta_train.run.lock import locked
+from meta_train.run.lock import LOCK, locked
 
 RESULTS = Path("results")
 SETTINGS = "settings.json"
@@ -113,9 +113,14 @@ def prepare(arguments: Arguments[Any]) -> Iterator[Path]:
     settings = described(arguments.name, chosen_settings(arguments))
     if arguments.resume is None:
         numbered, advice = RESULTS / arguments.name, "choose another with --out"
+        is_new = arguments.out is None or not arguments.out.exists()
         with new_folder(arguments.out, numbered, what="result folder", advice=advice) as folder:
             write_whole(folder / SETTINGS, json.dumps(settings) + "\n")
-            yield folder
+            try:
+                yield folder
+            except UserError:
+                _remove_unused(folder, is_new)
+                raise
         return
     try:
         saved = json.loads((arguments.resume / SETTINGS).read_text())
@@ -130,6 +135,16 @@ def prepare(arguments: Arguments[Any]) -> Iterator[Path]:
         raise UserError(f"the experiment in {arguments.resume} is complete: it already has a result.json")
     with locked(arguments.resume):
         yield arguments.resume
+
+
+def _remove_unused(folder: Path, is_new: bool) -> None:
+    """Leave nothing of an experiment that was refused before it had written anything."""
+    own = {SETTINGS, LOCK}
+    if {path.name for path in folder.iterdir()} == own:
+        for name in own:
+            (folder / name).unlink()
+        if is_new:
+            folder.rmdir()
 
 
 def _said(settings: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 
 from learned_opt import LearnedOptError
-from meta_train.devices.processes import START_TIMEOUT
+from meta_train.devices.processes import is_connecting
 from meta_train.run.interrupt import stop_signals
 
 # Environment variable that marks a watched process.
@@ -25,9 +25,9 @@ WATCHED = "LEARNED_OPT_WATCHED"
 # Exit code of a watched process that lost another.
 LOST = 75
 LOST_MESSAGE = (
-    f"another process of this run has ended, was not started within {START_TIMEOUT} s, or cannot be reached "
-    "any more, and this one cannot continue without it. The last checkpoint, if there is one, is intact: "
-    "start all processes again, in any number, with --resume and the folder of the run"
+    "another process of this run has ended or cannot be reached any more, and this one cannot continue "
+    "without it. The last checkpoint, if there is one, is intact: start all processes again, in any number, "
+    "with --resume and the folder of the run"
 )
 
 
@@ -61,8 +61,8 @@ def watched(command: Callable[[], int]) -> int:
     del os.environ[WATCHED]
     threading.Thread(target=_end_with_watcher, daemon=True).start()
     code = command()
-    if code == LOST:
-        # A normal exit would wait for the lost process.
+    if code == LOST or is_connecting():
+        # A normal exit would wait for the other processes.
         sys.stderr.flush()
         os._exit(code)
     return code

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
-from jax._src import distributed  # has no public form; Orbax uses it, too
+from jax._src import clusters, distributed  # have no public form; Orbax uses the second, too
 from jax.experimental import multihost_utils
 
 from learned_opt import LearnedOptError, UserError
@@ -25,6 +26,8 @@ HEARTBEAT_TIMEOUT = 20
 # How long a process waits for the others at the start and at the end, in seconds.
 START_TIMEOUT = 300
 SHUTDOWN_TIMEOUT = 10
+# The name of the thread in which JAX connects to the other processes.
+_CONNECTING = "connecting"
 
 
 @dataclass(frozen=True)
@@ -77,33 +80,47 @@ def join(processes: Processes, settings: Mapping[str, Any]) -> None:
       settings: by flag, what must be the same in every process, as JSON values.
 
     Raises:
-      UserError: the port is in use, JAX does not detect a cluster, the other processes did not connect, or a
-        process has other settings.
+      UserError: the port is in use, JAX does not detect a cluster, or a process has other settings.
+      LearnedOptError: a process was not started in time, or cannot be reached.
     """
-    coordinator, count, index = processes.coordinator, processes.count, processes.index
-    if coordinator != "auto" and index == 0:
-        _check_port(int(coordinator.rpartition(":")[2]))
-    given: dict[str, Any] = (
-        {}
-        if coordinator == "auto"
-        else {
-            "coordinator_address": coordinator,
-            "num_processes": count,
-            "process_id": index,
-        }
-    )
-    try:
-        jax.distributed.initialize(
-            **given,
-            initialization_timeout=START_TIMEOUT,
-            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
-            shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
+    if processes.coordinator == "auto":
+        address, count, index = _detected()
+    else:
+        address, count, index = processes.coordinator, processes.count, processes.index
+    if index == 0:
+        _check_port(int(address.rpartition(":")[2]))
+    outcome: list[Exception | None] = []
+
+    def initialize() -> None:
+        try:
+            jax.distributed.initialize(
+                address,
+                count,
+                index,
+                initialization_timeout=2 * START_TIMEOUT,  # JAX would abort this process
+                heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+                shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
+            )
+        except (ValueError, RuntimeError) as error:
+            outcome.append(error)
+        else:
+            outcome.append(None)
+
+    # In a thread, because nothing interrupts it: neither a signal nor a limit of our own on its time.
+    connecting = threading.Thread(target=initialize, name=_CONNECTING, daemon=True)
+    connecting.start()
+    for _ in range(START_TIMEOUT):
+        connecting.join(1)  # not longer: Python acts on a signal that comes just before a wait after it
+    if not outcome:
+        raise LearnedOptError(
+            f"not all {count} processes of the run were started within {START_TIMEOUT} s, or process 0 "
+            f"cannot be reached at {address}; start them at about the same time, and look at the output of "
+            "each"
         )
-    except (ValueError, RuntimeError) as error:
+    if error := outcome[0]:
         raise UserError(
-            f"the processes of the run could not connect ({str(error).splitlines()[0]}); with --coordinator "
-            "auto, JAX must detect the cluster (Slurm, Open MPI, MPI, Kubernetes); otherwise check HOST:PORT "
-            f"and that all processes were started within {START_TIMEOUT} s"
+            f"the processes of the run could not connect ({str(error).splitlines()[0]}); check HOST:PORT, "
+            "which is the address of process 0, and that each process has its own --process-id"
         ) from error
     # Before JAX starts its backends, this is the only way to communicate.
     state: Any = distributed.global_state
@@ -112,6 +129,34 @@ def join(processes: Processes, settings: Mapping[str, Any]) -> None:
     entries = state.client.key_value_dir_get("settings/")
     texts = {int(key.rpartition("/")[2]): text for key, text in entries}
     check_same([json.loads(texts[index]) for index in sorted(texts)])
+
+
+def is_connecting() -> bool:
+    """Whether JAX still waits for other processes in a thread, which would delay the end of this one."""
+    return any(thread.name == _CONNECTING for thread in threading.enumerate())
+
+
+def _detected() -> tuple[str, int | None, int | None]:
+    """The address of process 0, the number of processes, and the index of this one.
+
+    As `jax.distributed.initialize` detects them, so that the port can be checked before JAX uses it.
+
+    Raises:
+      UserError: JAX detects no cluster.
+    """
+    try:
+        address, count, index, _ = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+            os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, START_TIMEOUT
+        )
+        reason = ""
+    except (ValueError, RuntimeError, LookupError) as error:
+        address, reason = None, f" ({str(error).splitlines()[0]})"
+    if address is None:
+        raise UserError(
+            f"JAX does not detect a cluster (Slurm, Open MPI, MPI, Kubernetes){reason}; give HOST:PORT of "
+            "process 0 as --coordinator, with --processes and --process-id"
+        )
+    return address, count, index
 
 
 def _check_port(port: int) -> None:
@@ -128,7 +173,7 @@ def _check_port(port: int) -> None:
         reason = os.strerror(error.errno or 0)
         raise UserError(
             f"process 0 cannot listen on the port of --coordinator, {port} ({reason}); give all processes "
-            "another one"
+            "another HOST:PORT"
         ) from None
 
 

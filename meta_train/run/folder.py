@@ -244,11 +244,6 @@ class MetricsFile:
         self._file.seek(0, os.SEEK_END)
         sync(path.parent)
 
-    @property
-    def position(self) -> int:
-        """Bytes written so far."""
-        return self._file.tell()
-
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a line, and flush it to the operating system."""
         self._file.write(json.dumps(record).encode() + b"\n")

@@ -103,7 +103,7 @@ def start_or_resume(
         begun = Restored(0, start(config, setup, theta), {}, [])
         if start_from and is_primary() and not folder.origin.exists():
             write_whole(folder.origin, start_from.read_bytes())
-        saving.save(store, setup.population, begun.state, 0, 0)
+        saving.save(store, setup.population, begun.state, 0)
         store.wait()
     if resume:
         console.print(f"resumed {folder.path} at update {begun.update}", highlight=False, markup=False)
@@ -146,7 +146,7 @@ def learn(config: Config, setup: Setup, begun: Restored, outputs: Outputs) -> Th
             stopping = stop.requested()
             if number % config.checkpoint_every == 0 or number == config.updates or stopping:
                 metrics.sync()
-                saving.save(store, setup.population, state, number, metrics.position)
+                saving.save(store, setup.population, state, number)
             if stopping:
                 store.wait()
                 stop.check(f"stopped at update {number} of {config.updates} and saved; {advice}")

@@ -22,9 +22,9 @@ def open_store(folder: Path) -> CheckpointStore:
     return CheckpointStore(part_folder(folder, jax.process_index(), jax.process_count()))
 
 
-def save(store: CheckpointStore, population: Population, state: RunState, update: int, position: int) -> None:
-    """Save the state in the background, together with the matching length of the metrics file."""
-    store.save(update, gathered(population, state), {"metrics_position": position})
+def save(store: CheckpointStore, population: Population, state: RunState, update: int) -> None:
+    """Save the state after an update in the background."""
+    store.save(update, gathered(population, state), metadata={})
 
 
 def restore(folder: Path, store: CheckpointStore, population: Population, like: RunState) -> Restored:

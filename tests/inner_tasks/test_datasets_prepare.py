@@ -310,22 +310,45 @@ def test_download_byte_by_byte(server, downloads, tmp_path, monkeypatch):
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGHUP)])
-def test_a_signal_during_a_download_leaves_nothing_behind(number, server, downloads, tmp_path, monkeypatch):
+def start_slow_download(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> subprocess.Popen[str]:
+    """A process in the middle of a download."""
     monkeypatch.setattr(Handler, "pause", 0.05)
     code = (
         "import sys; from inner_tasks.datasets import load_dataset, official;"
         f"official.OFFICIAL['mnist'] = official.Official(*{tuple(official.OFFICIAL['mnist'])!r});"
         "load_dataset('mnist', sys.argv[1])"
     )
-    command = [sys.executable, "-c", code, str(tmp_path / "data")]
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob("data/incomplete.*/*.gz")):
+    before = set(data_dir.glob("incomplete.*/*.gz"))
+    run = subprocess.Popen([sys.executable, "-c", code, str(data_dir)], stderr=subprocess.PIPE, text=True)
+    while not set(data_dir.glob("incomplete.*/*.gz")) - before:
         assert run.poll() is None
         time.sleep(0.01)
+    return run
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGHUP)])
+def test_a_signal_during_a_download_leaves_nothing_behind(number, server, downloads, tmp_path, monkeypatch):
+    run = start_slow_download(tmp_path / "data", monkeypatch)
     run.send_signal(number)
     assert f"Stopped by {number.name} while" in run.communicate(timeout=60)[1]
     assert run.returncode == 128 + number and not (tmp_path / "data").exists()
+
+
+def test_what_a_killed_process_left_behind_is_removed(server, downloads, tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    killed = start_slow_download(data, monkeypatch)
+    killed.kill()
+    killed.communicate()
+    (abandoned,) = data.iterdir()
+    alive = start_slow_download(data, monkeypatch)  # removes it
+    (used,) = data.iterdir()
+    assert used != abandoned
+    alive.send_signal(signal.SIGSTOP)
+    monkeypatch.setattr(Handler, "pause", 0)
+    load_dataset("mnist", data)  # does not remove the folder of a process that is alive
+    assert {path.name for path in data.iterdir()} == {"mnist", used.name}
+    alive.kill()
+    alive.communicate()
 
 
 def test_download_of_something_else(server: str, downloads: Path, tmp_path: Path):

@@ -26,6 +26,7 @@ from tests.meta_train.command import (
     meta_train,
     meta_train_command,
     pes_paper_command,
+    start,
     with_memory,
     words,
 )
@@ -284,3 +285,22 @@ with mock.patch.object(sys.stderr, "isatty", lambda: True):
         timeout=120,
     )
     assert result.stderr.startswith("learned-opt: loading JAX\n") and "ModuleNotFoundError" in result.stderr
+
+
+def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost() -> None:
+    program = """
+import gc, signal, time
+from meta_train.commands import entry_points
+def once(phase, info):
+    gc.callbacks.remove(once)
+    signal.raise_signal(signal.SIGINT)
+def command(argv):
+    gc.callbacks.append(once)
+    gc.collect()
+    time.sleep(60)
+entry_points._command_of = lambda module: command
+entry_points.meta_train()
+"""
+    process = start(program=program)
+    said = process.communicate(timeout=50)[1]
+    assert (process.returncode, said) == (130, "meta-train: stopped by Ctrl-C\n")

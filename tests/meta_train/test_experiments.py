@@ -231,6 +231,7 @@ def test_experiments_are_listed():
         ("toy-regression --seeds -1", "a seed must lie between 0 and 4294967295"),
         ("toy-regression --text book.txt", "--text"),
         ("toy-regression --out a --resume b", "--out names a new folder and --resume an existing one"),
+        ("variance --text missing --out a", "cannot read the text missing"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_run(

@@ -21,14 +21,18 @@ from tests.meta_train.command import TINY, Run, lines, meta_train, start
 SECONDS = 240  # to connect, compile and run
 
 
+def free_port() -> int:
+    """A port that no program listens on."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
 def start_two(
     *argv: object, each: Sequence[str] = ("", ""), programs: Sequence[str | None] = (None, None)
 ) -> list[subprocess.Popen[str]]:
     """Start two processes of one run, with a device each, and with flags and programs of their own."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    flags = f"--devices 2 --coordinator localhost:{port} --processes 2 --process-id"
+    flags = f"--devices 2 --coordinator localhost:{free_port()} --processes 2 --process-id"
     return [start(*argv, flags, index, each[index], program=programs[index]) for index in range(2)]
 
 
@@ -111,7 +115,7 @@ def test_when_one_is_killed_the_other_ends_and_says_why(
     both[killed].kill()
     code, err = end([both[1 - killed]])[0]
     assert code == 1
-    assert "another process of this run has ended, was not started" in err.splitlines()[-1]
+    assert "another process of this run has ended or cannot be reached" in err.splitlines()[-1]
     assert "with --resume and the folder of the run" in err.splitlines()[-1]
     end([both[killed]])
     alone = start("--resume", tmp_path / "run", "--devices 1 --updates 100000")
@@ -127,6 +131,59 @@ def test_a_port_in_use() -> None:
         outcome = meta_train(f"--coordinator localhost:{port} --processes 2 --process-id 0")
     says = f"cannot listen on the port of --coordinator, {port} (Address already in use)"
     assert outcome.code == 2 and says in outcome.err and outcome.err.count("\n") == 1
+
+
+def test_the_port_that_the_cluster_gives_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm = {"JOB_ID": "7", "STEP_NODELIST": "node[1-2]", "NTASKS": "2", "PROCID": "0", "LOCALID": "0"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setenv("JAX_COORDINATOR_PORT", str(port))
+        outcome = meta_train("--coordinator auto")
+    says = f"cannot listen on the port of --coordinator, {port} (Address already in use)"
+    assert outcome.code == 2 and says in outcome.err and outcome.err.count("\n") == 1
+
+
+def test_no_cluster() -> None:
+    outcome = meta_train("--coordinator auto")
+    assert outcome.code == 2 and "JAX does not detect a cluster (Slurm, " in outcome.err
+
+
+def start_one_of_two(index: int, seconds: int) -> subprocess.Popen[str]:
+    """Start one of two processes, and return when it waits for the other, for so many seconds."""
+    # It is started as by a watcher, whose pipe stays open.
+    program = f"""
+import os, sys
+import jax
+from meta_train.commands import entry_points, watcher
+from meta_train.devices import processes
+def announced(*given, **named):
+    print("waits", file=sys.stderr, flush=True)
+    initialize(*given, **named)
+initialize, jax.distributed.initialize = jax.distributed.initialize, announced
+processes.START_TIMEOUT = {seconds}
+os.environ[watcher.WATCHED] = "1"
+sys.stdin = open(os.pipe()[0])
+entry_points.meta_train()
+"""
+    flags = f"--coordinator localhost:{free_port()} --processes 2 --process-id"
+    process = start(flags, index, program=program)
+    assert process.stderr and process.stderr.readline() == "waits\n"
+    return process
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_process_that_is_never_started(index: int) -> None:
+    ((code, err),) = end([start_one_of_two(index, seconds=2)])
+    assert code == 1 and "not all 2 processes of the run were started within 2 s" in err
+    assert err.count("\n") == 1, err
+
+
+def test_ctrl_c_ends_the_wait_for_other_processes() -> None:
+    process = start_one_of_two(0, seconds=300)
+    process.send_signal(signal.SIGINT)
+    assert end([process]) == [(130, "meta-train: stopped by Ctrl-C\n")]
 
 
 def test_processes_with_different_settings_are_told_which() -> None:
