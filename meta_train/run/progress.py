@@ -72,20 +72,21 @@ class ProgressLine:
           seconds: time since the last call.
         """
         self._advances += 1
-        # The first update includes compilation, so its rate does not predict that of later ones.
         keep = 0.0 if self._advances <= 2 else 1 - min(1.0, seconds / SMOOTHING_SECONDS)
-        self._rate = keep * self._rate + (1 - keep) * steps / seconds
-        rate = (update - self._done) / seconds
-        self._updates_per_second = keep * self._updates_per_second + (1 - keep) * rate
+        if self._advances > 1:  # the first update includes compilation, so its rate says nothing
+            self._rate = keep * self._rate + (1 - keep) * steps / seconds
+            rate = (update - self._done) / seconds
+            self._updates_per_second = keep * self._updates_per_second + (1 - keep) * rate
         if self._loss is None or not math.isfinite(self._loss):
             self._loss = loss
         elif math.isfinite(loss):
             smoothing = max(keep, 0.9) ** (update - self._done)
             self._loss = smoothing * self._loss + (1 - smoothing) * loss
         self._done = update
-        text = f"meta-loss {self._loss:.4g}  {self._rate:,.0f} particle-steps/s"
-        last = update == self._total
-        self._line.show(update, text, self._updates_per_second, last=last)
+        text = f"meta-loss {self._loss:.4g}"
+        if self._rate:
+            text += f"  {self._rate:,.0f} particle-steps/s"
+        self._line.show(update, text, self._updates_per_second, last=update == self._total)
 
     def __enter__(self) -> ProgressLine:
         if self._heading:

@@ -54,3 +54,15 @@ def test_a_live_line_of_80_columns_shows_the_rate_and_the_time_left(time: mock.M
     text = Text.from_ansi(shown.get()).plain
     assert text.startswith("update    3/1000 ━")
     assert text.rstrip().endswith("━ meta-loss 0.01235  100,000 particle-steps/s 0:16:37 left")
+
+
+def test_the_first_update_of_a_log_has_no_rate(time: mock.Mock) -> None:
+    """It was compiled, which took a minute."""
+    console = Console(file=io.StringIO(), width=200)
+    with progress.ProgressLine(console, 100, 0) as line:
+        for update, seconds in ((1, 60.0), (2, 16.0)):
+            time.return_value += seconds
+            line.advance(update, 0.5, 800.0, seconds)
+    first, second = console.file.getvalue().splitlines()
+    assert first == "update 1/100  meta-loss 0.5"
+    assert second == "update 2/100  meta-loss 0.5  50 particle-steps/s  0:26:08 left"
