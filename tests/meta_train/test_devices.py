@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,7 @@ import pytest
 from meta_train.devices.choice import even_devices, units_at_once
 from meta_train.devices.mapping import PMAP, SHARD_MAP, Strategy, map_over_devices
 from meta_train.estimators import pes
+from meta_train.estimators.metrics import SUMS
 from meta_train.outer.population import population
 from tests.marks import slow
 from tests.meta_train.problems import Pendulum
@@ -68,3 +72,41 @@ def test_how_many_units_a_device_works_on() -> None:
 def test_devices_divide_a_population_evenly() -> None:
     assert [even_devices(available, 12) for available in (1, 5, 7, 100)] == [1, 4, 6, 12]
     assert even_devices(5, 7) == 1
+
+
+def numbers_sent(units: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many numbers a device receives in an update on four devices, from the compiled program."""
+    programs: list[str] = []
+    pmap = jax.pmap
+
+    class Compiled:
+        """What ``jax.pmap`` returns, which keeps the program that it compiles for an analysis."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._mapped = pmap(*args, **kwargs)
+
+        def __call__(self, *args: Any) -> Any:
+            return self._mapped(*args)
+
+        def lower(self, *args: Any) -> Any:
+            lowered = self._mapped.lower(*args)
+            programs.append(lowered.compile().as_text())
+            return lowered
+
+    with monkeypatch.context() as patched:
+        patched.setattr(jax, "pmap", Compiled)
+        whole = population(partial(pes, sigma=0.1, truncation=4), Pendulum(), units=units, devices=4)
+        whole.memory({"damping": jnp.float32(0.8), "push": jnp.float32(0.2)})
+    (program,) = programs
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|collective-broadcast|reduce-scatter"
+    collectives = re.findall(rf"= (\S+) ({kinds})\S*\(", program)
+    assert {operation for _, operation in collectives} == {"all-gather"}
+    shapes = [re.findall(r"\[([\d,]+)\]", result) for result, _ in collectives]
+    return sum(math.prod(map(int, shape.split(","))) for result in shapes for shape in result)
+
+
+def test_only_the_partial_sums_cross_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the particles, and nothing that grows with their number."""
+    each = numbers_sent(8, monkeypatch) / 8  # both entries of theta, the squared norm, and the metrics
+    assert each == 2 + 1 + len(SUMS)
+    assert numbers_sent(512, monkeypatch) == numbers_sent(1024, monkeypatch) == 256 * each
