@@ -5,6 +5,7 @@ Importing JAX takes seconds, so this module imports it only after a first line.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -15,7 +16,7 @@ from meta_train.commands.interrupts import keep_interrupts
 from meta_train.commands.terminal import outlast_the_terminal, say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 
 def _command_of(module: str) -> Callable[[Sequence[str]], None]:
@@ -23,15 +24,26 @@ def _command_of(module: str) -> Callable[[Sequence[str]], None]:
     return lambda argv: importlib.import_module(module).command(argv)
 
 
+@contextlib.contextmanager
+def _loading(program: str) -> Iterator[None]:
+    """Say that JAX is loaded, and end without a traceback if Ctrl-C comes meanwhile."""
+    keep_interrupts()
+    say(f"{program}: loading JAX")
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"{program}: stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)
+
+
 def meta_train() -> None:
     """Entry point of `meta-train`."""
     outlast_the_terminal()
-    keep_interrupts()
-    argv = sys.argv[1:]
-    say("meta-train: loading JAX")
-    from meta_train.commands import watcher
-    from meta_train.commands.exit_codes import exit_code_of
+    with _loading("meta-train"):
+        from meta_train.commands import watcher
+        from meta_train.commands.exit_codes import exit_code_of
 
+    argv = sys.argv[1:]
     run = partial(exit_code_of, "meta-train", _command_of("meta_train.commands.meta_train"), argv)
     if watcher.WATCHED in os.environ:
         sys.exit(watcher.watched(run))
@@ -50,8 +62,7 @@ def pes_paper() -> None:
 
 
 def _run(program: str, module: str) -> None:
-    keep_interrupts()
-    say(f"{program}: loading JAX")
-    from meta_train.commands.exit_codes import exit_code_of
+    with _loading(program):
+        from meta_train.commands.exit_codes import exit_code_of
 
     sys.exit(exit_code_of(program, _command_of(module), sys.argv[1:]))

@@ -304,3 +304,26 @@ entry_points.meta_train()
     process = start(program=program)
     said = process.communicate(timeout=50)[1]
     assert (process.returncode, said) == (130, "meta-train: stopped by Ctrl-C\n")
+
+
+def test_ctrl_c_while_jax_is_loaded_shows_one_sentence() -> None:
+    script = """
+import sys
+from meta_train.commands import entry_points
+
+class Slow:
+    def find_spec(self, name, path, target=None):
+        if name == "jax":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Slow())
+entry_points.pes_paper()
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (result.returncode, result.stderr) == (130, "pes-paper: stopped by Ctrl-C\n")
