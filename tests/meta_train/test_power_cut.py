@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -121,7 +122,10 @@ def test_images_of_a_disk_that_lost_its_power(tiny_run: Run, tmp_path: Path) -> 
             ):
                 assert child.poll() is None
                 time.sleep(0.01)
+            # A cut is one moment, but copying takes some time, in which the run must not write.
+            child.send_signal(signal.SIGSTOP)
             copies.append(shutil.copyfile(disk, tmp_path / f"copy-{number}"))
+            child.send_signal(signal.SIGCONT)
         child.kill()
         child.wait()
     for copy in copies:

@@ -115,7 +115,7 @@ def test_when_one_is_killed_the_other_ends_and_says_why(
     both[killed].kill()
     code, err = end([both[1 - killed]])[0]
     assert code == 1
-    assert "another process of this run has ended or cannot be reached" in err.splitlines()[-1]
+    assert "another process of this run has ended or cannot be reached" in err.splitlines()[-1], err
     assert "with --resume and the folder of the run" in err.splitlines()[-1]
     end([both[killed]])
     alone = start("--resume", tmp_path / "run", "--devices 1 --updates 100000")
