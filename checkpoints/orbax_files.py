@@ -48,12 +48,12 @@ def _writer() -> Connection:
 
 
 def _write_for(parent: Connection) -> None:
-    """Writes what the other end of the pipe sends, until it is closed."""
+    """Writes what the other end of the pipe sends, until it is closed or its process has died."""
     jax.config.update("jax_platforms", "cpu")
     # Ignore a signal to all processes of a job, so that the last checkpoint is still written.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError, ConnectionError):
         while True:
             folder, arrays, index = parent.recv()
             try:

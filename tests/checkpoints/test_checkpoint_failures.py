@@ -10,11 +10,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
-from checkpoints import CheckpointStore
+from checkpoints import CheckpointStore, orbax_files
 from learned_opt._src.errors import LearnedOptError, UserError
 
 LIKE = {"x": np.zeros(100_000)}
@@ -27,7 +28,7 @@ def state_of(update: int, size: int = 100_000) -> dict[str, np.ndarray]:
 DIE_WHILE_SAVING = """
 import os, signal, sys, time
 import numpy as np
-from checkpoints import CheckpointStore
+from checkpoints import CheckpointStore, orbax_files
 
 folder, fraction = sys.argv[1], float(sys.argv[2])
 states = [{"x": np.random.default_rng(i).standard_normal(100_000)} for i in range(4)]
@@ -66,7 +67,7 @@ def test_sigkill_leaves_a_usable_checkpoint(tmp_path: Path) -> None:
 FAIL_ONCE = """
 import resource, sys
 import numpy as np
-from checkpoints import CheckpointStore
+from checkpoints import CheckpointStore, orbax_files
 from learned_opt._src.errors import LearnedOptError
 
 folder, limit = sys.argv[1], int(sys.argv[2])
@@ -215,3 +216,13 @@ def test_close_twice(tmp_path: Path) -> None:
     store.close()
     store.close()
     assert store.updates() == [1]
+
+
+@pytest.mark.parametrize("gone", [BrokenPipeError, ConnectionResetError])
+def test_the_writer_of_a_process_that_has_died_ends_in_silence(gone: type[Exception]) -> None:
+    parent = mock.Mock()
+    parent.recv.return_value = (Path("checkpoint"), {}, {})
+    parent.send.side_effect = gone
+    with mock.patch.object(orbax_files, "_write") as write, mock.patch("signal.signal"):
+        orbax_files._write_for(parent)
+    write.assert_called_once()
