@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from meta_train.commands.interrupts import keep_interrupts
-from meta_train.commands.terminal import outlast_the_terminal, say
+from meta_train.commands.terminal import outlast_the_terminal, say_in_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ def _command_of(module: str) -> Callable[[Sequence[str]], None]:
 def _loading(program: str) -> Iterator[None]:
     """Say that JAX is loaded, and end without a traceback if Ctrl-C comes meanwhile."""
     keep_interrupts()
-    say(f"{program}: loading JAX")
+    say_in_terminal(f"{program}: loading JAX")
     try:
         yield
     except KeyboardInterrupt:

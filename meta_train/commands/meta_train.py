@@ -19,7 +19,7 @@ from learned_opt._src.errors import printable
 from meta_train.commands import agent
 from meta_train.commands.console import new_console
 from meta_train.commands.parsing import parsed
-from meta_train.commands.terminal import say
+from meta_train.commands.terminal import say_in_terminal
 from meta_train.commands.watcher import lost_process_detected
 from meta_train.devices import processes
 from meta_train.run.config import (
@@ -162,7 +162,9 @@ def command(argv: Sequence[str]) -> None:
     start_from = folder.origin if folder and folder.origin.exists() else origin(config)
     if many:
         processes.join(many, _agreed(arguments))
-    say(f"meta-train: loading the data of {printable(config.task.name)}, then compiling an update")
+    say_in_terminal(
+        f"meta-train: loading the data of {printable(config.task.name)}, then compiling an update"
+    )
     with lost_process_detected(), contextlib.ExitStack() as held:
         setup = prepare(config)
         processes.connect(setup.devices)

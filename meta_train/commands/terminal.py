@@ -39,7 +39,7 @@ def outlast_the_terminal() -> None:
         sys.stderr = LastingStream(sys.stderr.detach(), encoding, errors, line_buffering=True)
 
 
-def say(sentence: str) -> None:
+def say_in_terminal(sentence: str) -> None:
     """Tell somebody who looks at a terminal what takes time; files and pipes get only results."""
     if sys.stderr.isatty():
         print(sentence, file=sys.stderr, flush=True)

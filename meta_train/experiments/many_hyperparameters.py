@@ -45,15 +45,7 @@ from learned_opt._src.architectures.sgdm import ZERO, Accumulators, heavy_ball
 from learned_opt._src.architectures.tunable import tunable
 from learned_opt._src.learned_optimizer import Theta
 from meta_train.estimators import Estimator, nres, pes, truncated_es
-from meta_train.experiments.base import (
-    Experiment,
-    Outcome,
-    Result,
-    Settings,
-    Verdict,
-    is_above,
-    judged,
-)
+from meta_train.experiments.base import Experiment, Outcome, Result, Settings, Verdict, is_above, judged
 from meta_train.experiments.learning import learn, mean_losses
 
 TRUNCATION = 10

@@ -268,7 +268,7 @@ with mock.patch.object(jax._src.xla_bridge, "backends", side_effect=AssertionErr
 
 def test_a_terminal_shows_a_first_line_before_jax_is_imported() -> None:
     """The module must stay free of slow imports, and the line must not wait for them."""
-    script = """
+    program = """
 import sys
 from unittest import mock
 from meta_train.commands import entry_points
@@ -277,14 +277,8 @@ sys.modules["jax"] = None  # so that importing it fails
 with mock.patch.object(sys.stderr, "isatty", lambda: True):
     entry_points.learned_opt()
 """
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.stderr.startswith("learned-opt: loading JAX\n") and "ModuleNotFoundError" in result.stderr
+    said = start(program=program).communicate(timeout=120)[1]
+    assert said.startswith("learned-opt: loading JAX\n") and "ModuleNotFoundError" in said
 
 
 def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost() -> None:
@@ -308,7 +302,7 @@ entry_points.meta_train()
 
 
 def test_ctrl_c_while_jax_is_loaded_shows_one_sentence() -> None:
-    script = """
+    program = """
 import sys
 from meta_train.commands import entry_points
 
@@ -320,11 +314,6 @@ class Slow:
 sys.meta_path.insert(0, Slow())
 entry_points.pes_paper()
 """
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert (result.returncode, result.stderr) == (130, "pes-paper: stopped by Ctrl-C\n")
+    process = start(program=program)
+    said = process.communicate(timeout=120)[1]
+    assert (process.returncode, said) == (130, "pes-paper: stopped by Ctrl-C\n")
