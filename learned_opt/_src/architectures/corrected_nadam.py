@@ -1,4 +1,4 @@
-"""NAdam with a learned correction, schedule and step size: the parts that nadam_mlp and muon_mlp share."""
+"""NAdam with a learned correction and step size: the parts that nadam_mlp and muon_mlp share."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from learned_opt._src.architectures import features as ft
+from learned_opt._src.architectures.learned_schedule import init_schedules, progress_of
 from learned_opt._src.architectures.per_parameter import (
     PerParameterMLP,
     apply_network,
@@ -30,9 +31,6 @@ STEP_HIDDEN = (8,)
 MOMENTUM_DECAYS = (0.5, 0.9, 0.99)
 NOMINAL = MOMENTUM_DECAYS.index(0.9)
 CORRECTION_SCALE = 0.3  # share of the correction for a fresh network
-# The warm-up: a share of the steps if their number is known, otherwise a fixed number of steps.
-WARM_UP_SHARE = 0.02
-WARM_UP_STEPS = 10
 # Time scale of the context's feature of the first steps, and the last step that it tells from later ones.
 EARLY, LAST_STEP = 10, 20_000
 
@@ -42,12 +40,14 @@ NUM_CONTEXT = len(MOMENTUM_DECAYS) + 1 + NUM_TIME
 
 
 def networks(key: jax.Array, features: int, steps: int) -> Theta:
-    """Weights of both networks; their last layers are zero, so meta-training starts from nominal steps.
+    """Weights of both networks and of the schedules, such that meta-training starts from nominal steps.
+
+    The last layers of the networks are zero.
 
     Args:
       key: consumed.
       features: number of features of a parameter that the first network sees in addition to the context.
-      steps: number of step sizes that the second network computes.
+      steps: number of step sizes; the second network computes them, and each has a schedule.
     """
     direction, step = jax.random.split(key)
     theta = {
@@ -55,9 +55,10 @@ def networks(key: jax.Array, features: int, steps: int) -> Theta:
         "step": init_network(step, NUM_CONTEXT, STEP_HIDDEN, outputs=steps),
     }
     last = f"Dense_{len(HIDDEN)}"
-    return {
+    nominal = {
         name: network | {last: jax.tree.map(jnp.zeros_like, network[last])} for name, network in theta.items()
     }
+    return nominal | {"schedule": init_schedules(steps)}
 
 
 def context_of(tensors: Tensors, means: Means, clock: ft.Clock) -> jax.Array:
@@ -120,14 +121,9 @@ def _nesterov(count: jax.Array) -> tuple[jax.Array, jax.Array]:
     return root * decay / (1 - decay ** (count + 2)), root * (1 - decay) / (1 - decay ** (count + 1))
 
 
-def _progress(clock: ft.Clock) -> jax.Array:
-    """Completed share of the run, 0 to 1; 0 if the number of steps is not known."""
-    return jnp.clip(clock.step / clock.num_steps, 0, 1)
-
-
 def _time(clock: ft.Clock) -> jax.Array:
     """The time features of the context, ``[NUM_TIME]``."""
-    progress = _progress(clock)
+    progress = progress_of(clock)
     known = jnp.isfinite(clock.num_steps).astype(jnp.float32)
     # Beyond the steps seen in meta-training the clock stands still.
     count = jnp.minimum(clock.step, LAST_STEP).astype(jnp.float32)
@@ -135,11 +131,3 @@ def _time(clock: ft.Clock) -> jax.Array:
     decades = jnp.log10(jnp.maximum(jnp.where(known > 0, clock.num_steps, 1), 1))
     length = known * (decades / 2 - 1.25)
     return jnp.stack([progress, 2 * progress**2 - 1, known, length, jnp.log10(1 + count) / 2 - 0.5, early])
-
-
-def schedule(clock: ft.Clock) -> jax.Array:
-    """The nominal schedule, 0 to 1."""
-    known = jnp.isfinite(clock.num_steps)
-    warm_up = jnp.where(known, jnp.maximum(1, jnp.round(WARM_UP_SHARE * clock.num_steps)), WARM_UP_STEPS)
-    cosine = 0.5 * (1 + jnp.cos(jnp.pi * _progress(clock)))
-    return jnp.minimum(1, (clock.step + 1) / warm_up) * cosine

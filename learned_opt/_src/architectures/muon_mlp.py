@@ -17,8 +17,8 @@ from learned_opt._src.architectures.corrected_nadam import (
     corrected,
     log_sizes,
     networks,
-    schedule,
 )
+from learned_opt._src.architectures.learned_schedule import schedules
 from learned_opt._src.architectures.per_tensor import Rule, per_tensor
 from learned_opt._src.architectures.relative_step import (
     accumulate,
@@ -31,8 +31,8 @@ from learned_opt._src.architectures.tensors import Entries, Tensors
 from learned_opt._src.learned_optimizer import LearnedOptimizer, Theta
 
 # For a fresh network: the size of NAdam's step where a matrix counts as having rank one, and of Muon's step.
-STEP_SCALE = 0.1
-ORTHOGONAL_SCALE = 0.008
+STEP_SCALE = 0.13
+ORTHOGONAL_SCALE = 0.0104
 # Newton-Schulz iteration: coefficients of an odd polynomial that moves singular values in (0, 1] close to 1.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
@@ -102,7 +102,8 @@ def _step(theta: Theta, tensors: Tensors, clock: ft.Clock) -> jax.Array:
 
     directions = corrected(theta["direction"], tensors, means, context, clock, seen)
     a, b = log_sizes(theta["step"], context, 2)
-    of_nadam = relative_size(STEP_SCALE * schedule(clock) * jnp.exp(a), tensors, means)
-    of_muon = ORTHOGONAL_SCALE * schedule(clock) * jnp.exp(b) * scale_of(means)
+    schedule_a, schedule_b = schedules(theta["schedule"], clock)
+    of_nadam = relative_size(STEP_SCALE * schedule_a * jnp.exp(a), tensors, means)
+    of_muon = ORTHOGONAL_SCALE * schedule_b * jnp.exp(b) * scale_of(means)
     sizes = tensors.each(jnp.concatenate([of_nadam, of_muon]).astype(context.dtype))
     return -(sizes[0] * directions + sizes[1] * tensors.entries.shaped[0])

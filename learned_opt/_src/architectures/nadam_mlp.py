@@ -15,8 +15,8 @@ from learned_opt._src.architectures.corrected_nadam import (
     corrected,
     log_sizes,
     networks,
-    schedule,
 )
+from learned_opt._src.architectures.learned_schedule import schedules
 from learned_opt._src.architectures.per_tensor import Rule, per_tensor
 from learned_opt._src.architectures.relative_step import accumulate, initial, means_of, relative_size
 from learned_opt._src.architectures.tensors import Tensors
@@ -68,5 +68,6 @@ def _step(theta: Theta, tensors: Tensors, clock: ft.Clock) -> jax.Array:
     context = context_of(tensors, means, clock)
     directions = corrected(theta["direction"], tensors, means, context, clock)
     (step,) = log_sizes(theta["step"], context, 1)
-    size = relative_size(STEP_SCALE * schedule(clock) * jnp.exp(step), tensors, means)
+    (schedule,) = schedules(theta["schedule"], clock)
+    size = relative_size(STEP_SCALE * schedule * jnp.exp(step), tensors, means)
     return -tensors.each(size.astype(context.dtype))[0] * directions

@@ -1,0 +1,52 @@
+"""Schedules of step sizes, with numbers that are learned."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from learned_opt._src.architectures import features as ft
+from learned_opt._src.learned_optimizer import Theta
+
+# The numbers of a fresh schedule.
+WARM_UP_SHARE = 0.003  # of the steps, if their number is known
+WARM_UP_STEPS = 3  # otherwise
+POWER, FADE, DECAY = 1.0, 1.0, 0.25
+DECAY_STEPS = 100
+# Weights are exponents of e, multiplied by this: with sigma = 0.1 a perturbation changes a number by a third.
+RATE = 3.0
+
+NAMES = ("warm_up", "power", "fade", "decay")
+
+
+def init_schedules(count: int) -> Theta:
+    """Weights of `count` fresh schedules, ``[count]`` for each number; all are zero."""
+    return {name: jnp.zeros(count) for name in NAMES}
+
+
+def progress_of(clock: ft.Clock) -> jax.Array:
+    """Completed share of the run, 0 to 1; 0 if the number of steps is not known."""
+    return jnp.clip(clock.step / clock.num_steps, 0, 1)
+
+
+def schedules(theta: Theta, clock: ft.Clock) -> jax.Array:
+    """The values of the schedules at a step, each 0 to 1, ``[count]``.
+
+    With t steps taken, T steps in the run and p = t / T::
+
+        schedule = min(1, (t + 1) / max(1, 0.003 W T)) (1 - p)^A / (1 + B p)        if T is known
+        schedule = min(1, (t + 1) / max(1, 3 W)) / (1 + t / 100)^(C / 4)            otherwise
+
+    W, A, B and C are ``exp(3 w)`` for the weights w.
+
+    Args:
+      theta: the weights, ``[count]`` for each number.
+      clock: the position of the step in the run.
+    """
+    warm_up, power, fade, decay = (jnp.exp(RATE * theta[name]) for name in NAMES)
+    progress = progress_of(clock)
+    known = jnp.isfinite(clock.num_steps)
+    warm_up *= jnp.where(known, WARM_UP_SHARE * clock.num_steps, WARM_UP_STEPS)
+    to_the_end = (1 - progress) ** (POWER * power) / (1 + FADE * fade * progress)
+    endless = (1 + clock.step / DECAY_STEPS) ** (-DECAY * decay)
+    return jnp.minimum(1, (clock.step + 1) / jnp.maximum(1, warm_up)) * jnp.where(known, to_the_end, endless)
