@@ -144,7 +144,7 @@ class Corrected(NamedTuple):
 
     direction: np.ndarray
     sizes: np.ndarray  # exp of the outputs of the step network
-    schedule: float
+    schedules: np.ndarray
     scale: float
     wide: tuple[int, int]  # rows and columns
 
@@ -175,14 +175,22 @@ def corrected_nadam(
     nominal = mean * root * np.sqrt(1 - 0.99 ** (count + 1))
     hidden = np.maximum(context @ theta["step"]["Dense_0"]["kernel"] + theta["step"]["Dense_0"]["bias"], 0)
     steps = hidden @ theta["step"]["Dense_1"]["kernel"] + theta["step"]["Dense_1"]["bias"]
-    warm_up = max(1, round(num_steps / 50)) if known else 10
     return Corrected(
         direction=nominal + 0.3 * rms(nominal) * correction,
         sizes=np.exp(steps),
-        schedule=min(1, (count + 1) / warm_up) * (1 + np.cos(np.pi * progress)) / 2,
+        schedules=learned_schedules(theta["schedule"], count, num_steps),
         scale=np.sqrt(np.mean(param**2) + 1e-4),
         wide=param.reshape(-1, param.shape[-1]).shape if param.ndim else (1, 1),
     )
+
+
+def learned_schedules(theta: Theta, count: int, num_steps: float) -> np.ndarray:
+    w = {name: np.exp(3 * value) for name, value in theta.items()}
+    if np.isinf(num_steps):
+        warm_up = np.maximum(1, 3 * w["warm_up"])
+        return np.minimum(1, (count + 1) / warm_up) * (1 + count / 100) ** (-w["decay"] / 4)
+    warm_up, left = np.maximum(1, 0.003 * num_steps * w["warm_up"]), max(0, 1 - count / num_steps)
+    return np.minimum(1, (count + 1) / warm_up) * left ** w["power"] / (1 + w["fade"] * (1 - left))
 
 
 def nadam_mlp(
@@ -190,7 +198,7 @@ def nadam_mlp(
 ) -> np.ndarray:
     found = corrected_nadam(theta, gradients, param, count, num_steps)
     share = min(1, sum(1 / np.sqrt(n) for n in found.wide))
-    return -0.4 * found.schedule * found.sizes[0] * share * found.scale * found.direction
+    return -0.5 * found.schedules[0] * found.sizes[0] * share * found.scale * found.direction
 
 
 def muon_mlp(
@@ -207,8 +215,9 @@ def muon_mlp(
         matrix = ((left * values) @ right).reshape(param.shape) * (np.sqrt(rows) + np.sqrt(columns))
     found = corrected_nadam(theta, gradients, param, count, num_steps, matrix)
     share = min(1, sum(1 / np.sqrt(n) for n in found.wide))
-    nadam, muon = 0.1 * found.sizes[0] * share * found.direction, 0.008 * found.sizes[1] * matrix
-    return -found.schedule * found.scale * (nadam + muon)
+    nadam, muon = 0.13 * share * found.direction, 0.0104 * matrix
+    sizes = found.schedules * found.sizes * found.scale
+    return -(sizes[0] * nadam + sizes[1] * muon)
 
 
 def schedule(theta: Theta, count: int) -> float:

@@ -8,6 +8,8 @@ import pytest
 
 import learned_opt
 from learned_opt import as_optax, get_architecture
+from learned_opt._src.architectures.features import Clock
+from learned_opt._src.architectures.learned_schedule import init_schedules, schedules
 from tests.learned_opt import plain
 
 NADAM_MLP = get_architecture("nadam-mlp")
@@ -50,22 +52,42 @@ def test_updates_equal_the_plain_formula(name, num_steps):
     assert (num_steps > 7) == bool(np.abs(found[8]).max() > 1e-7)
 
 
-@pytest.mark.parametrize("num_steps", [100, None])
+@pytest.mark.parametrize("num_steps", [1000, None])
 def test_a_fresh_one_is_nadam(num_steps):
-    """With a warm-up over a fiftieth of the steps and a cosine, or with a warm-up over ten steps."""
+    """With its own schedule."""
     param = jax.random.normal(jax.random.key(2), (6, 8))
-    scale = jnp.sqrt(jnp.mean(param**2) + 1e-4) * (6**-0.5 + 8**-0.5)
+    scale = 0.5 * jnp.sqrt(jnp.mean(param**2) + 1e-4) * (6**-0.5 + 8**-0.5)
 
     def schedule(t):
-        if num_steps is None:
-            return 0.4 * scale * jnp.minimum(1, (t + 1) / 10)
-        cosine = optax.cosine_decay_schedule(0.4, num_steps)
-        return scale * jnp.minimum(1, (t + 1) / 2) * cosine(t)
+        end = (1 + t / 100) ** -0.25 if num_steps is None else (1 - t / 1000) / (1 + t / 1000)
+        return scale * jnp.minimum(1, (t + 1) / 3) * end
 
     expected = steps(optax.nadam(schedule, b1=0.9, b2=0.99), param, 20)
     found = steps(as_optax(NADAM_MLP, FRESH, num_steps=num_steps), param, 20)
     # Second moments have a floor of 1e-4 of their mean.
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-5)
+
+
+def test_each_number_of_a_schedule_has_the_effect_of_its_name():
+    def values(name, weight, num_steps):
+        theta = init_schedules(1)
+        theta[name] += weight
+        clocks = [Clock(jnp.int32(t), jnp.float32(num_steps)) for t in (0, 500, 999)]
+        return np.stack([schedules(theta, clock)[0] for clock in clocks])
+
+    for num_steps in (1000, np.inf):
+        fresh = values("decay", 0, num_steps)
+        first, middle, last = values("warm_up", 1, num_steps) / fresh
+        assert first < 0.1 and middle == last == 1
+    fresh = values("decay", 0, 1000)
+    first, middle, last = values("power", -0.2, 1000) / fresh  # decays later
+    assert first > 0.999 and 1.1 < middle < last
+    first, middle, last = values("fade", 0.2, 1000) / fresh  # decays earlier
+    assert first > 0.999 and last < middle < 0.95
+    np.testing.assert_array_equal(values("decay", 1, 1000), fresh)
+    fresh = values("decay", 0, np.inf)
+    first, middle, last = values("decay", 0.2, np.inf) / fresh
+    assert first == 1 and last < middle < 0.8
 
 
 def test_layers_stored_as_one_tensor_are_told_too():

@@ -44,15 +44,15 @@ def muon_mlp() -> LearnedOptimizer:
     With u the direction of NAdam, corrected as in ``nadam_mlp``, and O the orthogonal matrix nearest to
     ``0.9 m + 0.1 g``, a tensor moves by::
 
-        update = - schedule(t) scale (0.1 exp(a) u min(1, 1 / sqrt(rows) + 1 / sqrt(columns))
-                                      + 0.008 exp(b) O (sqrt(rows) + sqrt(columns)))
+        update = - scale (0.13 schedule_a(t) exp(a) u min(1, 1 / sqrt(rows) + 1 / sqrt(columns))
+                          + 0.0104 schedule_b(t) exp(b) O (sqrt(rows) + sqrt(columns)))
         scale = sqrt(mean(param^2) + 1e-4)
 
     Both terms are relative to the spectral norm of a random matrix of the size of the tensor. One network
     computes a and b from the context of the tensor; the correction has the inputs that it has in
     ``nadam_mlp``, and O. Vectors and matrices with a single row or column have no second term. A tensor with
-    more dimensions counts as a matrix whose columns are its last dimension. There are 411 weights. Schedule
-    and context are those of ``nadam_mlp``.
+    more dimensions counts as a matrix whose columns are its last dimension. There are 419 weights. The context
+    is that of ``nadam_mlp``, and each term has a schedule like the one there.
 
     Five Newton-Schulz iterations compute O: at least ``30 min(rows, columns)`` operations per entry.
 

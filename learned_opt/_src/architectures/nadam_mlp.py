@@ -23,28 +23,28 @@ from learned_opt._src.architectures.tensors import Tensors
 from learned_opt._src.learned_optimizer import LearnedOptimizer, Theta
 
 # For a fresh network: the size of a step where a matrix counts as having rank one.
-STEP_SCALE = 0.4
+STEP_SCALE = 0.5
 
 
 def nadam_mlp() -> LearnedOptimizer:
-    """NAdam with a cosine, corrected by two small networks: 16-16-1 per parameter, 10-8-1 per tensor.
+    """NAdam corrected by two small networks, with a learned schedule: 16-16-1 per parameter, 10-8-1 per tensor.
 
     With g the gradient, m and v NAdam's averages of g and g^2 (decays 0.9 and 0.99, bias-corrected), and rms
     the root mean square over a tensor, a tensor moves by::
 
         u = (0.9 m + 0.1 g) / sqrt(v)
-        update = - 0.4 schedule(t) exp(step(context)) scale (u + 0.3 rms(u) correction(features, context))
+        update = - 0.5 schedule(t) exp(step(context)) scale (u + 0.3 rms(u) correction(features, context))
         scale = sqrt(mean(param^2) + 1e-4) min(1, 1 / sqrt(rows) + 1 / sqrt(columns))
 
     The features of a parameter are its value, g and three averages of g (decays 0.5 to 0.99) over the root
     of v, and ``1 / sqrt(v)``; each is divided by its root mean square over the tensor. The context is the
     same for a whole tensor: how large each average is compared with the gradients that made it (1 where they
     all agree, small where they cancel), whether the tensor has fewer than two dimensions, the step number t,
-    the progress t / T, and T. There are 386 weights.
+    the progress t / T, and T. There are 390 weights.
 
-    If the number of steps T is known, schedule(t) is a warm-up over a fiftieth of the steps times a cosine to
-    zero. Otherwise it is a warm-up over ten steps and then 1. The networks learn anything beyond that: their
-    last layers start at zero, so that meta-training starts from NAdam.
+    schedule(t) is a warm-up followed by a decay, to zero at T if the number of steps T is known. Four numbers
+    of it are learned (``learned_schedule.schedules``); the networks learn anything beyond that. The weights of
+    the last layers and of the schedule start at zero, so that meta-training starts from NAdam.
 
     With `scale`, a step changes the output of a layer by a share that depends neither on its width nor on the
     units of its weights. A tensor with more dimensions counts as a matrix whose columns are its last
