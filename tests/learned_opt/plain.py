@@ -143,8 +143,7 @@ class Corrected(NamedTuple):
     """The common part of nadam_mlp and muon_mlp."""
 
     direction: np.ndarray
-    sizes: np.ndarray  # exp of the outputs of the step network
-    schedules: np.ndarray
+    sizes: np.ndarray  # schedules times powers of the shrinkage times exp of the step network's outputs
     scale: float
     wide: tuple[int, int]  # rows and columns
 
@@ -166,10 +165,24 @@ def corrected_nadam(
         np.log10(rms(m / (1 - d ** (count + 1))) / np.sqrt(expected))
         for m, d in zip(momenta, decays, strict=True)
     ]
+    level = ema([rms(g) for g in gradients], 0.999) / (1 - 0.999 ** (count + 1))
+    shrinkage = min(1, np.sqrt(expected) / level)
     known, progress = np.isfinite(num_steps), min(1, count / num_steps)
     early, late = np.tanh(count / 10 - 1), np.log10(1 + min(count, 20_000)) / 2 - 0.5
     length = np.log10(num_steps) / 2 - 1.25 if known else 0
-    context = np.array([*steady, param.ndim < 2, progress, 2 * progress**2 - 1, known, length, late, early])
+    context = np.array(
+        [
+            *steady,
+            param.ndim < 2,
+            np.log10(shrinkage),
+            progress,
+            2 * progress**2 - 1,
+            known,
+            length,
+            late,
+            early,
+        ]
+    )
     correction = network(theta["direction"], columns, 1e-20, context)[:, 0].reshape(param.shape)
     mean = 0.9 * momenta[1] / (1 - 0.9 ** (count + 2)) + 0.1 * gradients[-1] / (1 - 0.9 ** (count + 1))
     nominal = mean * root * np.sqrt(1 - 0.99 ** (count + 1))
@@ -177,8 +190,9 @@ def corrected_nadam(
     steps = hidden @ theta["step"]["Dense_1"]["kernel"] + theta["step"]["Dense_1"]["bias"]
     return Corrected(
         direction=nominal + 0.3 * rms(nominal) * correction,
-        sizes=np.exp(steps),
-        schedules=learned_schedules(theta["schedule"], count, num_steps),
+        sizes=learned_schedules(theta["schedule"], count, num_steps)
+        * shrinkage ** np.exp(3 * theta["shrinkage"])
+        * np.exp(steps),
         scale=np.sqrt(np.mean(param**2) + 1e-4),
         wide=param.reshape(-1, param.shape[-1]).shape if param.ndim else (1, 1),
     )
@@ -188,7 +202,7 @@ def learned_schedules(theta: Theta, count: int, num_steps: float) -> np.ndarray:
     w = {name: np.exp(3 * value) for name, value in theta.items()}
     if np.isinf(num_steps):
         warm_up = np.maximum(1, 3 * w["warm_up"])
-        return np.minimum(1, (count + 1) / warm_up) * (1 + count / 100) ** (-w["decay"] / 4)
+        return np.minimum(1, (count + 1) / warm_up) * (1 + count / 100) ** (-0.75 * w["decay"])
     warm_up, left = np.maximum(1, 0.003 * num_steps * w["warm_up"]), max(0, 1 - count / num_steps)
     return np.minimum(1, (count + 1) / warm_up) * left ** w["power"] / (1 + w["fade"] * (1 - left))
 
@@ -198,7 +212,7 @@ def nadam_mlp(
 ) -> np.ndarray:
     found = corrected_nadam(theta, gradients, param, count, num_steps)
     share = min(1, sum(1 / np.sqrt(n) for n in found.wide))
-    return -0.5 * found.schedules[0] * found.sizes[0] * share * found.scale * found.direction
+    return -0.5 * found.sizes[0] * share * found.scale * found.direction
 
 
 def muon_mlp(
@@ -216,8 +230,7 @@ def muon_mlp(
     found = corrected_nadam(theta, gradients, param, count, num_steps, matrix)
     share = min(1, sum(1 / np.sqrt(n) for n in found.wide))
     nadam, muon = 0.13 * share * found.direction, 0.0104 * matrix
-    sizes = found.schedules * found.sizes * found.scale
-    return -(sizes[0] * nadam + sizes[1] * muon)
+    return -found.scale * (found.sizes[0] * nadam + found.sizes[1] * muon)
 
 
 def schedule(theta: Theta, count: int) -> float:

@@ -54,18 +54,41 @@ def test_updates_equal_the_plain_formula(name, num_steps):
 
 @pytest.mark.parametrize("num_steps", [1000, None])
 def test_a_fresh_one_is_nadam(num_steps):
-    """With its own schedule."""
+    """With its own schedule, and apart from the shrinkage."""
     param = jax.random.normal(jax.random.key(2), (6, 8))
     scale = 0.5 * jnp.sqrt(jnp.mean(param**2) + 1e-4) * (6**-0.5 + 8**-0.5)
 
     def schedule(t):
-        end = (1 + t / 100) ** -0.25 if num_steps is None else (1 - t / 1000) / (1 + t / 1000)
+        end = (1 + t / 100) ** -0.75 if num_steps is None else (1 - t / 1000) / (1 + t / 1000)
         return scale * jnp.minimum(1, (t + 1) / 3) * end
 
     expected = steps(optax.nadam(schedule, b1=0.9, b2=0.99), param, 20)
-    found = steps(as_optax(NADAM_MLP, FRESH, num_steps=num_steps), param, 20)
+    theta = FRESH | {"shrinkage": FRESH["shrinkage"] - 10}
+    found = steps(as_optax(NADAM_MLP, theta, num_steps=num_steps), param, 20)
     # Second moments have a floor of 1e-4 of their mean.
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-5)
+
+
+def test_steps_shrink_with_the_gradients():
+    """In proportion to their average over the last thousand steps; larger gradients do not enlarge them."""
+    param, tx = jnp.ones((4, 4)), as_optax(NADAM_MLP, FRESH, num_steps=10**9)
+    gradient = gradients(1, (4, 4))[0]
+
+    @jax.jit
+    def last_of(factors):
+        def step(state, factor):
+            update, state = tx.update(factor * gradient, state, param)
+            return state, jnp.linalg.norm(update)
+
+        return jax.lax.scan(step, tx.init(param), factors)[1][-1]
+
+    before = jnp.ones(5000).at[:3].set(1e-3)
+    even = last_of(jnp.ones(6000))
+    smaller = last_of(jnp.concatenate([before, jnp.full(1000, 0.1)]))
+    level = (0.1 * (1 - 0.999**1000) + 0.999**1000) / 1
+    np.testing.assert_allclose(smaller / even, 0.1 / level, rtol=0.02)
+    larger = last_of(jnp.concatenate([before, jnp.full(1000, 100.0)]))
+    np.testing.assert_allclose(larger / even, 1, rtol=0.02)
 
 
 def test_each_number_of_a_schedule_has_the_effect_of_its_name():

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from learned_opt._src.architectures import features as ft
-from learned_opt._src.architectures.learned_schedule import init_schedules, progress_of
+from learned_opt._src.architectures.learned_schedule import RATE, init_schedules, progress_of, schedules
 from learned_opt._src.architectures.per_parameter import (
     PerParameterMLP,
     apply_network,
     init_network,
     rms_scale,
 )
+from learned_opt._src.architectures.per_tensor import Rule
 from learned_opt._src.architectures.relative_step import (
     EPSILON,
     MOMENT_DECAY,
     Means,
+    accumulate,
+    initial,
     inverse_root,
     steadiness,
 )
+from learned_opt._src.architectures.relative_step import Accumulators as Moments
 from learned_opt._src.architectures.tensors import Each, Entries, Tensors
 from learned_opt._src.learned_optimizer import Theta
 
@@ -31,12 +35,36 @@ STEP_HIDDEN = (8,)
 MOMENTUM_DECAYS = (0.5, 0.9, 0.99)
 NOMINAL = MOMENTUM_DECAYS.index(0.9)
 CORRECTION_SCALE = 0.3  # share of the correction for a fresh network
+# Decay of the average size of the gradients that the present size is compared with.
+LEVEL_DECAY = 0.999
+LEAST_SHRINKAGE = 1e-3
 # Time scale of the context's feature of the first steps, and the last step that it tells from later ones.
 EARLY, LAST_STEP = 10, 20_000
 
 NUM_FEATURES = 3 + len(MOMENTUM_DECAYS)
 NUM_TIME = 6  # time features in the context
-NUM_CONTEXT = len(MOMENTUM_DECAYS) + 1 + NUM_TIME
+NUM_CONTEXT = len(MOMENTUM_DECAYS) + 2 + NUM_TIME
+
+
+class Accumulators(NamedTuple):
+    """Accumulators of one tensor."""
+
+    momenta: jax.Array  # [k, *shape]
+    moments: jax.Array  # second moments, [1, *shape]
+    numbers: jax.Array  # average of the gradients' root mean square, [1]
+
+
+def rule_of(step: Callable[..., jax.Array], shaped: Any = None) -> Rule:
+    """A rule with the accumulators of this module."""
+    start = Accumulators(*initial(len(MOMENTUM_DECAYS)), ft.starting(ft.numbers, count=1))
+    return Rule(start, _accumulate, step, shaped, takes_num_steps=True)
+
+
+def _accumulate(theta: Theta, gradient: jax.Array, accumulators: Accumulators) -> Accumulators:
+    momenta, moments, level = accumulators
+    size = jnp.sqrt(jnp.mean(jnp.square(gradient)) + EPSILON)
+    averages = accumulate(MOMENTUM_DECAYS, theta, gradient, Moments(momenta, moments))
+    return Accumulators(*averages, ft.averaged(level, size, (LEVEL_DECAY,)))
 
 
 def networks(key: jax.Array, features: int, steps: int) -> Theta:
@@ -58,7 +86,7 @@ def networks(key: jax.Array, features: int, steps: int) -> Theta:
     nominal = {
         name: network | {last: jax.tree.map(jnp.zeros_like, network[last])} for name, network in theta.items()
     }
-    return nominal | {"schedule": init_schedules(steps)}
+    return nominal | {"schedule": init_schedules(steps), "shrinkage": jnp.zeros(steps)}
 
 
 def context_of(tensors: Tensors, means: Means, clock: ft.Clock) -> jax.Array:
@@ -66,7 +94,21 @@ def context_of(tensors: Tensors, means: Means, clock: ft.Clock) -> jax.Array:
     dtype, count = means.square.dtype, means.square.shape[1]
     time = jnp.broadcast_to(_time(clock).astype(dtype)[:, None], (NUM_TIME, count))
     steady = steadiness(means, clock.step, MOMENTUM_DECAYS)
-    return jnp.concatenate([steady, tensors.is_vector.astype(dtype), time])
+    shrunk = jnp.log10(shrinkage(tensors, means, clock))
+    return jnp.concatenate([steady, tensors.is_vector.astype(dtype), shrunk, time])
+
+
+def shrinkage(tensors: Tensors, means: Means, clock: ft.Clock) -> jax.Array:
+    """How much smaller the gradients of each tensor have become, 0.001 to 1, ``[1, T]``.
+
+    The root mean square over the last hundred steps, divided by its average over the last thousand.
+    """
+    assert tensors.numbers is not None
+    now, before = (
+        1 - jnp.array(decay, means.moment.dtype) ** (clock.step + 1) for decay in (MOMENT_DECAY, LEVEL_DECAY)
+    )
+    sizes = jnp.sqrt(means.moment / now + EPSILON)
+    return jnp.clip(sizes / (tensors.numbers / before), LEAST_SHRINKAGE, 1)
 
 
 def corrected(
@@ -90,9 +132,9 @@ def corrected(
     of_momentum, of_gradient = _nesterov(clock.step)
 
     def features(entries: Entries, each: Each) -> list[jax.Array]:
-        gradient, param, (momenta, moments), _ = entries
-        root = inverse_root(moments, means, each)
-        return [param, root, gradient * root, momenta * root, *seen(entries)]
+        gradient, param, own, _ = entries
+        root = inverse_root(own.moments, means, each)
+        return [param, root, gradient * root, own.momenta * root, *seen(entries)]
 
     def nominal(entries: Entries, each: Each) -> jax.Array:
         _, _, gradient, momenta, *_ = features(entries, each)
@@ -108,10 +150,26 @@ def corrected(
     return apply_network(theta, tensors, features, scale, context, direction)
 
 
-def log_sizes(theta: Theta, context: jax.Array, count: int) -> list[jax.Array]:
-    """What a network adds to the logarithms of `count` step sizes of each tensor, ``[1, T]`` each."""
-    outputs: Any = PerParameterMLP(STEP_HIDDEN, count).apply({"params": theta}, context.T)
-    return [outputs.T[i : i + 1] for i in range(count)]
+def step_sizes(
+    theta: Theta, tensors: Tensors, means: Means, context: jax.Array, clock: ft.Clock, count: int
+) -> list[jax.Array]:
+    """`count` step sizes of each tensor, relative to a nominal size, ``[1, T]`` each.
+
+    ``schedule(t) shrinkage^G exp(network(context))``, with ``G = exp(3 w)`` for a weight w.
+
+    Args:
+      theta: the weights.
+      tensors: the tensors.
+      means: the means over each of them.
+      context: the context of each of them.
+      clock: the position of the step in the run.
+      count: number of step sizes.
+    """
+    outputs: Any = PerParameterMLP(STEP_HIDDEN, count).apply({"params": theta["step"]}, context.T)
+    powers = jnp.exp(RATE * theta["shrinkage"])[:, None]
+    shrunk = jnp.exp(powers * jnp.log(shrinkage(tensors, means, clock)))
+    sizes = schedules(theta["schedule"], clock)[:, None] * shrunk * jnp.exp(outputs.T)
+    return [sizes[i : i + 1] for i in range(count)]
 
 
 def _nesterov(count: jax.Array) -> tuple[jax.Array, jax.Array]:

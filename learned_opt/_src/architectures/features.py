@@ -41,6 +41,11 @@ def accumulator(param: jax.Array, count: int) -> jax.Array:
     return jnp.broadcast_to(zeros(param)[None], (count, *param.shape))
 
 
+def numbers(param: jax.Array, count: int) -> jax.Array:
+    """Zeros ``[count]``, on the devices of the parameter."""
+    return jnp.broadcast_to(zeros(param).sum(), (count,))
+
+
 def starting(make: Callable[..., jax.Array], **settings: int) -> Any:
     """A function ``param -> array``: a placeholder for an array until there are parameters."""
     return partial(make, **settings)

@@ -11,7 +11,7 @@ from learned_opt._src.learned_optimizer import Theta
 # The numbers of a fresh schedule.
 WARM_UP_SHARE = 0.003  # of the steps, if their number is known
 WARM_UP_STEPS = 3  # otherwise
-POWER, FADE, DECAY = 1.0, 1.0, 0.25
+POWER, FADE, DECAY = 1.0, 1.0, 0.75
 DECAY_STEPS = 100
 # Weights are exponents of e, multiplied by this: with sigma = 0.1 a perturbation changes a number by a third.
 RATE = 3.0
@@ -34,8 +34,8 @@ def schedules(theta: Theta, clock: ft.Clock) -> jax.Array:
 
     With t steps taken, T steps in the run and p = t / T::
 
-        schedule = min(1, (t + 1) / max(1, 0.003 W T)) (1 - p)^A / (1 + B p)        if T is known
-        schedule = min(1, (t + 1) / max(1, 3 W)) / (1 + t / 100)^(C / 4)            otherwise
+        schedule = min(1, (t + 1) / max(1, 0.003 W T)) (1 - p)^A / (1 + B p)    if T is known
+        schedule = min(1, (t + 1) / max(1, 3 W)) / (1 + t / 100)^(3 C / 4)      otherwise
 
     W, A, B and C are ``exp(3 w)`` for the weights w.
 

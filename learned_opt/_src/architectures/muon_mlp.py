@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,14 +14,12 @@ from learned_opt._src.architectures.corrected_nadam import (
     NUM_FEATURES,
     context_of,
     corrected,
-    log_sizes,
     networks,
+    rule_of,
+    step_sizes,
 )
-from learned_opt._src.architectures.learned_schedule import schedules
-from learned_opt._src.architectures.per_tensor import Rule, per_tensor
+from learned_opt._src.architectures.per_tensor import per_tensor
 from learned_opt._src.architectures.relative_step import (
-    accumulate,
-    initial,
     means_of,
     relative_size,
     scale_of,
@@ -39,28 +36,26 @@ ITERATIONS = 5
 
 
 def muon_mlp() -> LearnedOptimizer:
-    """NAdam and Muon with a learned correction and step sizes: 17-16-1 per parameter, 10-8-2 per tensor.
+    """NAdam and Muon with a learned correction and step sizes: 18-16-1 per parameter, 11-8-2 per tensor.
 
     With u the direction of NAdam, corrected as in ``nadam_mlp``, and O the orthogonal matrix nearest to
     ``0.9 m + 0.1 g``, a tensor moves by::
 
-        update = - scale (0.13 schedule_a(t) exp(a) u min(1, 1 / sqrt(rows) + 1 / sqrt(columns))
-                          + 0.0104 schedule_b(t) exp(b) O (sqrt(rows) + sqrt(columns)))
+        update = - scale (0.13 a u min(1, 1 / sqrt(rows) + 1 / sqrt(columns))
+                          + 0.0104 b O (sqrt(rows) + sqrt(columns)))
         scale = sqrt(mean(param^2) + 1e-4)
 
-    Both terms are relative to the spectral norm of a random matrix of the size of the tensor. One network
-    computes a and b from the context of the tensor; the correction has the inputs that it has in
-    ``nadam_mlp``, and O. Vectors and matrices with a single row or column have no second term. A tensor with
-    more dimensions counts as a matrix whose columns are its last dimension. There are 419 weights. The context
-    is that of ``nadam_mlp``, and each term has a schedule like the one there.
+    Both terms are relative to the spectral norm of a random matrix of the size of the tensor. The sizes a and
+    b are computed like ``size`` in ``nadam_mlp``, by one network and two schedules. The correction has the
+    inputs that it has there, and O. Vectors and matrices with a single row or column have no second term. A
+    tensor with more dimensions counts as a matrix whose columns are its last dimension. It has 445 weights.
 
     Five Newton-Schulz iterations compute O: at least ``30 min(rows, columns)`` operations per entry.
 
     Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; Moudgil, Knyazev,
     Belilovsky, "Celo2", ICLR 2026, combines orthogonal directions with a learned one.
     """
-    start, average = initial(len(MOMENTUM_DECAYS)), partial(accumulate, MOMENTUM_DECAYS)
-    return per_tensor(_init_theta, Rule(start, average, _step, _shaped, takes_num_steps=True))
+    return per_tensor(_init_theta, rule_of(_step, _shaped))
 
 
 def _init_theta(key: jax.Array) -> Theta:
@@ -101,9 +96,8 @@ def _step(theta: Theta, tensors: Tensors, clock: ft.Clock) -> jax.Array:
         return (entries.shaped,)
 
     directions = corrected(theta["direction"], tensors, means, context, clock, seen)
-    a, b = log_sizes(theta["step"], context, 2)
-    schedule_a, schedule_b = schedules(theta["schedule"], clock)
-    of_nadam = relative_size(STEP_SCALE * schedule_a * jnp.exp(a), tensors, means)
-    of_muon = ORTHOGONAL_SCALE * schedule_b * jnp.exp(b) * scale_of(means)
+    of_nadam, of_muon = step_sizes(theta, tensors, means, context, clock, 2)
+    of_nadam = relative_size(STEP_SCALE * of_nadam, tensors, means)
+    of_muon = ORTHOGONAL_SCALE * of_muon * scale_of(means)
     sizes = tensors.each(jnp.concatenate([of_nadam, of_muon]).astype(context.dtype))
     return -(sizes[0] * directions + sizes[1] * tensors.entries.shaped[0])

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
-import jax.numpy as jnp
 
 from learned_opt._src.architectures import features as ft
 from learned_opt._src.architectures.corrected_nadam import (
-    MOMENTUM_DECAYS,
     NUM_FEATURES,
     context_of,
     corrected,
-    log_sizes,
     networks,
+    rule_of,
+    step_sizes,
 )
-from learned_opt._src.architectures.learned_schedule import schedules
-from learned_opt._src.architectures.per_tensor import Rule, per_tensor
-from learned_opt._src.architectures.relative_step import accumulate, initial, means_of, relative_size
+from learned_opt._src.architectures.per_tensor import per_tensor
+from learned_opt._src.architectures.relative_step import means_of, relative_size
 from learned_opt._src.architectures.tensors import Tensors
 from learned_opt._src.learned_optimizer import LearnedOptimizer, Theta
 
@@ -27,24 +23,29 @@ STEP_SCALE = 0.5
 
 
 def nadam_mlp() -> LearnedOptimizer:
-    """NAdam corrected by two small networks, with a learned schedule: 16-16-1 per parameter, 10-8-1 per tensor.
+    """NAdam corrected by two small networks: 17-16-1 per parameter, 11-8-1 per tensor.
 
     With g the gradient, m and v NAdam's averages of g and g^2 (decays 0.9 and 0.99, bias-corrected), and rms
     the root mean square over a tensor, a tensor moves by::
 
         u = (0.9 m + 0.1 g) / sqrt(v)
-        update = - 0.5 schedule(t) exp(step(context)) scale (u + 0.3 rms(u) correction(features, context))
+        update = - 0.5 size scale (u + 0.3 rms(u) correction(features, context))
+        size = schedule(t) shrinkage^G exp(step(context))
         scale = sqrt(mean(param^2) + 1e-4) min(1, 1 / sqrt(rows) + 1 / sqrt(columns))
 
     The features of a parameter are its value, g and three averages of g (decays 0.5 to 0.99) over the root
     of v, and ``1 / sqrt(v)``; each is divided by its root mean square over the tensor. The context is the
     same for a whole tensor: how large each average is compared with the gradients that made it (1 where they
-    all agree, small where they cancel), whether the tensor has fewer than two dimensions, the step number t,
-    the progress t / T, and T. There are 390 weights.
+    all agree, small where they cancel), whether the tensor has fewer than two dimensions, its shrinkage, the
+    step number t, the progress t / T, and T.
 
-    schedule(t) is a warm-up followed by a decay, to zero at T if the number of steps T is known. Four numbers
-    of it are learned (``learned_schedule.schedules``); the networks learn anything beyond that. The weights of
-    the last layers and of the schedule start at zero, so that meta-training starts from NAdam.
+    The shrinkage is the root mean square of the gradients over the last hundred steps divided by that over
+    the last thousand, at most 1. It tells a network that comes to fit all of its data, which needs ever
+    smaller steps, from one whose gradients are noise, and it does not depend on units.
+
+    schedule(t) is a warm-up followed by a decay, to zero at T if the number of steps T is known. Four of its
+    numbers and G are learned, and the networks learn anything beyond that. There are 415 weights. The last
+    layers and the schedule start with weights of zero, so that meta-training starts from NAdam.
 
     With `scale`, a step changes the output of a layer by a share that depends neither on its width nor on the
     units of its weights. A tensor with more dimensions counts as a matrix whose columns are its last
@@ -55,8 +56,7 @@ def nadam_mlp() -> LearnedOptimizer:
     Harrison, Metz, Sohl-Dickstein, "A closer look at learned optimization: stability, robustness, and
     inductive biases", NeurIPS 2022; and the network from Metz et al., ICML 2019.
     """
-    start, average = initial(len(MOMENTUM_DECAYS)), partial(accumulate, MOMENTUM_DECAYS)
-    return per_tensor(_init_theta, Rule(start, average, _step, takes_num_steps=True))
+    return per_tensor(_init_theta, rule_of(_step))
 
 
 def _init_theta(key: jax.Array) -> Theta:
@@ -67,7 +67,6 @@ def _step(theta: Theta, tensors: Tensors, clock: ft.Clock) -> jax.Array:
     means = means_of(tensors)
     context = context_of(tensors, means, clock)
     directions = corrected(theta["direction"], tensors, means, context, clock)
-    (step,) = log_sizes(theta["step"], context, 1)
-    (schedule,) = schedules(theta["schedule"], clock)
-    size = relative_size(STEP_SCALE * schedule * jnp.exp(step), tensors, means)
+    (size,) = step_sizes(theta, tensors, means, context, clock, 1)
+    size = relative_size(STEP_SCALE * size, tensors, means)
     return -tensors.each(size.astype(context.dtype))[0] * directions

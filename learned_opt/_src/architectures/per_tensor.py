@@ -38,7 +38,8 @@ class Rule(NamedTuple):
 
     Attributes:
       initial: a NamedTuple of functions ``param -> array``, the initial accumulators of a tensor. One field
-        is ``momenta``, averages ``[k, *shape]`` of the gradient, the slowest last.
+        is ``momenta``, averages ``[k, *shape]`` of the gradient, the slowest last. A field ``numbers``,
+        ``[k]``, is for numbers that describe the whole tensor.
       accumulate: ``(theta, gradient, accumulators) -> accumulators``, from those of the previous step to
         those of this one, for one tensor in its own shape.
       step: ``(theta, tensors, clock) -> [...]``, the update of each entry of some tensors, to be added. Their
@@ -60,6 +61,11 @@ class Rule(NamedTuple):
     def has_factored(self) -> bool:
         """Whether its accumulators have factored moments."""
         return "factored" in self.initial._fields
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether its accumulators have numbers that describe a whole tensor."""
+        return "numbers" in self.initial._fields
 
 
 def per_tensor(
@@ -134,14 +140,14 @@ def _update(
     outcomes: list[Any] = list(zip(params, accumulators, strict=True))  # right for tensors without entries
     for group in _groups(params, spread):
         own_theta = jax.tree.map(lambda w, like=params[group[0]]: w.astype(like.dtype), theta)
-        after, pieces = _accumulated(
+        after, pieces, numbers = _accumulated(
             rule, own_theta, *([xs[i] for i in group] for xs in (gradients, params, accumulators))
         )
         if spread[group[0]]:
             entries = jax.tree.map(lambda x: x[0], pieces, is_leaf=lambda x: isinstance(x, list))
-            steps = [_step(rule, own_theta, Whole(entries), clock)]
+            steps = [_step(rule, own_theta, Whole(entries, numbers), clock)]
         else:
-            packed = Packed([params[i].shape for i in group], pieces)
+            packed = Packed([params[i].shape for i in group], pieces, numbers)
             steps = packed.unpacked(_step(rule, own_theta, packed, clock))
         for i, outcome in zip(group, zip(steps, after, strict=True), strict=True):
             outcomes[i] = outcome
@@ -154,8 +160,8 @@ def _accumulated(
     gradients: Sequence[jax.Array],
     params: Sequence[jax.Array],
     accumulators: Sequence[Accumulators],
-) -> tuple[list[Accumulators], Entries]:
-    """The next accumulators of some tensors, and their entries, as lists of arrays."""
+) -> tuple[list[Accumulators], Entries, jax.Array | None]:
+    """The next accumulators of some tensors; their entries, as lists of arrays; and their numbers."""
     # Under ``jit`` tensors of equal shape are traced once.
     accumulate = jax.jit(lambda theta, gradient, own: rule.accumulate(theta, ft.finite(gradient), own))
     after = [accumulate(theta, g, own) for g, own in zip(gradients, accumulators, strict=True)]
@@ -166,9 +172,13 @@ def _accumulated(
         if rule.has_factored:
             after = [own._replace(factored=moments) for own, moments in zip(after, factored, strict=True)]
             seen = [own._replace(factored=None) for own in after]
+    numbers = None
+    if rule.has_numbers:
+        numbers = jnp.stack([own.numbers for own in seen], axis=1)
+        seen = [own._replace(numbers=None) for own in seen]
     known: list[Any] = [[g[None] for g in gradients], [p[None] for p in params]]
     known += [jax.tree.map(lambda *xs: list(xs), *trees) if trees else None for trees in (seen, shaped)]
-    return after, Entries(*known)
+    return after, Entries(*known), numbers
 
 
 def _shaped(

@@ -57,8 +57,8 @@ def means_of(tensors: Tensors) -> Means:
     """The means over each tensor, in one pass over the entries."""
 
     def each_entry(entries: Entries, each: Each) -> jax.Array:
-        momenta, moments = entries.accumulated
-        return jnp.concatenate([moments, jnp.square(entries.param), jnp.square(momenta)])
+        own = entries.accumulated
+        return jnp.concatenate([own.moments, jnp.square(entries.param), jnp.square(own.momenta)])
 
     means = tensors.mean(each_entry)
     return Means(means[:1], means[1:2], means[2:])

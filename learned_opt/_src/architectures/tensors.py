@@ -40,7 +40,7 @@ class Entries(NamedTuple):
 
     gradient: jax.Array  # [1, ...]
     param: jax.Array  # [1, ...]
-    accumulated: Any  # NamedTuple of arrays [k, ...]; those of other shapes (factored moments) are None
+    accumulated: Any  # NamedTuple of arrays [k, ...]; those of other shapes are None
     shaped: Any = None  # the rule's arrays from rows and columns, [k, ...]
 
 
@@ -50,6 +50,7 @@ class Tensors(Protocol):
     shapes: Sequence[Shape]
     is_vector: jax.Array  # whether each has fewer than two dimensions, [1, T]
     entries: Entries
+    numbers: jax.Array | None  # the accumulators that are numbers of a whole tensor, [k, T]
 
     def each(self, numbers: jax.Array) -> jax.Array:
         """Values per tensor, ``[k, T]`` or ``[k, 1]`` for all, in a shape that broadcasts with entries."""
@@ -71,8 +72,8 @@ class Tensors(Protocol):
 class Whole:
     """One tensor in its own shape."""
 
-    def __init__(self, entries: Entries) -> None:
-        self.entries = entries
+    def __init__(self, entries: Entries, numbers: jax.Array | None = None) -> None:
+        self.entries, self.numbers = entries, numbers
         self.shapes: Sequence[Shape] = [entries.param.shape[1:]]
         self.is_vector = _are_vectors(self.shapes)
 
@@ -97,14 +98,16 @@ class Whole:
 class Packed:
     """Tensors one after another, in strips: arrays of entries are ``[k, strips, 64]``."""
 
-    def __init__(self, shapes: Sequence[Shape], pieces: Entries) -> None:
+    def __init__(self, shapes: Sequence[Shape], pieces: Entries, numbers: jax.Array | None = None) -> None:
         """Pack some tensors. A single tensor that fills whole blocks is not copied.
 
         Args:
           shapes: their shapes.
           pieces: the entries, with a list in place of each array. Its items are for one tensor each,
             ``[k, *shape]``, or for n neighbours of equal shape, ``[k, n, *shape]``.
+          numbers: see ``Tensors``.
         """
+        self.numbers = numbers
         self.shapes = shapes
         self.is_vector = _are_vectors(self.shapes)
         self._sizes = np.array([np.prod(shape, dtype=int) for shape in self.shapes])
