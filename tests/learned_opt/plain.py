@@ -188,8 +188,9 @@ def corrected_nadam(
     nominal = mean * root * np.sqrt(1 - 0.99 ** (count + 1))
     hidden = np.maximum(context @ theta["step"]["Dense_0"]["kernel"] + theta["step"]["Dense_0"]["bias"], 0)
     steps = hidden @ theta["step"]["Dense_1"]["kernel"] + theta["step"]["Dense_1"]["bias"]
+    direction = nominal + 0.3 * rms(nominal) * correction
     return Corrected(
-        direction=nominal + 0.3 * rms(nominal) * correction,
+        direction=rms(nominal) * direction / rms(direction),
         sizes=learned_schedules(theta["schedule"], count, num_steps)
         * shrinkage ** np.exp(3 * theta["shrinkage"])
         * np.exp(steps),

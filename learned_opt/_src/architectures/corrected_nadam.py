@@ -121,6 +121,9 @@ def corrected(
 ) -> jax.Array:
     """NAdam's direction with the correction of a network, ``[...]``.
 
+    It has the root mean square over each tensor that NAdam's has, so a correction does not change the size of
+    steps, and truncated backpropagation can learn it without making them too small.
+
     Args:
       theta: weights of the network.
       tensors: the tensors.
@@ -147,7 +150,9 @@ def corrected(
     def direction(outputs: jax.Array, entries: Entries, each: Each) -> jax.Array:
         return nominal(entries, each) + CORRECTION_SCALE * each(nominal_rms)[0] * outputs[0]
 
-    return apply_network(theta, tensors, features, scale, context, direction)
+    directions = apply_network(theta, tensors, features, scale, context, direction)
+    own_rms = jnp.sqrt(EPSILON + tensors.mean_square(directions))
+    return directions * tensors.each(nominal_rms / own_rms)[0]
 
 
 def step_sizes(

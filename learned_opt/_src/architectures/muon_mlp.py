@@ -38,10 +38,10 @@ ITERATIONS = 5
 def muon_mlp() -> LearnedOptimizer:
     """NAdam and Muon with a learned correction and step sizes: 18-16-1 per parameter, 11-8-2 per tensor.
 
-    With u the direction of NAdam, corrected as in ``nadam_mlp``, and O the orthogonal matrix nearest to
+    With u and c as in ``nadam_mlp``, d = ``rms(u) c / rms(c)``, and O the orthogonal matrix nearest to
     ``0.9 m + 0.1 g``, a tensor moves by::
 
-        update = - scale (0.13 a u min(1, 1 / sqrt(rows) + 1 / sqrt(columns))
+        update = - scale (0.13 a d min(1, 1 / sqrt(rows) + 1 / sqrt(columns))
                           + 0.0104 b O (sqrt(rows) + sqrt(columns)))
         scale = sqrt(mean(param^2) + 1e-4)
 

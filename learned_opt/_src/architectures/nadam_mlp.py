@@ -29,7 +29,8 @@ def nadam_mlp() -> LearnedOptimizer:
     the root mean square over a tensor, a tensor moves by::
 
         u = (0.9 m + 0.1 g) / sqrt(v)
-        update = - 0.5 size scale (u + 0.3 rms(u) correction(features, context))
+        c = u + 0.3 rms(u) correction(features, context)
+        update = - 0.5 size scale rms(u) c / rms(c)
         size = schedule(t) shrinkage^G exp(step(context))
         scale = sqrt(mean(param^2) + 1e-4) min(1, 1 / sqrt(rows) + 1 / sqrt(columns))
 
