@@ -70,7 +70,7 @@ def test_a_fresh_one_is_nadam(num_steps):
 
 
 def test_steps_shrink_with_the_gradients():
-    """In proportion to their average over the last thousand steps; larger gradients do not enlarge them."""
+    """In proportion, but to no less than 0.03; larger gradients do not enlarge them."""
     param, tx = jnp.ones((4, 4)), as_optax(NADAM_MLP, FRESH, num_steps=10**9)
     gradient = gradients(1, (4, 4))[0]
 
@@ -82,13 +82,15 @@ def test_steps_shrink_with_the_gradients():
 
         return jax.lax.scan(step, tx.init(param), factors)[1][-1]
 
-    before = jnp.ones(5000).at[:3].set(1e-3)
+    before = jnp.ones(5000)
     even = last_of(jnp.ones(6000))
     smaller = last_of(jnp.concatenate([before, jnp.full(1000, 0.1)]))
-    level = (0.1 * (1 - 0.999**1000) + 0.999**1000) / 1
+    level = np.sqrt(0.1**2 * (1 - 0.999**1000) + 0.999**1000)
     np.testing.assert_allclose(smaller / even, 0.1 / level, rtol=0.02)
     larger = last_of(jnp.concatenate([before, jnp.full(1000, 100.0)]))
     np.testing.assert_allclose(larger / even, 1, rtol=0.02)
+    vanishing = last_of(jnp.concatenate([before, jnp.full(3000, 1e-3)]))
+    np.testing.assert_allclose(vanishing / even, 0.03, rtol=0.02)
 
 
 def test_each_number_of_a_schedule_has_the_effect_of_its_name():

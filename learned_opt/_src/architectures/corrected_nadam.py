@@ -35,9 +35,9 @@ STEP_HIDDEN = (8,)
 MOMENTUM_DECAYS = (0.5, 0.9, 0.99)
 NOMINAL = MOMENTUM_DECAYS.index(0.9)
 CORRECTION_SCALE = 0.3  # share of the correction for a fresh network
-# Decay of the average size of the gradients that the present size is compared with.
+# Decay of the average of squared gradients that the present one is compared with.
 LEVEL_DECAY = 0.999
-LEAST_SHRINKAGE = 1e-3
+LEAST_SHRINKAGE = 0.03  # a few huge gradients at first do not stop the steps for long
 # Time scale of the context's feature of the first steps, and the last step that it tells from later ones.
 EARLY, LAST_STEP = 10, 20_000
 
@@ -51,7 +51,7 @@ class Accumulators(NamedTuple):
 
     momenta: jax.Array  # [k, *shape]
     moments: jax.Array  # second moments, [1, *shape]
-    numbers: jax.Array  # average of the gradients' root mean square, [1]
+    numbers: jax.Array  # average of the gradients' mean square, [1]
 
 
 def rule_of(step: Callable[..., jax.Array], shaped: Any = None) -> Rule:
@@ -62,9 +62,8 @@ def rule_of(step: Callable[..., jax.Array], shaped: Any = None) -> Rule:
 
 def _accumulate(theta: Theta, gradient: jax.Array, accumulators: Accumulators) -> Accumulators:
     momenta, moments, level = accumulators
-    size = jnp.sqrt(jnp.mean(jnp.square(gradient)) + EPSILON)
     averages = accumulate(MOMENTUM_DECAYS, theta, gradient, Moments(momenta, moments))
-    return Accumulators(*averages, ft.averaged(level, size, (LEVEL_DECAY,)))
+    return Accumulators(*averages, ft.averaged(level, jnp.mean(jnp.square(gradient)), (LEVEL_DECAY,)))
 
 
 def networks(key: jax.Array, features: int, steps: int) -> Theta:
@@ -99,16 +98,16 @@ def context_of(tensors: Tensors, means: Means, clock: ft.Clock) -> jax.Array:
 
 
 def shrinkage(tensors: Tensors, means: Means, clock: ft.Clock) -> jax.Array:
-    """How much smaller the gradients of each tensor have become, 0.001 to 1, ``[1, T]``.
+    """How much smaller the gradients of each tensor have become, 0.03 to 1, ``[1, T]``.
 
-    The root mean square over the last hundred steps, divided by its average over the last thousand.
+    Their root mean square over the last hundred steps, divided by that over the last thousand.
     """
     assert tensors.numbers is not None
     now, before = (
         1 - jnp.array(decay, means.moment.dtype) ** (clock.step + 1) for decay in (MOMENT_DECAY, LEVEL_DECAY)
     )
-    sizes = jnp.sqrt(means.moment / now + EPSILON)
-    return jnp.clip(sizes / (tensors.numbers / before), LEAST_SHRINKAGE, 1)
+    ratio = (means.moment / now + EPSILON) / (tensors.numbers / before + EPSILON)
+    return jnp.sqrt(jnp.clip(ratio, LEAST_SHRINKAGE**2, 1))
 
 
 def corrected(
