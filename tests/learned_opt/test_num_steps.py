@@ -71,7 +71,8 @@ def test_a_fresh_one_is_nadam(num_steps):
 
 def test_steps_shrink_with_the_gradients():
     """In proportion, but to no less than 0.03; larger gradients do not enlarge them."""
-    param, tx = jnp.ones((4, 4)), as_optax(NADAM_MLP, FRESH, num_steps=10**9)
+    schedule = FRESH["schedule"] | {"warm_up": FRESH["schedule"]["warm_up"] - 10}
+    param, tx = jnp.ones((4, 4)), as_optax(NADAM_MLP, FRESH | {"schedule": schedule}, num_steps=10**9)
     gradient = gradients(1, (4, 4))[0]
 
     @jax.jit
