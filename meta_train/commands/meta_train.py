@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.filesize import decimal
 
-from learned_opt import UserError
+from learned_opt import UserError, read
 from learned_opt._src.errors import printable
 from meta_train.commands import agent
 from meta_train.commands.console import new_console
@@ -166,7 +166,7 @@ def command(argv: Sequence[str]) -> None:
         f"meta-train: loading the data of {printable(config.task.name)}, then compiling an update"
     )
     with lost_process_detected(), contextlib.ExitStack() as held:
-        setup = prepare(config)
+        setup = prepare(config, read(start_from).theta if config.learn and start_from else None)
         processes.connect(setup.devices)
         console.quiet = not processes.is_primary()
         if arguments.estimate:

@@ -118,6 +118,8 @@ class Config:
     ] = "muon-mlp"
     start_from: str | None = None
     """Weights to start from: an optimizer file, a run folder, or the name of a pretrained optimizer."""
+    learn: tuple[str, ...] = ()
+    """Parts of theta to learn, such as direction or step/Dense_1, while the rest stays; by default all."""
     updates: int = 560
     """Number of outer updates; a resumed run may be given more, which also lengthens its cosine."""
     seed: int = 0
@@ -343,6 +345,7 @@ def to_dict(config: Config) -> dict[str, Any]:
     """The configuration as plain JSON values."""
     values = dataclasses.asdict(config)
     values["task"]["hidden"] = list(config.task.hidden)
+    values["learn"] = list(config.learn)
     values["data_dir"] = config.data_dir and str(config.data_dir)
     return values
 

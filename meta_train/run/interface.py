@@ -69,8 +69,8 @@ def learn(
         optimizer. Without ``optimizer``, the architecture is theirs.
       show: whether to show progress.
       **settings: the settings of ``meta-train`` (docs/meta-training.md): ``optimizer``, ``estimator``,
-        ``updates``, ``seed``; ``hidden``, ``batch_size``, ``horizon``, ``objective`` of the task; ``sigma``,
-        ``truncation``, ``particles``, ``perturbation_period``, ``analytic`` of the estimator;
+        ``updates``, ``seed``, ``learn``; ``hidden``, ``batch_size``, ``horizon``, ``objective`` of the task;
+        ``sigma``, ``truncation``, ``particles``, ``perturbation_period``, ``analytic`` of the estimator;
         ``outer_optimizer``, ``learning_rate``, ``final_fraction`` of the outer loop; ``devices``, ``chunk``,
         ``data_dir``. The defaults are those of the command.
 
@@ -104,7 +104,7 @@ def learn(
     validate(config)
     path = origin(config)
     weights = learned_opt.read(path) if path else None
-    setup = prepare(config)
+    setup = prepare(config, weights.theta if weights else None)
     # A notebook pretends to be a terminal, but its cells show a live line as a heap of control characters.
     console = Console(quiet=not show, force_jupyter=False, force_terminal=sys.stdout.isatty())
     state = start(config, setup, weights.theta if weights else None)
@@ -155,7 +155,7 @@ class Learned:
     @property
     def theta(self) -> Theta:
         """The weights, a nested dict of float32 arrays."""
-        return jax.tree.map(np.asarray, self._state.theta)
+        return jax.tree.map(np.asarray, self._setup.complete(self._state.theta))
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
@@ -205,7 +205,8 @@ class Learned:
         Args:
           **options: those of ``learned_opt.as_optax``, such as ``num_steps`` and ``weight_decay``.
         """
-        return learned_opt.as_optax(self._setup.training.optimizer, self.theta, **options)
+        optimizer = learned_opt.get_architecture(self.config.optimizer)
+        return learned_opt.as_optax(optimizer, self.theta, **options)
 
     def compare(
         self, *, steps: int | None = None, seeds: int | None = None, learning_rates: int | None = None

@@ -81,6 +81,8 @@ def summary(config: Config, records: Sequence[Mapping[str, Any]], start_from: st
     said = {name: settings[name] for name in ("task", "estimator", "outer", "updates", "seed")}
     if start_from:
         said["start_from"] = start_from
+    if config.learn:
+        said["learn"] = settings["learn"]
     said["inner_steps"] = int(sum(record["steps"] for record in records))
     said["final_meta_loss"] = float(np.mean(last)) if last else None
     return said

@@ -76,7 +76,7 @@ def meta_train(
                 console.print(tracker.status, highlight=False, markup=False)
             outputs = Outputs(folder, store, console, tracker, stop)
             theta = learn(config, setup, begun, outputs)
-            export(config, folder, theta)
+            export(config, folder, setup.complete(theta))
             console.print(f"optimizer: {folder.optimizer}", highlight=False, markup=False, soft_wrap=True)
             report(config, setup, theta, outputs)
     # A process that exits before the report is written would be considered lost.
@@ -173,7 +173,7 @@ def report(config: Config, setup: Setup, theta: Theta, outputs: Outputs) -> None
     suite = compared(setup, theta, config.task.objective, config.evaluation, console, check)
     if is_primary():
         # The optimizer file already exists; now its card is added.
-        export(config, folder, theta, [card(comparison, "learned") for comparison in suite])
+        export(config, folder, setup.complete(theta), [card(comparison, "learned") for comparison in suite])
         tracker.artifact(folder.optimizer, {"config": to_dict(config)})
         _write_report(config, folder, suite, tracker)
     print_suite(suite, console)

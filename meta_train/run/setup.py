@@ -21,6 +21,7 @@ from meta_train.estimators.base import Estimator, Theta
 from meta_train.outer.loop import RunState, initial_state
 from meta_train.outer.mixture import mixture
 from meta_train.outer.optimizers import outer_optimizer
+from meta_train.outer.parts import completed, learning_part
 from meta_train.outer.population import Population, population
 from meta_train.run.config import Config, start_file
 
@@ -32,6 +33,7 @@ class Setup(NamedTuple):
     populate: Callable[[int], Population]  # from a number of units (antithetic pairs, or single particles)
     population: Population  # with the configured number of units
     outer_optimizer: optax.GradientTransformation
+    complete: Callable[[Theta], Theta]  # all weights of the optimizer, from those that are learned
     devices: int
     chunk: int  # particles that a device works on at once
     units_at_once: int  # units that a device works on at once
@@ -42,12 +44,17 @@ class Setup(NamedTuple):
         return next(iter(self.trainings.values()))
 
 
-def prepare(config: Config) -> Setup:
+def prepare(config: Config, theta: Theta | None = None) -> Setup:
     """Load the data, and build the problem and its population.
+
+    Args:
+      config: the settings.
+      theta: the weights that the run starts from; None for fresh ones.
 
     Raises:
       UserError: the data is missing, the particles cannot be spread over the devices, the estimator does not
-        support the task, or a device has too little memory even for the particles or their minibatches.
+        support the task, the optimizer has no such parts to learn, or a device has too little memory even for
+        the particles or their minibatches.
     """
     devices = start_devices(config.devices, config.estimator.units)
     task = find_task(config.task.name).build(config.task.settings)
@@ -59,6 +66,11 @@ def prepare(config: Config) -> Setup:
     if method.particles == 2:
         estimator = partial(estimator, chunk=chunk)
     trainings = [training_of(each, optimizer, config.task.objective) for each in tasks.values()]
+    weights: Theta = {}
+    if config.learn:
+        weights = _initial(config, trainings[0], theta)
+        partly = learning_part(optimizer, weights, config.learn)
+        trainings = [training_of(each, partly, config.task.objective) for each in tasks.values()]
     at_once = max(1, chunk // method.particles)
     # What can be known without data and without compiling anything is checked first.
     particles = sum(_bytes_of_unit(estimator, each) for each in trainings) * config.estimator.units // devices
@@ -77,6 +89,7 @@ def prepare(config: Config) -> Setup:
         populate=populate,
         population=populate(config.estimator.units),
         outer_optimizer=outer_optimizer(config.outer, config.updates),
+        complete=partial(completed, weights),
         devices=devices,
         chunk=chunk,
         units_at_once=at_once,
@@ -152,11 +165,21 @@ def start(config: Config, setup: Setup, theta: Theta | None = None) -> RunState:
     Raises:
       UserError: the weights are for a different number of parameter tensors than the task has.
     """
-    key = jax.random.key(config.seed)
-    fresh = jax.jit(setup.training.init_theta)(jax.random.fold_in(key, 0))
+    # If only a part is learned, `prepare` has taken the initial weights.
+    theta = _initial(config, setup.training, None if config.learn else theta)
+    return initial_state(setup.population, setup.outer_optimizer, theta, jax.random.key(config.seed))
+
+
+def _initial(config: Config, training: Training | FamilyTraining, theta: Theta | None) -> Theta:
+    """The weights that a run starts from: those given, or fresh ones.
+
+    Raises:
+      UserError: they are for a different number of parameter tensors than the task has.
+    """
+    fresh = jax.jit(training.init_theta)(jax.random.fold_in(jax.random.key(config.seed), 0))
     theta = fresh if theta is None else jax.tree.map(jnp.asarray, theta)
     if jax.tree.map(jnp.shape, theta) != jax.tree.map(jnp.shape, fresh):
         raise UserError(
             "--start-from holds hyperparameters for a different number of tensors than the task has"
         )
-    return initial_state(setup.population, setup.outer_optimizer, theta, key)
+    return theta
