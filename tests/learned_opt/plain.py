@@ -165,7 +165,8 @@ def corrected_nadam(
         np.log10(rms(m / (1 - d ** (count + 1))) / np.sqrt(expected))
         for m, d in zip(momenta, decays, strict=True)
     ]
-    level = ema([rms(g) for g in gradients], 0.999, 2) / (1 - 0.999 ** (count + 1))
+    squares = [ema(gradients[: t + 1], 0.99, 2).mean() / (1 - 0.99 ** (t + 1)) for t in range(count + 1)]
+    level = ema(squares, 0.999) / (1 - 0.999 ** (count + 1))
     shrinkage = max(0.03, min(1, np.sqrt(expected / level)))
     known, progress = np.isfinite(num_steps), min(1, count / num_steps)
     early, late = np.tanh(count / 10 - 1), np.log10(1 + min(count, 20_000)) / 2 - 0.5

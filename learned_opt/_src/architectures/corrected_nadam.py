@@ -51,19 +51,18 @@ class Accumulators(NamedTuple):
 
     momenta: jax.Array  # [k, *shape]
     moments: jax.Array  # second moments, [1, *shape]
-    numbers: jax.Array  # average of the gradients' mean square, [1]
+    numbers: jax.Array  # a slow average of the mean of the second moments, [1]
 
 
-def rule_of(step: Callable[..., jax.Array], shaped: Any = None) -> Rule:
+def rule_of(step: Callable[..., Any], shaped: Any = None) -> Rule:
     """A rule with the accumulators of this module."""
     start = Accumulators(*initial(len(MOMENTUM_DECAYS)), ft.starting(ft.numbers, count=1))
     return Rule(start, _accumulate, step, shaped, takes_num_steps=True)
 
 
-def _accumulate(theta: Theta, gradient: jax.Array, accumulators: Accumulators) -> Accumulators:
-    momenta, moments, level = accumulators
-    averages = accumulate(MOMENTUM_DECAYS, theta, gradient, Moments(momenta, moments))
-    return Accumulators(*averages, ft.averaged(level, jnp.mean(jnp.square(gradient)), (LEVEL_DECAY,)))
+def _accumulate(theta: Theta, gradient: jax.Array, own: Accumulators) -> Accumulators:
+    averages = accumulate(MOMENTUM_DECAYS, theta, gradient, Moments(own.momenta, own.moments))
+    return Accumulators(*averages, own.numbers)
 
 
 def networks(key: jax.Array, features: int, steps: int) -> Theta:
@@ -88,26 +87,27 @@ def networks(key: jax.Array, features: int, steps: int) -> Theta:
     return nominal | {"schedule": init_schedules(steps), "shrinkage": jnp.zeros(steps)}
 
 
-def context_of(tensors: Tensors, means: Means, clock: ft.Clock) -> jax.Array:
+def context_of(tensors: Tensors, means: Means, shrinkage: jax.Array, clock: ft.Clock) -> jax.Array:
     """The inputs of both networks that describe each tensor and the time, ``[NUM_CONTEXT, T]``."""
     dtype, count = means.square.dtype, means.square.shape[1]
     time = jnp.broadcast_to(_time(clock).astype(dtype)[:, None], (NUM_TIME, count))
     steady = steadiness(means, clock.step, MOMENTUM_DECAYS)
-    shrunk = jnp.log10(shrinkage(tensors, means, clock))
-    return jnp.concatenate([steady, tensors.is_vector.astype(dtype), shrunk, time])
+    return jnp.concatenate([steady, tensors.is_vector.astype(dtype), jnp.log10(shrinkage), time])
 
 
-def shrinkage(tensors: Tensors, means: Means, clock: ft.Clock) -> jax.Array:
-    """How much smaller the gradients of each tensor have become, 0.03 to 1, ``[1, T]``.
+def shrinkage_of(tensors: Tensors, means: Means, clock: ft.Clock) -> tuple[jax.Array, jax.Array]:
+    """How much smaller the gradients of each tensor have become, 0.03 to 1; and the next numbers. ``[1, T]``.
 
     Their root mean square over the last hundred steps, divided by that over the last thousand.
     """
-    assert tensors.numbers is not None
-    now, before = (
+    share, slow_share = (
         1 - jnp.array(decay, means.moment.dtype) ** (clock.step + 1) for decay in (MOMENT_DECAY, LEVEL_DECAY)
     )
-    ratio = (means.moment / now + EPSILON) / (tensors.numbers / before + EPSILON)
-    return jnp.sqrt(jnp.clip(ratio, LEAST_SHRINKAGE**2, 1))
+    square = means.moment / share
+    assert tensors.numbers is not None  # the accumulators have them
+    (level,) = ft.averaged(tensors.numbers, square[0], (LEVEL_DECAY,))
+    ratio = (square + EPSILON) / (level / slow_share + EPSILON)
+    return jnp.sqrt(jnp.clip(ratio, LEAST_SHRINKAGE**2, 1)), level[None]
 
 
 def corrected(
@@ -155,7 +155,7 @@ def corrected(
 
 
 def step_sizes(
-    theta: Theta, tensors: Tensors, means: Means, context: jax.Array, clock: ft.Clock, count: int
+    theta: Theta, context: jax.Array, shrinkage: jax.Array, clock: ft.Clock, count: int
 ) -> list[jax.Array]:
     """`count` step sizes of each tensor, relative to a nominal size, ``[1, T]`` each.
 
@@ -163,16 +163,14 @@ def step_sizes(
 
     Args:
       theta: the weights.
-      tensors: the tensors.
-      means: the means over each of them.
-      context: the context of each of them.
+      context: the context of each tensor.
+      shrinkage: of each tensor, ``[1, T]``.
       clock: the position of the step in the run.
       count: number of step sizes.
     """
     outputs: Any = PerParameterMLP(STEP_HIDDEN, count).apply({"params": theta["step"]}, context.T)
     powers = jnp.exp(RATE * theta["shrinkage"])[:, None]
-    shrunk = jnp.exp(powers * jnp.log(shrinkage(tensors, means, clock)))
-    sizes = schedules(theta["schedule"], clock)[:, None] * shrunk * jnp.exp(outputs.T)
+    sizes = schedules(theta["schedule"], clock)[:, None] * jnp.exp(powers * jnp.log(shrinkage) + outputs.T)
     return [sizes[i : i + 1] for i in range(count)]
 
 

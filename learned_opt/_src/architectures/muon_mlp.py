@@ -16,6 +16,7 @@ from learned_opt._src.architectures.corrected_nadam import (
     corrected,
     networks,
     rule_of,
+    shrinkage_of,
     step_sizes,
 )
 from learned_opt._src.architectures.per_tensor import per_tensor
@@ -88,16 +89,17 @@ def orthogonal(matrix: jax.Array) -> jax.Array:
     return x if wide else x.T
 
 
-def _step(theta: Theta, tensors: Tensors, clock: ft.Clock) -> jax.Array:
+def _step(theta: Theta, tensors: Tensors, clock: ft.Clock) -> tuple[jax.Array, jax.Array]:
     means = means_of(tensors)
-    context = context_of(tensors, means, clock)
+    shrinkage, numbers = shrinkage_of(tensors, means, clock)
+    context = context_of(tensors, means, shrinkage, clock)
 
     def seen(entries: Entries) -> tuple[jax.Array]:
         return (entries.shaped,)
 
     directions = corrected(theta["direction"], tensors, means, context, clock, seen)
-    of_nadam, of_muon = step_sizes(theta, tensors, means, context, clock, 2)
+    of_nadam, of_muon = step_sizes(theta, context, shrinkage, clock, 2)
     of_nadam = relative_size(STEP_SCALE * of_nadam, tensors, means)
     of_muon = ORTHOGONAL_SCALE * of_muon * scale_of(means)
     sizes = tensors.each(jnp.concatenate([of_nadam, of_muon]).astype(context.dtype))
-    return -(sizes[0] * directions + sizes[1] * tensors.entries.shaped[0])
+    return -(sizes[0] * directions + sizes[1] * tensors.entries.shaped[0]), numbers

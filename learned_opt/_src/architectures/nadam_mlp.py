@@ -11,6 +11,7 @@ from learned_opt._src.architectures.corrected_nadam import (
     corrected,
     networks,
     rule_of,
+    shrinkage_of,
     step_sizes,
 )
 from learned_opt._src.architectures.per_tensor import per_tensor
@@ -64,10 +65,11 @@ def _init_theta(key: jax.Array) -> Theta:
     return networks(key, NUM_FEATURES, steps=1)
 
 
-def _step(theta: Theta, tensors: Tensors, clock: ft.Clock) -> jax.Array:
+def _step(theta: Theta, tensors: Tensors, clock: ft.Clock) -> tuple[jax.Array, jax.Array]:
     means = means_of(tensors)
-    context = context_of(tensors, means, clock)
+    shrinkage, numbers = shrinkage_of(tensors, means, clock)
+    context = context_of(tensors, means, shrinkage, clock)
     directions = corrected(theta["direction"], tensors, means, context, clock)
-    (size,) = step_sizes(theta, tensors, means, context, clock, 1)
+    (size,) = step_sizes(theta, context, shrinkage, clock, 1)
     size = relative_size(STEP_SCALE * size, tensors, means)
-    return -tensors.each(size.astype(context.dtype))[0] * directions
+    return -tensors.each(size.astype(context.dtype))[0] * directions, numbers

@@ -39,11 +39,12 @@ class Rule(NamedTuple):
     Attributes:
       initial: a NamedTuple of functions ``param -> array``, the initial accumulators of a tensor. One field
         is ``momenta``, averages ``[k, *shape]`` of the gradient, the slowest last. A field ``numbers``,
-        ``[k]``, is for numbers that describe the whole tensor.
+        ``[k]``, is for numbers that describe the whole tensor; `accumulate` does not change it.
       accumulate: ``(theta, gradient, accumulators) -> accumulators``, from those of the previous step to
         those of this one, for one tensor in its own shape.
       step: ``(theta, tensors, clock) -> [...]``, the update of each entry of some tensors, to be added. Their
-        gradients and values are zero where they are not finite.
+        gradients and values are zero where they are not finite. If there are numbers, it returns a
+        pair of that and of the next numbers, ``[k, T]``.
       shaped: ``(theta, gradient, momenta, factored) -> (factored, arrays [k, *shape])``, for a rule that uses
         the rows and columns of a tensor: its next factored moments, and arrays for `step`. If the rule has
         factored moments, its accumulators have a field ``factored``, which `accumulate` does not change;
@@ -53,7 +54,7 @@ class Rule(NamedTuple):
 
     initial: Accumulators
     accumulate: Callable[[Theta, jax.Array, Accumulators], Accumulators]
-    step: Callable[[Theta, Tensors, ft.Clock], jax.Array]
+    step: Callable[[Theta, Tensors, ft.Clock], Any]
     shaped: Callable[[Theta, jax.Array, jax.Array, Any], tuple[Any, Any]] | None = None
     takes_num_steps: bool = False
 
@@ -145,10 +146,15 @@ def _update(
         )
         if spread[group[0]]:
             entries = jax.tree.map(lambda x: x[0], pieces, is_leaf=lambda x: isinstance(x, list))
-            steps = [_step(rule, own_theta, Whole(entries, numbers), clock)]
+            step, numbers = _step(rule, own_theta, Whole(entries, numbers), clock)
+            steps = [step]
         else:
             packed = Packed([params[i].shape for i in group], pieces, numbers)
-            steps = packed.unpacked(_step(rule, own_theta, packed, clock))
+            step, numbers = _step(rule, own_theta, packed, clock)
+            steps = packed.unpacked(step)
+        if numbers is not None:
+            split = unstacked(numbers.T, len(group))
+            after = [own._replace(numbers=n) for own, n in zip(after, split, strict=True)]
         for i, outcome in zip(group, zip(steps, after, strict=True), strict=True):
             outcomes[i] = outcome
     return outcomes
@@ -222,12 +228,15 @@ def _groups(params: Sequence[jax.Array], spread: Sequence[bool]) -> list[list[in
     return list(groups.values())
 
 
-def _step(rule: Rule, theta: Theta, tensors: Packed | Whole, clock: ft.Clock) -> jax.Array:
-    """The steps of all entries, including those that must stay and those with a non-finite gradient."""
+def _step(
+    rule: Rule, theta: Theta, tensors: Packed | Whole, clock: ft.Clock
+) -> tuple[jax.Array, jax.Array | None]:
+    """The steps of all entries, including those that stay or are not finite; and the next numbers."""
     raw = tensors.entries
     tensors.entries = raw._replace(gradient=ft.finite(raw.gradient), param=ft.finite(raw.param))
-    step = rule.step(theta, tensors, clock)
-    return ft.allowed(step, raw.gradient[0], raw.accumulated.momenta[-1])
+    found = rule.step(theta, tensors, clock)
+    step, numbers = found if rule.has_numbers else (found, None)
+    return ft.allowed(step, raw.gradient[0], raw.accumulated.momenta[-1]), numbers
 
 
 def _matmul_precision() -> str | None:

@@ -50,7 +50,7 @@ class Tensors(Protocol):
     shapes: Sequence[Shape]
     is_vector: jax.Array  # whether each has fewer than two dimensions, [1, T]
     entries: Entries
-    numbers: jax.Array | None  # the accumulators that are numbers of a whole tensor, [k, T]
+    numbers: jax.Array | None  # the accumulators that are numbers of a whole tensor, before this step, [k, T]
 
     def each(self, numbers: jax.Array) -> jax.Array:
         """Values per tensor, ``[k, T]`` or ``[k, 1]`` for all, in a shape that broadcasts with entries."""
