@@ -11,6 +11,7 @@ import jax
 import optax
 
 from meta_train.estimators.base import Theta
+from meta_train.outer import averaging
 from meta_train.outer.agreement import Agreement, agreed, no_agreement, snr_across
 from meta_train.outer.optimizers import outer_step
 from meta_train.outer.population import Metrics, Population
@@ -34,6 +35,11 @@ class Update(NamedTuple):
     state: RunState  # after the update; its particles are donated when the next update begins
     metrics: Metrics
     seconds: float  # time of the update
+
+
+def result(state: RunState) -> Theta:
+    """The weights that meta-training has found so far."""
+    return averaging.result(state.theta, state.outer)
 
 
 def initial_state(

@@ -17,6 +17,7 @@ import optax
 from learned_opt import UserError
 from learned_opt._src.errors import choices
 from meta_train.estimators.base import Theta
+from meta_train.outer.averaging import averaged
 
 WARM_UP = 0.05  # share of the updates
 # Each takes the schedule of its learning rate.
@@ -37,6 +38,8 @@ class OuterConfig:
     """Fraction of the learning rate that is left at the end of the run."""
     optimizer: str = "adam"
     """Optimizer that updates theta: adam, adamw, or sgdm (SGD with momentum 0.9)."""
+    average: float = 0.0
+    """Share of the updates, the last ones, whose mean theta is the result; 0 for the last theta."""
 
 
 def find_outer_optimizer(name: str) -> Callable[[optax.Schedule], optax.GradientTransformation]:
@@ -71,7 +74,8 @@ def outer_optimizer(config: OuterConfig, updates: int) -> optax.GradientTransfor
 
     optimizer = find_outer_optimizer(config.optimizer)(schedule)
     # With optax's default of 1e-6, small meta-gradients would count less than others.
-    return optax.chain(optax.normalize_by_update_norm(eps=1e-15), optimizer)
+    normalized = optax.chain(optax.normalize_by_update_norm(eps=1e-15), optimizer)
+    return averaged(normalized, round((1 - config.average) * updates)) if config.average else normalized
 
 
 def outer_step(

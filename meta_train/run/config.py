@@ -304,6 +304,8 @@ def validate(config: Config) -> None:
         raise UserError(
             f"--outer.final-fraction is {config.outer.final_fraction}; it must lie between 0 and 1"
         )
+    if not 0 <= config.outer.average <= 1:
+        raise UserError(f"--outer.average is {config.outer.average}; it must lie between 0 and 1")
     check_host_memory(*dataclasses.astuple(config.evaluation))
 
 

@@ -20,7 +20,7 @@ from inner_tasks import Task, TaskDistribution, TaskSettings, register_task
 from learned_opt import UserError
 from learned_opt._src.errors import choices
 from meta_train.estimators.base import Theta
-from meta_train.outer.loop import RunState
+from meta_train.outer.loop import RunState, result
 from meta_train.outer.optimizers import outer_optimizer
 from meta_train.report.comparison import Comparison
 from meta_train.report.suite import geometric_mean, print_suite
@@ -71,8 +71,8 @@ def learn(
       **settings: the settings of ``meta-train`` (docs/meta-training.md): ``optimizer``, ``estimator``,
         ``updates``, ``seed``, ``learn``; ``hidden``, ``batch_size``, ``horizon``, ``objective`` of the task;
         ``sigma``, ``truncation``, ``particles``, ``perturbation_period``, ``analytic`` of the estimator;
-        ``outer_optimizer``, ``learning_rate``, ``final_fraction`` of the outer loop; ``devices``, ``chunk``,
-        ``data_dir``. The defaults are those of the command.
+        ``outer_optimizer``, ``learning_rate``, ``final_fraction``, ``average`` of the outer loop;
+        ``devices``, ``chunk``, ``data_dir``. The defaults are those of the command.
 
     Returns:
       The meta-training and its optimizer.
@@ -155,7 +155,7 @@ class Learned:
     @property
     def theta(self) -> Theta:
         """The weights, a nested dict of float32 arrays."""
-        return jax.tree.map(np.asarray, self._setup.complete(self._state.theta))
+        return jax.tree.map(np.asarray, self._setup.complete(result(self._state)))
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
@@ -229,7 +229,7 @@ class Learned:
         validate(dataclasses.replace(self.config, evaluation=evaluation))
         suite = compared(
             self._setup,
-            self._state.theta,
+            result(self._state),
             self.config.task.objective,
             evaluation,
             self._console,

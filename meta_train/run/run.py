@@ -17,6 +17,7 @@ from checkpoints import CheckpointStore, Restored, newest_update
 from learned_opt._src.files import make_folder, write_whole
 from meta_train.devices.processes import barrier, global_max, is_primary
 from meta_train.estimators.base import Theta
+from meta_train.outer.loop import result
 from meta_train.report.comparison import Comparison
 from meta_train.report.files import write_report
 from meta_train.report.suite import overall, print_suite
@@ -122,7 +123,7 @@ def has_updates(folder: RunFolder) -> bool:
 def learn(config: Config, setup: Setup, begun: Restored, outputs: Outputs) -> Theta:
     """Run the updates; record, show and save their results, and stop if a signal asks for it."""
     folder, store, console, tracker, stop = outputs
-    theta, advice = begun.state.theta, _how_to_go_on(config, folder)
+    theta, advice = result(begun.state), _how_to_go_on(config, folder)
     with (
         MetricsFile(folder.metrics if is_primary() else None, begun.update) as metrics,
         closing(updates(setup, begun.state, begun.update, config.updates, console)) as made,
@@ -140,7 +141,7 @@ def learn(config: Config, setup: Setup, begun: Restored, outputs: Outputs) -> Th
                 _log(tracker, line)
         for update, record in made:
             number, state = update.number, update.state
-            theta = state.theta
+            theta = result(state)
             metrics.write(record)
             _log(tracker, record)
             stopping = stop.requested()

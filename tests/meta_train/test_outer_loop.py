@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import pytest
 
 from checkpoints import orbax_files
 from meta_train.estimators import pes
-from meta_train.outer.loop import initial_state, outer_loop
+from meta_train.outer.loop import initial_state, outer_loop, result
 from meta_train.outer.optimizers import OuterConfig, outer_optimizer
 from meta_train.outer.population import Metrics, Population, population
 from meta_train.report.evaluation import FIRST_TUNING_SEED, evaluation_key
@@ -67,6 +68,25 @@ def test_updates_are_those_of_numpy():
     assert [update.number for update in made] == list(range(1, updates + 1))
     assert [update.state.skipped for update in made] == [0, 0, 0, 0, 1, 0, 0, 0, 0]
     np.testing.assert_array_equal(flat(made[4].state.theta), flat(made[3].state.theta))
+
+
+def test_the_result_is_the_mean_of_the_last_thetas():
+    """An update without a finite meta-gradient does not count, and theta itself moves as without a mean."""
+    gradients = list(np.random.default_rng(0).normal(size=(8, 4)))
+    gradients[6][1] = np.inf
+    given, made = returning(gradients), {}
+    for share in (0.5, 0):
+        tx = outer_optimizer(replace(CONFIG, average=share), 8)
+        state = initial_state(given, tx, THETA, jax.random.key(0))
+        np.testing.assert_array_equal(flat(result(state)), flat(THETA))
+        made[share] = list(outer_loop(given, tx, state, 0, 8))
+    thetas = [flat(update.state.theta) for update in made[0]]
+    found = [flat(result(update.state)) for update in made[0.5]]
+    np.testing.assert_array_equal([flat(update.state.theta) for update in made[0.5]], thetas)
+    np.testing.assert_array_equal(found[:4], thetas[:4])
+    expected = [np.mean([thetas[i] for i in counted], 0) for counted in ([4], [4, 5], [4, 5], [4, 5, 7])]
+    np.testing.assert_allclose(found[4:], expected, rtol=1e-6)
+    np.testing.assert_array_equal([flat(result(update.state)) for update in made[0]], thetas)
 
 
 def saved(run: Run, update: int) -> dict[str, np.ndarray]:

@@ -51,6 +51,18 @@ def assert_same(folder: Path, run: Run) -> None:
     assert lines(folder) == lines(run.path)
 
 
+def test_a_resumed_run_has_the_same_mean_of_theta(tmp_path: Path, no_comparing: None) -> None:
+    flags = ("--updates 4 --checkpoint-every 1 --outer.average 0.75 --devices 2 --run-dir", tmp_path)
+    assert meta_train(TINY, *flags).code == 0
+    whole = (tmp_path / "optimizer.safetensors").read_bytes()
+    for update in (3, 4):
+        shutil.rmtree(tmp_path / "checkpoints" / str(update))
+    shutil.rmtree(tmp_path / "report")
+    (tmp_path / "optimizer.safetensors").unlink()
+    assert meta_train("--resume", tmp_path).code == 0
+    assert (tmp_path / "optimizer.safetensors").read_bytes() == whole
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGINT), slow(signal.SIGHUP)])
 @pytest.mark.parametrize("devices", [slow(1), slow(2), 4])
 def test_a_signal_saves_and_the_resumed_run_ends_in_the_same_bits(
