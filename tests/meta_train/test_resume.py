@@ -164,16 +164,16 @@ def test_a_second_ctrl_c_ends_it_at_once(first: int) -> None:
         assert child.wait(60) == -signal.SIGINT  # 130 in a shell
 
 
-def test_sighup_is_a_request_unless_it_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sighup_is_a_request_unless_it_is_ignored() -> None:
     """`nohup` lets a program ignore it, so that it goes on when the terminal is closed."""
-    with StopRequest() as stop:
-        signal.raise_signal(signal.SIGHUP)
-        assert stop.signal == signal.SIGHUP
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = signal.getsignal(signal.SIGHUP)  # pytest itself may run under nohup
     try:
-        with StopRequest() as stop:
-            signal.raise_signal(signal.SIGHUP)
-            assert stop.signal is None
+        for handler, expected in ((signal.SIG_DFL, signal.SIGHUP), (signal.SIG_IGN, None)):
+            signal.signal(signal.SIGHUP, handler)
+            with StopRequest() as stop:
+                signal.raise_signal(signal.SIGHUP)
+                assert stop.signal == expected
+            assert signal.getsignal(signal.SIGHUP) == handler
     finally:
         signal.signal(signal.SIGHUP, before)
 
