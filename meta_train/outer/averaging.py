@@ -40,12 +40,7 @@ def averaged(optimizer: optax.GradientTransformation, start: int) -> optax.Gradi
         number = optax.safe_increment(state.updates)
         share = 1 / jnp.maximum(1, number - start)
         after = optax.apply_updates(theta, updates)
-        mean = jax.tree.map(lambda m, x: m + share * (x - m), state.mean, after)
+        mean = optax.incremental_update(after, state.mean, share)
         return updates, AveragedState(number, mean, moved)
 
     return optax.GradientTransformation(init, update)
-
-
-def result(theta: Theta, state: Any) -> Theta:
-    """What meta-training has found: the mean of theta if the outer optimizer keeps one, otherwise theta."""
-    return state.mean if isinstance(state, AveragedState) else theta

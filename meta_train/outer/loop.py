@@ -11,8 +11,8 @@ import jax
 import optax
 
 from meta_train.estimators.base import Theta
-from meta_train.outer import averaging
 from meta_train.outer.agreement import Agreement, agreed, no_agreement, snr_across
+from meta_train.outer.averaging import AveragedState
 from meta_train.outer.optimizers import outer_step
 from meta_train.outer.population import Metrics, Population
 
@@ -38,8 +38,8 @@ class Update(NamedTuple):
 
 
 def result(state: RunState) -> Theta:
-    """The weights that meta-training has found so far."""
-    return averaging.result(state.theta, state.outer)
+    """What meta-training has found: the mean of theta if the outer optimizer keeps one, otherwise theta."""
+    return state.outer.mean if isinstance(state.outer, AveragedState) else state.theta
 
 
 def initial_state(

@@ -28,7 +28,7 @@ def state_of(update: int, size: int = 100_000) -> dict[str, np.ndarray]:
 DIE_WHILE_SAVING = """
 import os, signal, sys, time
 import numpy as np
-from checkpoints import CheckpointStore, orbax_files
+from checkpoints import CheckpointStore
 
 folder, fraction = sys.argv[1], float(sys.argv[2])
 states = [{"x": np.random.default_rng(i).standard_normal(100_000)} for i in range(4)]
@@ -67,7 +67,7 @@ def test_sigkill_leaves_a_usable_checkpoint(tmp_path: Path) -> None:
 FAIL_ONCE = """
 import resource, sys
 import numpy as np
-from checkpoints import CheckpointStore, orbax_files
+from checkpoints import CheckpointStore
 from learned_opt._src.errors import LearnedOptError
 
 folder, limit = sys.argv[1], int(sys.argv[2])

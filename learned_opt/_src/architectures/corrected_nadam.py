@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +27,6 @@ from learned_opt._src.architectures.relative_step import (
     inverse_root,
     steadiness,
 )
-from learned_opt._src.architectures.relative_step import Accumulators as Moments
 from learned_opt._src.architectures.tensors import Each, Entries, Tensors
 from learned_opt._src.learned_optimizer import Theta
 
@@ -57,12 +57,7 @@ class Accumulators(NamedTuple):
 def rule_of(step: Callable[..., Any], shaped: Any = None) -> Rule:
     """A rule with the accumulators of this module."""
     start = Accumulators(*initial(len(MOMENTUM_DECAYS)), ft.starting(ft.numbers, count=1))
-    return Rule(start, _accumulate, step, shaped, takes_num_steps=True)
-
-
-def _accumulate(theta: Theta, gradient: jax.Array, own: Accumulators) -> Accumulators:
-    averages = accumulate(MOMENTUM_DECAYS, theta, gradient, Moments(own.momenta, own.moments))
-    return Accumulators(*averages, own.numbers)
+    return Rule(start, partial(accumulate, MOMENTUM_DECAYS), step, shaped, takes_num_steps=True)
 
 
 def networks(key: jax.Array, features: int, steps: int) -> Theta:

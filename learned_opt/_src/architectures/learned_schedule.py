@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from learned_opt._src.architectures import features as ft
+from learned_opt._src.architectures.tunable import inverse_time_decay
 from learned_opt._src.learned_optimizer import Theta
 
 # The numbers of a fresh schedule.
 WARM_UP_SHARE = 0.003  # of the steps, if their number is known
 WARM_UP_STEPS = 3  # otherwise
-POWER, FADE, DECAY = 1.0, 1.0, 0.75
-DECAY_STEPS = 100
+POWER_OF_DECAY = 0.75  # if their number is not known
 # Weights are exponents of e, multiplied by this: with sigma = 0.1 a perturbation changes a number by a third.
 RATE = 3.0
 
@@ -43,10 +45,10 @@ def schedules(theta: Theta, clock: ft.Clock) -> jax.Array:
       theta: the weights, ``[count]`` for each number.
       clock: the position of the step in the run.
     """
-    warm_up, power, fade, decay = (jnp.exp(RATE * theta[name]) for name in NAMES)
+    warm_up, power, fade = (jnp.exp(RATE * theta[name]) for name in ("warm_up", "power", "fade"))
     progress = progress_of(clock)
     known = jnp.isfinite(clock.num_steps)
     warm_up *= jnp.where(known, WARM_UP_SHARE * clock.num_steps, WARM_UP_STEPS)
-    to_the_end = (1 - progress) ** (POWER * power) / (1 + FADE * fade * progress)
-    endless = (1 + clock.step / DECAY_STEPS) ** (-DECAY * decay)
+    to_the_end = (1 - progress) ** power / (1 + fade * progress)
+    endless = inverse_time_decay(jnp.zeros(()), math.log(POWER_OF_DECAY) + RATE * theta["decay"], clock.step)
     return jnp.minimum(1, (clock.step + 1) / jnp.maximum(1, warm_up)) * jnp.where(known, to_the_end, endless)

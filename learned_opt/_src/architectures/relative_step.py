@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,12 +45,14 @@ def initial(momenta: int) -> Accumulators:
     return Accumulators(*(ft.starting(ft.accumulator, count=k) for k in (momenta, 1)))
 
 
-def accumulate(
-    decays: Sequence[float], theta: Theta, gradient: jax.Array, accumulators: Accumulators
-) -> Accumulators:
-    """The accumulators of a tensor after one more gradient; `decays` are those of the momenta."""
+def accumulate(decays: Sequence[float], theta: Theta, gradient: jax.Array, accumulators: Any) -> Any:
+    """The momenta and second moments of a tensor after one more gradient; other fields stay.
+
+    `decays` are those of the momenta.
+    """
     momenta = ft.averaged(accumulators.momenta, gradient, decays)
-    return Accumulators(momenta, ft.averaged(accumulators.moments, jnp.square(gradient), (MOMENT_DECAY,)))
+    moments = ft.averaged(accumulators.moments, jnp.square(gradient), (MOMENT_DECAY,))
+    return accumulators._replace(momenta=momenta, moments=moments)
 
 
 def means_of(tensors: Tensors) -> Means:
