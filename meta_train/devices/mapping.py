@@ -25,7 +25,9 @@ class Mapped(NamedTuple):
 
     Attributes:
       call: ``(shared, *rows) -> (agreed, rows)``.
-      plan: from the same arguments or their shapes, the compiler's analysis of the memory needed.
+      plan: from the same arguments or their shapes, the compiler's analysis of the memory needed. JAX keeps
+        the program that it compiles for that, and `call` finds it if the shapes have the shardings of its
+        arguments.
     """
 
     call: Callable[..., tuple[Any, Any]]
@@ -144,6 +146,14 @@ def _sharding(devices: list[jax.Device], *axes: str) -> NamedSharding:
 
 
 STRATEGY = PMAP
+
+
+def shapes_of_rows(function: Callable[..., Any], devices: int, *args: Any) -> Any:
+    """The shapes and shardings of the rows that a call on one process returns."""
+    sharding = _sharding(first_devices(devices), AXIS)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(function, *args)
+    )
 
 
 def chunked_map(f: Callable[..., Any], xs: Any, chunk: int) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,8 @@ def mixture(populations: Mapping[str, Population]) -> Population:
     each = tuple(populations.values())
 
     def init(key: jax.Array, theta: Theta) -> State:
-        return tuple(p.init(jax.random.fold_in(key, i), theta) for i, p in enumerate(each))
+        keys = [jax.random.fold_in(key, i) for i in range(len(each))]
+        return tuple(_beside_each_other(lambda p, own: p.init(own, theta), each, keys))
 
     def estimate(theta: Theta, state: State, key: jax.Array) -> tuple[Theta, State, Metrics]:
         gradients, states, metrics = zip(
@@ -41,8 +43,7 @@ def mixture(populations: Mapping[str, Population]) -> Population:
         return gradient, states, combined
 
     def memory(theta: Theta) -> Memory:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # the compiler releases Python's lock
-            needed = list(pool.map(lambda population: population.memory(theta), each))
+        needed = _beside_each_other(lambda population: population.memory(theta), each)
         return Memory(sum(own.held for own in needed), max(own.working for own in needed))
 
     return Population(
@@ -52,6 +53,16 @@ def mixture(populations: Mapping[str, Population]) -> Population:
         scatter=lambda state: tuple(p.scatter(own) for p, own in zip(each, state, strict=True)),
         memory=memory,
     )
+
+
+def _beside_each_other(function: Callable[..., Any], *arguments: Iterable[Any]) -> list[Any]:
+    """``map`` in threads, for functions that compile: the compiler releases Python's lock.
+
+    Programs that gather over devices must not run in threads: the devices could start them in different
+    orders, and wait for each other.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(function, *arguments))
 
 
 @jax.jit

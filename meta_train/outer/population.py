@@ -19,7 +19,7 @@ import optax
 
 from inner_tasks import UnrolledProblem
 from meta_train.devices.choice import partial_sums
-from meta_train.devices.mapping import AXIS, STRATEGY, Strategy, chunked_map, rows_of_process
+from meta_train.devices.mapping import AXIS, STRATEGY, Strategy, chunked_map, rows_of_process, shapes_of_rows
 from meta_train.estimators.base import Estimator, Info, State, Theta
 from meta_train.estimators.metrics import reduced
 
@@ -45,7 +45,8 @@ class Population(NamedTuple):
       gather: ``state -> pytree of NumPy arrays [units, ...]``, in particle order; with many processes, each
         has its own units.
       scatter: the inverse of gather, onto the devices of this population.
-      memory: ``theta -> Memory``; nothing is run, and theta may be given as shapes.
+      memory: ``theta -> Memory``; nothing is run, and theta may be given as shapes. It compiles the program
+        of `estimate`, which otherwise its first call does.
     """
 
     init: Callable[[jax.Array, Theta], State]
@@ -123,7 +124,7 @@ def population(
         if many:  # pmap then needs arrays instead of shapes
             theta = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), theta)
         shared = (problem, theta, jax.random.key(0))
-        state = start(shared) if many else jax.eval_shape(start, shared)
+        state = start(shared) if many else shapes_of_rows(start, devices, shared)
         plan = terms_on_devices.plan(shared, numbers, state)
         beside = plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
         return Memory(plan.argument_size_in_bytes, beside)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,30 @@ def test_mean_of_the_normalised_gradients_of_each() -> None:
     gathered = together.gather(state)
     again = together.gather(together.scatter(gathered))
     jax.tree.map(np.testing.assert_array_equal, gathered, again)
+
+
+def test_the_plan_of_the_memory_leaves_nothing_to_compile_for_the_estimate(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    problems = [LinearRecurrence(horizon=5), LinearRecurrence(horizon=6)]
+    make = partial(pes, sigma=0.1, truncation=3)
+    together = mixture(
+        {f"{i}": population(make, problem, units=4, devices=2) for i, problem in enumerate(problems)}
+    )
+    theta = jax.device_put(jax.numpy.float32(0.3), jax.local_devices()[0])
+    state = together.init(jax.random.key(1), theta)
+
+    def mapped_programs(call: Callable[[], Any]) -> int:
+        caplog.clear()
+        jax.config.update("jax_log_compiles", True)  # in all threads, as ``jax.log_compiles`` is not
+        try:
+            call()
+        finally:
+            jax.config.update("jax_log_compiles", False)
+        return sum(record.getMessage().startswith("Compiling jit(_fun)") for record in caplog.records)
+
+    assert mapped_programs(lambda: together.memory(jax.eval_shape(lambda: theta))) == 2
+    assert mapped_programs(lambda: together.estimate(theta, state, jax.random.key(0))) == 0
 
 
 def test_a_task_without_gradient_counts_as_zero_and_one_that_is_not_finite_spoils_the_mean() -> None:
