@@ -27,8 +27,8 @@ class LearnedOptimizer(NamedTuple):
         ``num_steps=None``: the number of steps of the training run, or None if it is not known.
       version: changes whenever the same theta would give other updates (new features, another
         formula); optimizer files contain it, and a file of another version is refused.
-      unit_rate: ``theta -> theta`` with a learning rate of one, for rules whose updates the user may scale
-        by another learning rate; None if the step size is learned and cannot be replaced.
+      unit_rate: ``theta -> theta`` with a constant learning rate of one, for rules whose updates the user may
+        scale by another learning rate or schedule; None if the step size is learned and cannot be replaced.
       takes_num_steps: whether `update` takes the number of steps of the training run, as a schedule does.
     """
 

@@ -33,8 +33,9 @@ def as_optax(
     Args:
       optimizer: the update rule.
       theta: its weights.
-      learning_rate: a number or a schedule that replaces the learned learning rate, for optimizers that have
-        one (``celo2-style``). It scales the weight decay too, as in ``optax.adamw``.
+      learning_rate: a number or a schedule that replaces the learned learning rate (``celo2-style``) or the
+        learned schedule (``nadam-mlp``, ``muon-mlp``; 1 is then their nominal step size). It scales the
+        weight decay too, as in ``optax.adamw``.
       scale: a number or a schedule (``count -> number``).
       weight_decay: the share of a parameter that is subtracted at each step, if the scale is 1.
       mask: which parameters decay: a tree of booleans that is a prefix of the parameters, or a function
@@ -89,7 +90,8 @@ def _with_unit_rate(optimizer: LearnedOptimizer, theta: Theta) -> Theta:
     if optimizer.unit_rate is None:
         raise UserError(
             "the step size of this optimizer is learned, and it takes no learning rate; omit it, or pass "
-            "scale=... to make its steps longer or shorter (the architecture 'celo2-style' takes one)"
+            "scale=... to make its steps longer or shorter (the architectures 'celo2-style', 'nadam-mlp' and "
+            "'muon-mlp' take one)"
         )
     return optimizer.unit_rate(theta)
 

@@ -194,6 +194,28 @@ def test_unit_rate_of_celo2_style():
     assert relative_error(own, jnp.exp(theta["log_learning_rate"]) * unit) < 1e-6
 
 
+@pytest.mark.parametrize("name", ["nadam-mlp", "muon-mlp"])
+@pytest.mark.parametrize("total", [10, None])
+def test_unit_rate_replaces_the_schedule(name, total):
+    """The steps with the learned schedule are those without it, times the formula of the schedule."""
+    optimizer, theta = get_architecture(name), random_theta(name, 1)
+    # The terms of the step can have schedules of their own; here they share one.
+    theta["schedule"] = {key: jnp.full_like(x, x[0]) for key, x in theta["schedule"].items()}
+    warm_up, power, fade, decay = (
+        np.exp(3 * float(theta["schedule"][key][0])) for key in ("warm_up", "power", "fade", "decay")
+    )
+    param, gradient = jnp.ones((4, 5)), jnp.cos(jnp.arange(20.0)).reshape(4, 5)
+    state = optimizer.init(param)
+    for t in range(4):
+        told = () if total is None else (total,)
+        unit, _ = optimizer.update(optimizer.unit_rate(theta), gradient, state, param, *told)
+        own, state = optimizer.update(theta, gradient, state, param, *told)
+        rising = min(1, (t + 1) / max(1, warm_up * (3 if total is None else 0.003 * total)))
+        p = t / 10
+        falling = (1 + t / 100) ** (-0.75 * decay) if total is None else (1 - p) ** power / (1 + fade * p)
+        assert relative_error(own, rising * falling * unit) < 1e-5
+
+
 def test_learned_decays_of_small_fc():
     """They are ``1 - (1 - d) exp(10 theta)``, clipped to between 0 and 1."""
     optimizer = get_architecture("small-fc")

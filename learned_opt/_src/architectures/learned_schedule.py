@@ -26,6 +26,11 @@ def init_schedules(count: int) -> Theta:
     return {name: jnp.zeros(count) for name in NAMES}
 
 
+def constant_schedules(theta: Theta) -> Theta:
+    """The weights with schedules that are 1 at all steps, for a rate and schedule of the user."""
+    return {**theta, "schedule": {name: jnp.full_like(theta["schedule"][name], -jnp.inf) for name in NAMES}}
+
+
 def progress_of(clock: ft.Clock) -> jax.Array:
     """Completed share of the run, 0 to 1; 0 if the number of steps is not known."""
     return jnp.clip(clock.step / clock.num_steps, 0, 1)

@@ -19,6 +19,7 @@ from learned_opt._src.architectures.corrected_nadam import (
     shrinkage_of,
     step_sizes,
 )
+from learned_opt._src.architectures.learned_schedule import constant_schedules
 from learned_opt._src.architectures.per_tensor import per_tensor
 from learned_opt._src.architectures.relative_step import (
     means_of,
@@ -56,7 +57,7 @@ def muon_mlp() -> LearnedOptimizer:
     Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; Moudgil, Knyazev,
     Belilovsky, "Celo2", ICLR 2026, combines orthogonal directions with a learned one.
     """
-    return per_tensor(_init_theta, rule_of(_step, _shaped))
+    return per_tensor(_init_theta, rule_of(_step, _shaped))._replace(unit_rate=constant_schedules)
 
 
 def _init_theta(key: jax.Array) -> Theta:

@@ -14,6 +14,7 @@ from learned_opt._src.architectures.corrected_nadam import (
     shrinkage_of,
     step_sizes,
 )
+from learned_opt._src.architectures.learned_schedule import constant_schedules
 from learned_opt._src.architectures.per_tensor import per_tensor
 from learned_opt._src.architectures.relative_step import means_of, relative_size
 from learned_opt._src.architectures.tensors import Tensors
@@ -58,7 +59,7 @@ def nadam_mlp() -> LearnedOptimizer:
     Harrison, Metz, Sohl-Dickstein, "A closer look at learned optimization: stability, robustness, and
     inductive biases", NeurIPS 2022; and the network from Metz et al., ICML 2019.
     """
-    return per_tensor(_init_theta, rule_of(_step))
+    return per_tensor(_init_theta, rule_of(_step))._replace(unit_rate=constant_schedules)
 
 
 def _init_theta(key: jax.Array) -> Theta:
