@@ -26,6 +26,8 @@ def keep_programs() -> None:
     """
     if not _folder():
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
+        # JAX alone keeps those that took a second to compile; the small ones of a run take seconds together.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     if not isinstance(warnings.showwarning, _Show):
         warnings.showwarning = _Show(warnings.showwarning)
 

@@ -37,14 +37,17 @@ def moved(optimizer):
 
 
 @pytest.mark.parametrize("num_steps", [7, 200])
-@pytest.mark.parametrize("name", ["nadam-mlp", "muon-mlp"])
-def test_updates_equal_the_plain_formula(name, num_steps):
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("nadam-mlp", (6, 8)), ("muon-mlp", (6, 8)), ("muon-mlp", (3, 17)), ("muon-mlp", (17, 4))],
+)
+def test_updates_equal_the_plain_formula(name, shape, num_steps):
     """At the end of the run and after it, too."""
     optimizer, rule = get_architecture(name), {"nadam-mlp": plain.nadam_mlp, "muon-mlp": plain.muon_mlp}[name]
-    param, theta = jax.random.normal(jax.random.key(2), (6, 8)), moved(optimizer)
+    param, theta = jax.random.normal(jax.random.key(2), shape), moved(optimizer)
     found = steps(as_optax(optimizer, theta, num_steps=num_steps), param, 9)
     theta = jax.tree.map(lambda w: np.asarray(w, np.float64), theta)
-    seen = [np.asarray(g, np.float64) for g in gradients(9)]
+    seen = [np.asarray(g, np.float64) for g in gradients(9, shape)]
     expected = [
         rule(theta, seen[: count + 1], np.asarray(param, np.float64), count, num_steps) for count in range(9)
     ]
