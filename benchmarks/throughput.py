@@ -120,7 +120,9 @@ def measure(name: str, arguments: Arguments, progress: Console) -> dict[str, Any
     """All results of one task."""
     work = WORK[name]
     work = work._replace(pairs=arguments.pairs or work.pairs)
-    setup = prepare(configured(name, particles=2 * work.pairs, truncation=work.truncation))
+    # The optimizer and the objective of learned_optimization.
+    settings = dict(optimizer="mlp", objective="training-loss", truncation=work.truncation)
+    setup = prepare(configured(name, particles=2 * work.pairs, **settings))
     theta = setup.training.init_theta(jax.random.key(0))
     count = sum(x.size for x in jax.tree.leaves(jax.eval_shape(setup.training.task.init, jax.random.key(0))))
     steps = 2 * work.pairs * work.truncation
@@ -197,7 +199,8 @@ def _parts(setup: Setup, theta: Any, length: int) -> dict[str, Callable[[], obje
 
     def update(data: Any, theta: Any, state: InnerState, key: jax.Array) -> tuple[InnerState, Any]:
         updates, own = optimizer.update(theta, state.params, state.optimizer, state.params)
-        return InnerState(optax.apply_updates(state.params, updates), own), jnp.zeros(())
+        params = optax.apply_updates(state.params, updates)
+        return state._replace(params=params, optimizer=own), jnp.zeros(())
 
     pmap = partial(jax.pmap, devices=jax.local_devices()[: setup.devices])
     keys = jax.random.split(jax.random.key(3), (setup.devices, length))
