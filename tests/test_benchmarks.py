@@ -29,7 +29,7 @@ SLOW = {
 }
 # These take minutes, gigabytes and real data, so they are only run by hand.
 BY_HAND = {"estimates"}
-NO_SCRIPT = {"common", "peer"}
+NO_SCRIPT = {"common", "peer", "variants"}
 
 
 def test_every_benchmark_is_known():

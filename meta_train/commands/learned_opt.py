@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import tyro
 
@@ -45,7 +45,8 @@ class Evaluate:
     optimizers: tyro.conf.Positional[tuple[str, ...]]
     """Optimizer files, run folders, names of pretrained optimizers, or names of hand-designed ones, which are
     tuned: adam, adamw, nadam, sgdm, rmsprop, muon, or another optax optimizer; append -cosine or -linear for
-    a schedule, as in lion-cosine."""
+    a schedule, as in lion-cosine. With a schedule, only the direction of a learned optimizer is used, and its
+    rate is tuned; with -no-num-steps, it is not told the number of steps."""
     architectures: tuple[str, ...] = ()
     """Your own architectures, as module:name, that the files may use; their modules are imported."""
     tasks: tuple[str, ...] = ("digits-mlp",)
@@ -62,6 +63,8 @@ class Evaluate:
     """Folder of TFDS data sets; by default TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
     out: Path | None = None
     """Folder for evaluation.json, table.md and the pictures; without it only tables are printed."""
+    resume: bool = False
+    """Go on with the comparisons in --out; those that are finished are not repeated."""
     record: bool = False
     """Write the results into the optimizer files as their model cards."""
     debug: bool = False
@@ -89,7 +92,9 @@ def evaluate(arguments: Evaluate) -> None:
         check_count("--horizons", horizon)
     check_count("--seeds", arguments.seeds)
     check_count("--learning-rates", arguments.learning_rates)
-    learned, tuned, files = _contestants(arguments.optimizers)
+    contestants, files = _contestants(arguments.optimizers)
+    if arguments.resume and not arguments.out:
+        raise UserError("--resume goes on with the comparisons in --out; give that folder")
     if arguments.record and not files:
         raise UserError("--record writes into optimizer files, but none of the optimizers is a file")
     if arguments.out:
@@ -101,7 +106,8 @@ def evaluate(arguments: Evaluate) -> None:
     from meta_train.report.baselines import baseline
     from meta_train.report.comparison import Comparison, compare, learning_rates
     from meta_train.report.evaluation import check_host_memory, find_criterion, metrics_of
-    from meta_train.report.files import write_so_far, write_suite
+    from meta_train.report.files import comparison_file, write_so_far, write_suite
+    from meta_train.report.kept import keep, kept
     from meta_train.report.suite import print_overall
     from meta_train.report.tables import card, print_comparison
     from meta_train.run.interrupt import StopRequest
@@ -109,7 +115,7 @@ def evaluate(arguments: Evaluate) -> None:
 
     console = new_console()
     devices = start_devices(arguments.devices)
-    objectives = [_objective(file) for file in files.values()]
+    objectives = [_objective(each.file) for each in contestants.values() if each.file]
     tasks = list(_tasks(arguments.tasks, arguments.horizons))
     check_host_memory(max(horizon for _, _, horizon in tasks), arguments.seeds, arguments.learning_rates)
 
@@ -122,20 +128,34 @@ def evaluate(arguments: Evaluate) -> None:
     suite: list[Comparison] = []
     clock = LogClock()
     with StopRequest() as stop:
-        check = partial(stop.check, "stopped; finished comparisons are printed above, and saved in --out")
+        advice = "saved in --out; the same command with --resume goes on" if arguments.out else "not saved"
+        check = partial(stop.check, f"stopped; finished comparisons are printed above, and {advice}")
         for number, (name, task, horizon) in enumerate(tasks, 1):
             console.print(f"[bold]{number} of {len(tasks)}: {name}, {horizon} steps[/]", highlight=False)
-            comparison = compare(
-                name,
-                training(task, horizon),
-                learned | {name: baseline(name, horizon) for name in tuned},
-                seeds=arguments.seeds,
-                rates=learning_rates(arguments.learning_rates),
-                criterion=criterion,
-                devices=devices,
-                chunk=units_at_once("auto", arguments.seeds * arguments.learning_rates),
-                watch=partial(RunsLine, console, check, clock=clock),
-            )
+            settings = {
+                "task": name,
+                "steps": horizon,
+                "optimizers": {label: each.identity for label, each in contestants.items()},
+                "seeds": arguments.seeds,
+                "learning rates": arguments.learning_rates,
+                "ranked by": criterion.key,
+            }
+            path = comparison_file(arguments.out, number) if arguments.out else None
+            comparison = kept(path, settings, criterion) if path and arguments.resume else None
+            if comparison is None:
+                comparison = compare(
+                    name,
+                    training(task, horizon),
+                    {label: each.make(horizon) for label, each in contestants.items()},
+                    seeds=arguments.seeds,
+                    rates=learning_rates(arguments.learning_rates),
+                    criterion=criterion,
+                    devices=devices,
+                    chunk=units_at_once("auto", arguments.seeds * arguments.learning_rates),
+                    watch=partial(RunsLine, console, check, clock=clock),
+                )
+                if path:
+                    keep(comparison, settings, path)
             suite.append(comparison)
             print_comparison(comparison, console)
             if arguments.out:
@@ -153,34 +173,76 @@ def evaluate(arguments: Evaluate) -> None:
             console.print(f"recorded in {path}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _contestants(
-    names: Sequence[str],
-) -> tuple[dict[str, Contestant], list[str], dict[str, Path]]:
-    """The learned optimizers by name, the names of the optimizers to tune, and the files of the learned ones.
+class _Named(NamedTuple):
+    """An optimizer of the command line."""
+
+    make: Callable[[int], Contestant]  # from the number of steps
+    identity: str  # differs for different weights
+    file: Path | None = None  # of a learned one
+
+
+def _contestants(names: Sequence[str]) -> tuple[dict[str, _Named], dict[str, Path]]:
+    """The optimizers by their label in tables, learned ones first; and the files of those used as they are.
 
     Raises:
-      UserError: a name is neither a learned nor a hand-designed optimizer.
+      UserError: a name is neither a learned nor a hand-designed optimizer, or what is appended to it does not
+        suit the optimizer.
     """
-    from meta_train.report.baselines import BASELINES, DEFAULT_BASELINES, find_baseline
-    from meta_train.report.evaluation import Contestant
+    from meta_train.report.baselines import BASELINES, DEFAULT_BASELINES, baseline, find_baseline
 
-    learned: dict[str, Contestant] = {}
-    tuned: list[str] = []
+    learned: dict[str, _Named] = {}
+    tuned: dict[str, _Named] = {}
     files: dict[str, Path] = {}
     names = list(dict.fromkeys((*names, *DEFAULT_BASELINES)))
     for name in names:
+        ending = ""
         file = None if name in BASELINES else find_optimizer(name)
+        if file is None and name not in BASELINES:
+            ending = next((each for each in _ENDINGS if name.endswith(each)), "")
+            file = find_optimizer(name.removesuffix(ending)) if ending else None
         if file is None:
             find_baseline(name)
-            tuned.append(name)
-        else:
-            artifact = learned_opt.read(file)
-            # A file with the usual name is labelled by its folder, which says more.
-            short = file.parent.name if file.name == FILE_NAME else file.stem
-            label = name if short in (*names, *learned) else short
-            learned[label] = Contestant(learned_opt.get_architecture(artifact.architecture), artifact.theta)
+            tuned[name] = _Named(partial(baseline, name), name)
+            continue
+        # A file with the usual name is labelled by its folder, which says more.
+        short = (file.parent.name if file.name == FILE_NAME else file.stem) + ending
+        label = name if short in (*names, *learned) else short
+        learned[label] = _learned(label, file, ending)
+        if not ending:
             files[label] = file
-    return learned, tuned, files
+    return learned | tuned, files
+
+
+# What may be appended to the name of a learned optimizer.
+_NO_NUM_STEPS = "-no-num-steps"
+_ENDINGS = ("-cosine", "-linear", _NO_NUM_STEPS)
+
+
+def _learned(label: str, file: Path, ending: str) -> _Named:
+    """The optimizer of a file: as it is, without the number of steps, or its direction with a schedule.
+
+    Raises:
+      UserError: the file is not an intact optimizer file, or what is appended does not suit the optimizer.
+    """
+    from meta_train.report.baselines import SCHEDULES, Baseline, Rule, tuned
+    from meta_train.report.evaluation import Contestant
+
+    artifact = learned_opt.read(file)
+    optimizer, theta = learned_opt.get_architecture(artifact.architecture), artifact.theta
+    identity = artifact.metadata["digest"] + ending
+    if ending == _NO_NUM_STEPS:
+        if not optimizer.takes_num_steps:
+            raise UserError(
+                f"'{label}': this optimizer is never told the number of steps; leave {ending} out"
+            )
+        known = optimizer.update
+        optimizer = optimizer._replace(takes_num_steps=False, update=lambda *inputs: known(*inputs))
+    if ending in SCHEDULES and ending:
+        if optimizer.unit_rate is None:
+            raise UserError(f"'{label}': this optimizer takes no learning rate; leave {ending} out")
+        direction = Baseline(Rule(label, partial(learned_opt.as_optax, optimizer, theta)), SCHEDULES[ending])
+        return _Named(partial(tuned, direction), identity, file)
+    return _Named(lambda steps: Contestant(optimizer, theta), identity, file)
 
 
 def _prepare(folder: Path) -> None:

@@ -137,7 +137,12 @@ def baseline(name: str, steps: int) -> Contestant:
     Raises:
       UserError: there is no baseline of this name.
     """
-    rule, schedule = find_baseline(name)
+    return tuned(find_baseline(name), steps)
+
+
+def tuned(baseline: Baseline, steps: int) -> Contestant:
+    """A rule with a schedule for runs of the given number of steps, whose learning rate is to be tuned."""
+    rule, schedule = baseline
 
     def make(rate: Rate) -> optax.GradientTransformation:
         return rule.make(schedule.make(rate, steps))

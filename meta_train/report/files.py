@@ -63,3 +63,9 @@ def write_so_far(suite: Sequence[Comparison], folder: Path) -> None:
     """Write ``evaluation.json``."""
     text = json.dumps(as_json(suite), indent=2, allow_nan=False) + "\n"
     write_whole(folder / "evaluation.json", text)
+
+
+def comparison_file(folder: Path, number: int) -> Path:
+    """The file of a suite's finished comparison, from its number; its folder exists."""
+    make_folder(folder / "comparisons")
+    return folder / "comparisons" / f"{number}.safetensors"

@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
@@ -24,9 +25,10 @@ from inner_tasks import TaskSettings, find_task, task
 from meta_train.commands import learned_opt as learned_opt_command
 from meta_train.commands.meta_train import parse
 from meta_train.estimators import ESTIMATORS
+from meta_train.report import baselines, comparison
 from meta_train.report.baselines import DEFAULT_BASELINES
 from meta_train.report.comparison import Comparison
-from meta_train.report.evaluation import CRITERIA, Criterion
+from meta_train.report.evaluation import CRITERIA, Contestant, Criterion
 from meta_train.run.config import Config, save_config
 from meta_train.run.folder import RunFolder, read_metrics
 from tests.marks import slow
@@ -252,14 +254,89 @@ def test_names_of_optimizers_do_not_collide(
     for folder in ("adam", "a/run", "b/run"):
         Path(folder).mkdir(parents=True)
         shutil.copy(tiny_run.path / "optimizer.safetensors", folder)
-    learned, tuned, files = learned_opt_command._contestants(["./adam", "a/run", "b/run", "sgdm"])
-    assert list(learned) == list(files) == ["./adam", "run", "b/run"]
-    assert set(tuned) == {"sgdm", *DEFAULT_BASELINES}
+    contestants, files = learned_opt_command._contestants(["./adam", "a/run", "b/run", "sgdm"])
+    assert list(contestants)[:3] == list(files) == ["./adam", "run", "b/run"]
+    assert set(list(contestants)[3:]) == {"sgdm", *DEFAULT_BASELINES}
+
+
+def test_what_is_appended_to_a_learned_optimizer(tmp_path: Path) -> None:
+    """A schedule makes the rate one to tune; the other is not told the number of steps."""
+    muon = learned_opt.get_architecture("muon-mlp")
+    theta = muon.init_theta(jax.random.key(0), 1)
+    file = tmp_path / "rule.safetensors"
+    learned_opt.save(file, "muon-mlp", theta, {})
+    names = [f"{file}", f"{file}-cosine", f"{file}-no-num-steps"]
+    contestants, files = learned_opt_command._contestants(names)
+    assert list(files) == ["rule"]
+    own, cosine, untold = (contestants[f"rule{ending}"] for ending in ("", "-cosine", "-no-num-steps"))
+    assert len({own.identity, cosine.identity, untold.identity}) == 3
+    params, gradients = jnp.ones((4, 5)), jnp.cos(jnp.arange(20.0)).reshape(4, 5)
+
+    def second_step(tx: Any) -> Any:
+        _, state = tx.update(gradients, tx.init(params), params)
+        return tx.update(gradients, state, params)[0]
+
+    def of(contestant: Contestant, theta: Any, *told: int) -> Any:
+        optimizer = contestant.optimizer
+        _, state = optimizer.update(theta, gradients, optimizer.init(params), params, *told)
+        return optimizer.update(theta, gradients, state, params, *told)[0]
+
+    steps = 40
+    assert own.make(steps).optimizer.takes_num_steps
+    expected = second_step(learned_opt.as_optax(muon, theta, num_steps=steps))
+    np.testing.assert_allclose(of(own.make(steps), own.make(steps).theta, steps), expected, rtol=1e-5)
+    assert not untold.make(steps).optimizer.takes_num_steps
+    expected = second_step(learned_opt.as_optax(muon, theta))
+    np.testing.assert_allclose(of(untold.make(steps), untold.make(steps).theta), expected, rtol=1e-5)
+    assert cosine.make(steps).theta is None
+    expected = second_step(learned_opt.as_optax(muon, theta, learning_rate=baselines.cosine(0.5, steps)))
+    np.testing.assert_allclose(of(cosine.make(steps), jnp.float32(0.5)), expected, rtol=1e-5)
+
+
+def test_a_stopped_evaluation_goes_on(tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is finished is not repeated, and the results are those of an evaluation that was not stopped."""
+    tiny = find_task("digits-mlp")._replace(settings=TaskSettings((4,), 64, 5))
+    for name in ("one", "two"):
+        monkeypatch.setitem(task._REGISTRY, name, tiny)
+    made: list[str] = []
+    whole = comparison.compare
+
+    def compare(name: str, *args: Any, **kwargs: Any) -> Comparison:
+        made.append(name)
+        if made == ["one", "two"]:
+            raise learned_opt.LearnedOptError("stopped")
+        return whole(name, *args, **kwargs)
+
+    monkeypatch.setattr(comparison, "compare", compare)
+    command_line = [tiny_run.path, "--tasks one two --seeds 1 --learning-rates 2 --devices 1 --out", tmp_path]
+    with against(*TINY_RIVALS):
+        assert command.learned_opt("evaluate", *command_line).code == 1
+        first = json.loads((tmp_path / "evaluation.json").read_text())["comparisons"]
+        refused = command.learned_opt("evaluate", *command_line, "--resume --learning-rates 3")
+        assert refused.code == 2 and "other settings (learning rates)" in " ".join(refused.err.split())
+        outcome = command.learned_opt("evaluate", *command_line, "--resume")
+        assert outcome.code == 0, outcome.err
+        assert made == ["one", "two", "two"]
+        found = json.loads((tmp_path / "evaluation.json").read_text())["comparisons"]
+        assert found[0] == first[0]
+        (tmp_path / "comparisons" / "1.safetensors").write_bytes(b"damaged")
+        refused = command.learned_opt("evaluate", *command_line, "--resume")
+        assert refused.code == 2 and "is damaged; remove it" in " ".join(refused.err.split())
+    # Both tasks are the same.
+    costs = ("update_seconds", "step_seconds", "speed_up", "state_bytes")
+    one, two = (
+        {k: {n: v for n, v in own.items() if n not in costs} for k, own in each["optimizers"].items()}
+        for each in found
+    )
+    assert one == two
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
+        ("adam --resume", "--resume goes on with the comparisons in --out"),
+        ("relative-mlp-small-tasks-cosine", "this optimizer takes no learning rate"),
+        ("relative-mlp-small-tasks-no-num-steps", "this optimizer is never told the number of steps"),
         ("adam --seeds 0", "--seeds is 0; it must be at least 1"),
         ("adam --horizons 10 -3", "--horizons is -3"),
         ("chain", "'chain' is not an optimizer file, a pretrained optimizer"),
