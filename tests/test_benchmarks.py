@@ -26,6 +26,7 @@ SLOW = {
     "startup": "--tasks digits-mlp --rounds 1",
     "scaling": "--rounds 1",
     "throughput": "--tasks digits-mlp --rounds 1",
+    "weak_scaling": "--devices 2 1 --particles 2 --rounds 1 --updates 8",
 }
 # These take minutes, gigabytes and real data, so they are only run by hand.
 BY_HAND = {"estimates"}
