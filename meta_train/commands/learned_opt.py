@@ -235,9 +235,8 @@ def _learned(label: str, file: Path, ending: str) -> _Named:
             raise UserError(
                 f"'{label}': this optimizer is never told the number of steps; leave {ending} out"
             )
-        known = optimizer.update
-        optimizer = optimizer._replace(takes_num_steps=False, update=lambda *inputs: known(*inputs))
-    if ending in SCHEDULES and ending:
+        optimizer = optimizer._replace(takes_num_steps=False)
+    elif ending:
         if optimizer.unit_rate is None:
             raise UserError(f"'{label}': this optimizer takes no learning rate; leave {ending} out")
         direction = Baseline(Rule(label, partial(learned_opt.as_optax, optimizer, theta)), SCHEDULES[ending])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import jax
@@ -102,13 +103,12 @@ def _iterated(x: jax.Array) -> jax.Array:
 def _iterated_by_gram(x: jax.Array) -> jax.Array:
     """The same with two products of the size of X: the polynomials ``P`` commute, and ``G <- P G P``."""
     a, b, c = COEFFICIENTS
-    gram, product = x @ x.T, None
-    for number in range(ITERATIONS):
-        polynomial = a * jnp.eye(len(gram), dtype=x.dtype) + b * gram + c * gram @ gram
-        product = polynomial if product is None else polynomial @ product
-        if number < ITERATIONS - 1:
-            gram = polynomial @ gram @ polynomial
-    return product @ x
+    gram, polynomials = x @ x.T, []
+    for _ in range(ITERATIONS):
+        if polynomials:
+            gram = polynomials[-1] @ gram @ polynomials[-1]
+        polynomials.append(a * jnp.eye(len(gram), dtype=x.dtype) + b * gram + c * gram @ gram)
+    return reduce(lambda product, polynomial: polynomial @ product, polynomials) @ x
 
 
 def _step(theta: Theta, tensors: Tensors, clock: ft.Clock) -> tuple[jax.Array, jax.Array]:
