@@ -103,7 +103,8 @@ def _iterated(x: jax.Array) -> jax.Array:
 def _iterated_by_gram(x: jax.Array) -> jax.Array:
     """The same with two products of the size of X: the polynomials ``P`` commute, and ``G <- P G P``."""
     a, b, c = COEFFICIENTS
-    gram, polynomials = x @ x.T, []
+    gram = x @ x.T
+    polynomials: list[jax.Array] = []
     for _ in range(ITERATIONS):
         if polynomials:
             gram = polynomials[-1] @ gram @ polynomials[-1]
