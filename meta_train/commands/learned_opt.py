@@ -23,7 +23,7 @@ from meta_train.run.config import check_count
 
 if TYPE_CHECKING:
     from inner_tasks import Task
-    from meta_train.report.evaluation import Contestant
+    from meta_train.report.evaluation import Contestant, Result
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Evaluate:
     out: Path | None = None
     """Folder for evaluation.json, table.md and the pictures; without it only tables are printed."""
     resume: bool = False
-    """Go on with the comparisons in --out; those that are finished are not repeated."""
+    """Go on with the comparison in --out: runs that are finished are not repeated."""
     record: bool = False
     """Write the results into the optimizer files as their model cards."""
     debug: bool = False
@@ -94,7 +94,7 @@ def evaluate(arguments: Evaluate) -> None:
     check_count("--learning-rates", arguments.learning_rates)
     contestants, files = _contestants(arguments.optimizers)
     if arguments.resume and not arguments.out:
-        raise UserError("--resume goes on with the comparisons in --out; give that folder")
+        raise UserError("--resume goes on with the comparison in --out; give that folder")
     if arguments.record and not files:
         raise UserError("--record writes into optimizer files, but none of the optimizers is a file")
     if arguments.out:
@@ -106,8 +106,8 @@ def evaluate(arguments: Evaluate) -> None:
     from meta_train.report.baselines import baseline
     from meta_train.report.comparison import Comparison, compare, learning_rates
     from meta_train.report.evaluation import check_host_memory, find_criterion, metrics_of
-    from meta_train.report.files import comparison_file, write_so_far, write_suite
-    from meta_train.report.kept import keep, kept
+    from meta_train.report.files import result_file, write_so_far, write_suite
+    from meta_train.report.kept import kept_or_made
     from meta_train.report.suite import print_overall
     from meta_train.report.tables import card, print_comparison
     from meta_train.run.interrupt import StopRequest
@@ -127,35 +127,41 @@ def evaluate(arguments: Evaluate) -> None:
     criterion = find_criterion(objectives, metrics)
     suite: list[Comparison] = []
     clock = LogClock()
+
+    def obtain(number: int, task: str, steps: int, label: str, make: Callable[[], Result]) -> Result:
+        if not arguments.out:
+            return make()
+        settings = {
+            "task": task,
+            "steps": steps,
+            "optimizer": contestants[label].identity,
+            "seeds": arguments.seeds,
+            "learning rates": arguments.learning_rates,
+            "ranked by": criterion.key,
+        }
+        return kept_or_made(
+            result_file(arguments.out, number, label), settings, make, resume=arguments.resume
+        )
+
     with StopRequest() as stop:
-        advice = "saved in --out; the same command with --resume goes on" if arguments.out else "not saved"
-        check = partial(stop.check, f"stopped; finished comparisons are printed above, and {advice}")
+        advice = (
+            "the same command with --resume goes on" if arguments.out else "nothing is saved without --out"
+        )
+        check = partial(stop.check, f"stopped; {advice}")
         for number, (name, task, horizon) in enumerate(tasks, 1):
             console.print(f"[bold]{number} of {len(tasks)}: {name}, {horizon} steps[/]", highlight=False)
-            settings = {
-                "task": name,
-                "steps": horizon,
-                "optimizers": {label: each.identity for label, each in contestants.items()},
-                "seeds": arguments.seeds,
-                "learning rates": arguments.learning_rates,
-                "ranked by": criterion.key,
-            }
-            path = comparison_file(arguments.out, number) if arguments.out else None
-            comparison = kept(path, settings, criterion) if path and arguments.resume else None
-            if comparison is None:
-                comparison = compare(
-                    name,
-                    training(task, horizon),
-                    {label: each.make(horizon) for label, each in contestants.items()},
-                    seeds=arguments.seeds,
-                    rates=learning_rates(arguments.learning_rates),
-                    criterion=criterion,
-                    devices=devices,
-                    chunk=units_at_once("auto", arguments.seeds * arguments.learning_rates),
-                    watch=partial(RunsLine, console, check, clock=clock),
-                )
-                if path:
-                    keep(comparison, settings, path)
+            comparison = compare(
+                name,
+                training(task, horizon),
+                {label: each.make(horizon) for label, each in contestants.items()},
+                seeds=arguments.seeds,
+                rates=learning_rates(arguments.learning_rates),
+                criterion=criterion,
+                devices=devices,
+                chunk=units_at_once("auto", arguments.seeds * arguments.learning_rates),
+                watch=partial(RunsLine, console, check, clock=clock),
+                obtain=partial(obtain, number, name, horizon),
+            )
             suite.append(comparison)
             print_comparison(comparison, console)
             if arguments.out:

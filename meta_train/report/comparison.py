@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,9 @@ from meta_train.report.evaluation import LEARNING_RATES, MEAN_LOSS, Contestant, 
 
 # Adam with a constant learning rate, the reference of ratios and speed-ups.
 REFERENCE = "adam"
+
+# ``obtain(name, make)`` returns the result of an optimizer, from ``make()`` or from where it was kept.
+Obtain = Callable[[str, Callable[[], Result]], Result]
 
 # ``watch(name)`` returns a context manager that yields a callback ``(runs done, runs planned)``.
 Watch = Callable[[str], AbstractContextManager[Callable[[int, int], object]]]
@@ -126,6 +130,7 @@ def compare(
     devices: int,
     chunk: int,
     watch: Watch,
+    obtain: Obtain = lambda name, make: make(),
 ) -> Comparison:
     """Run every optimizer, and measure the cost of its steps.
 
@@ -139,13 +144,14 @@ def compare(
       devices: number of devices to spread the runs over.
       chunk: runs that one device works on at once.
       watch: shows the progress of each optimizer.
+      obtain: gets the result of each optimizer, by default by running it.
     """
-    results = {}
-    for name, contestant in contestants.items():
+
+    def result_of(name: str) -> Result:
         with watch(name) as advance:
-            results[name] = run(
+            return run(
                 training,
-                contestant,
+                contestants[name],
                 seeds,
                 rates,
                 criterion=criterion,
@@ -153,10 +159,11 @@ def compare(
                 chunk=chunk,
                 watch=advance,
             )
+
     return Comparison(
         task,
         training.horizon,
-        results,
+        {name: obtain(name, partial(result_of, name)) for name in contestants},
         update_costs(trained(training.task.init(jax.random.key(0))), contestants),
         gradient_seconds(training),
         criterion,

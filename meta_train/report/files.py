@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ def write_so_far(suite: Sequence[Comparison], folder: Path) -> None:
     write_whole(folder / "evaluation.json", text)
 
 
-def comparison_file(folder: Path, number: int) -> Path:
-    """The file of a suite's finished comparison, from its number; its folder exists."""
-    make_folder(folder / "comparisons")
-    return folder / "comparisons" / f"{number}.safetensors"
+def result_file(folder: Path, number: int, optimizer: str) -> Path:
+    """The file that keeps the result of an optimizer on a task, from the task's number; its folder exists."""
+    results = folder / "results" / f"{number}"
+    make_folder(results)
+    return results / f"{re.sub(r'[^a-zA-Z0-9._-]', '_', optimizer)}.safetensors"

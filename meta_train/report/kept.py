@@ -1,9 +1,9 @@
-"""Finished comparisons in files, so that a suite that was stopped can go on."""
+"""The results of optimizers in files, so that a comparison that was stopped can go on."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,60 +13,49 @@ from safetensors.numpy import save as to_safetensors
 
 from learned_opt import UserError
 from learned_opt._src.files import write_whole
-from meta_train.report.comparison import Comparison
-from meta_train.report.costs import Cost
-from meta_train.report.evaluation import Criterion, Result, Runs
+from meta_train.report.evaluation import Result, Runs
 
 # A file with more bytes than this is not read.
 MAX_BYTES = 2**32
 
-_KEY = "comparison"  # of the metadata, whose value is JSON
-_LOSSES = "losses"  # the arrays are called OPTIMIZER/losses and OPTIMIZER/METRIC, with the optimizer's number
+_KEY = "result"  # of the metadata, whose value is JSON
+_LOSSES = "losses"  # the other arrays have the names of the task's metrics
 
 
-def keep(comparison: Comparison, settings: Mapping[str, Any], path: Path) -> None:
-    """Write a finished comparison.
+def kept_or_made(
+    path: Path, settings: Mapping[str, Any], make: Callable[[], Result], *, resume: bool
+) -> Result:
+    """The result in a file, or otherwise a new one, which is written there.
 
     Args:
-      comparison: the comparison.
-      settings: what it was made with, as JSON values.
-      path: the file, in safetensors format; an existing one is replaced.
+      path: the file, in safetensors format.
+      settings: what the result has to be made with, as JSON values.
+      make: makes it.
+      resume: whether to take it from the file, if there is one; otherwise the file is replaced.
 
     Raises:
+      UserError: the result in the file was made with other settings, or the file is damaged.
       OSError: the file could not be written.
     """
-    arrays: dict[str, np.ndarray] = {}
-    for number, result in enumerate(comparison.results.values()):
-        arrays |= {
-            f"{number}/{name}": np.ascontiguousarray(values)
-            for name, values in ({_LOSSES: result.runs.losses} | result.runs.metrics).items()
-        }
+    if resume and path.is_file():
+        return _read(path, settings)
+    result = make()
+    arrays = {_LOSSES: result.runs.losses, **result.runs.metrics}
     facts = {
         "settings": settings,
-        "results": {
-            name: {"learning_rate": result.learning_rate, "tried": list(result.tried.items())}
-            for name, result in comparison.results.items()
-        },
-        "costs": comparison.costs,
-        "gradient_seconds": comparison.gradient_seconds,
+        "learning_rate": result.learning_rate,
+        "tried": list(result.tried.items()),
     }
-    write_whole(path, to_safetensors(arrays, metadata={_KEY: json.dumps(facts)}))
+    content = to_safetensors(
+        {name: np.ascontiguousarray(values) for name, values in arrays.items()},
+        metadata={_KEY: json.dumps(facts)},
+    )
+    write_whole(path, content)
+    return result
 
 
-def kept(path: Path, settings: Mapping[str, Any], criterion: Criterion) -> Comparison | None:
-    """Read a finished comparison; None if there is no such file.
-
-    Args:
-      path: the file.
-      settings: what the comparison has to be made with, including the name of the task and the number of
-        steps.
-      criterion: what its optimizers are ranked by.
-
-    Raises:
-      UserError: it was made with other settings, or the file is damaged.
-    """
-    if not path.is_file():
-        return None
+def _read(path: Path, settings: Mapping[str, Any]) -> Result:
+    """The result in a file; it is refused if it was made with other settings."""
     advice = "remove it to make it again, or give another --out"
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path} has more than {MAX_BYTES:,} bytes, so it is not read; {advice}")
@@ -75,16 +64,10 @@ def kept(path: Path, settings: Mapping[str, Any], criterion: Criterion) -> Compa
             facts = json.loads((file.metadata() or {})[_KEY])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         differing = [name for name in settings if facts["settings"].get(name) != settings[name]]
-        results = {}
-        for number, (name, own) in enumerate(facts["results"].items()):
-            prefix = f"{number}/"
-            found = {key.removeprefix(prefix): x for key, x in arrays.items() if key.startswith(prefix)}
-            runs = Runs(found.pop(_LOSSES), found)
-            results[name] = Result(runs, own["learning_rate"], dict(map(tuple, own["tried"])))
-        costs = {name: Cost(*cost) for name, cost in facts["costs"].items()}
-        seconds = facts["gradient_seconds"]
+        runs = Runs(arrays.pop(_LOSSES), arrays)
+        result = Result(runs, facts["learning_rate"], dict(map(tuple, facts["tried"])))
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"{path} is not a finished comparison, or is damaged; {advice}") from None
+        raise UserError(f"{path} is not the result of an optimizer, or is damaged; {advice}") from None
     if differing:
-        raise UserError(f"{path} is a comparison with other settings ({', '.join(differing)}); {advice}")
-    return Comparison(settings["task"], settings["steps"], results, costs, seconds, criterion)
+        raise UserError(f"{path} was made with other settings ({', '.join(differing)}); {advice}")
+    return result

@@ -298,43 +298,44 @@ def test_a_stopped_evaluation_goes_on(tiny_run: Run, tmp_path: Path, monkeypatch
     tiny = find_task("digits-mlp")._replace(settings=TaskSettings((4,), 64, 5))
     for name in ("one", "two"):
         monkeypatch.setitem(task._REGISTRY, name, tiny)
-    made: list[str] = []
-    whole = comparison.compare
+    runs: list[str] = []
+    whole = comparison.run
 
-    def compare(name: str, *args: Any, **kwargs: Any) -> Comparison:
-        made.append(name)
-        if made == ["one", "two"]:
+    def run(training: Any, contestant: Contestant, *args: Any, **kwargs: Any) -> Any:
+        runs.append("tuned" if contestant.theta is None else "learned")
+        if len(runs) == 5:
             raise learned_opt.LearnedOptError("stopped")
-        return whole(name, *args, **kwargs)
+        return whole(training, contestant, *args, **kwargs)
 
-    monkeypatch.setattr(comparison, "compare", compare)
+    monkeypatch.setattr(comparison, "run", run)
     command_line = [tiny_run.path, "--tasks one two --seeds 1 --learning-rates 2 --devices 1 --out", tmp_path]
     with against(*TINY_RIVALS):
         assert command.learned_opt("evaluate", *command_line).code == 1
+        assert runs == ["learned", "tuned", "tuned", "learned", "tuned"]
         first = json.loads((tmp_path / "evaluation.json").read_text())["comparisons"]
         refused = command.learned_opt("evaluate", *command_line, "--resume --learning-rates 3")
         assert refused.code == 2 and "other settings (learning rates)" in " ".join(refused.err.split())
         outcome = command.learned_opt("evaluate", *command_line, "--resume")
         assert outcome.code == 0, outcome.err
-        assert made == ["one", "two", "two"]
+        assert runs[5:] == ["tuned", "tuned"]
         found = json.loads((tmp_path / "evaluation.json").read_text())["comparisons"]
-        assert found[0] == first[0]
-        (tmp_path / "comparisons" / "1.safetensors").write_bytes(b"damaged")
+        (tmp_path / "results" / "1" / "adam.safetensors").write_bytes(b"damaged")
         refused = command.learned_opt("evaluate", *command_line, "--resume")
         assert refused.code == 2 and "is damaged; remove it" in " ".join(refused.err.split())
-    # Both tasks are the same.
-    costs = ("update_seconds", "step_seconds", "speed_up", "state_bytes")
-    one, two = (
-        {k: {n: v for n, v in own.items() if n not in costs} for k, own in each["optimizers"].items()}
-        for each in found
+    one, two, before = (
+        {
+            name: {key: value for key, value in own.items() if "seconds" not in key}
+            for name, own in each["optimizers"].items()
+        }
+        for each in (*found, *first)
     )
-    assert one == two
+    assert one == two == before  # both tasks are the same
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("adam --resume", "--resume goes on with the comparisons in --out"),
+        ("adam --resume", "--resume goes on with the comparison in --out"),
         ("relative-mlp-small-tasks-cosine", "this optimizer takes no learning rate"),
         ("relative-mlp-small-tasks-no-num-steps", "this optimizer is never told the number of steps"),
         ("adam --seeds 0", "--seeds is 0; it must be at least 1"),
