@@ -153,13 +153,19 @@ def test_what_is_drawn() -> None:
     assert set(np.asarray(draws.activation).tolist()) == {0, 1, 2}
     assert set(np.asarray(draws.own.depth).tolist()) == {1, 2, 3}
     wrong = (np.asarray(draws.own.wrong) >= 0).mean(1)
-    assert 0.17 < wrong.mean() < 0.23 and 0.35 < wrong.max() < 0.45  # a tenth of them are right by chance
+    assert (wrong == 0).mean() == pytest.approx(0.5, abs=0.03)
+    # A tenth of them are right by chance.
+    assert 0.17 < wrong[wrong > 0].mean() < 0.23 and 0.35 < wrong.max() < 0.45
+    few = np.asarray(draws.own.count)[draws.own.count < 1400]
+    assert few.size / 4000 == pytest.approx(0.5, abs=0.03) and few.min() == 50 and few.max() > 1300
+    assert np.log(few).mean() == pytest.approx((math.log(50) + math.log(1400)) / 2, rel=0.02)
 
 
 def test_wrong_labels_stay_the_same() -> None:
     variation = plain("digits-mlp")
     wrong = jnp.full_like(variation.own.wrong, -1).at[:700].set(3)
-    task = family("digits-mlp").member(variation._replace(own=variation.own._replace(wrong=wrong)))
+    own = variation.own._replace(wrong=wrong, count=jnp.int32(1400))
+    task = family("digits-mlp").member(variation._replace(own=own))
     images = data("digits-mlp")
     labels = {}
     sample = jax.jit(task.sample)
@@ -174,6 +180,17 @@ def test_wrong_labels_stay_the_same() -> None:
     }
     assert len(labels) > 1200
     assert all(truth[pixels] == label for pixels, label in labels.items())
+
+
+@pytest.mark.parametrize("name", ["digits-mlp", "digits-resnet"])
+def test_a_member_with_few_examples_sees_no_others(name: str) -> None:
+    variation, count = plain(name), jnp.int32(60)
+    own = variation.own._replace(count=count) if name == "digits-mlp" else count
+    task = family(name).member(variation._replace(own=own))
+    images = jax.jit(jax.vmap(lambda key: task.sample(data(name), key)))(
+        jax.random.split(jax.random.key(8), 60)
+    ).images
+    assert len(np.unique(images.reshape(-1, images.shape[-1]), axis=0)) == 60
 
 
 def test_rare_rows_are_rarely_seen_and_have_no_gradient_else() -> None:

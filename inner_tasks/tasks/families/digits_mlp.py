@@ -11,12 +11,20 @@ import optax
 
 from inner_tasks.networks import MLP, output
 from inner_tasks.task import Params, TaskFamily, TaskSettings
-from inner_tasks.tasks.families.family import Variation, drawn_activation, family, random_indices, shapes_of
+from inner_tasks.tasks.families.family import (
+    Variation,
+    drawn_activation,
+    drawn_count,
+    family,
+    random_indices,
+    shapes_of,
+)
 from inner_tasks.tasks.images import ImageBatch, ImageData, image_batch, load_images
 
 EXAMPLES, PIXELS, CLASSES = 1400, 64, 10
 HIDDEN = (24, 24, 24)
 MOST_WRONG = 0.4  # share of labels
+SHARE_WRONG = 0.5  # share of the members with wrong labels
 MAX_LOSS = 1.5 * math.log(CLASSES)
 
 
@@ -25,23 +33,29 @@ class Own(NamedTuple):
 
     depth: jax.Array  # int32 [], hidden layers, 1 to 3
     wrong: jax.Array  # int8 [EXAMPLES], the label that replaces the right one, or -1
+    count: jax.Array  # int32 [], number of training examples
 
 
 def digits_mlp(settings: TaskSettings) -> TaskFamily:
     """One to three hidden layers of 24 on scikit-learn's 8x8 digits; 3,010 parameters.
 
-    Up to 40% of the training labels are drawn at random, once per episode, so that the validation loss shows
-    whether a network memorises them.
+    For half of the members up to 40% of the training labels are drawn at random, once per episode, so that
+    the validation loss shows whether a network memorises them. Half of the members have few training
+    examples.
     """
 
     def own(key: jax.Array) -> Own:
-        uniform = jax.random.uniform(key, (2 + EXAMPLES,))
-        share = MOST_WRONG * uniform[0]
-        labels = jnp.where(uniform[2:] < share, uniform[2:] / share * CLASSES, -1)
-        return Own(1 + (uniform[1] * len(HIDDEN)).astype(jnp.int32), labels.astype(jnp.int8))
+        uniform = jax.random.uniform(key, (4 + EXAMPLES,))
+        share = MOST_WRONG * jnp.maximum(0, 1 - uniform[0] / SHARE_WRONG)
+        labels = jnp.where(uniform[4:] < share, uniform[4:] / share * CLASSES, -1)
+        return Own(
+            depth=1 + (uniform[1] * len(HIDDEN)).astype(jnp.int32),
+            wrong=labels.astype(jnp.int8),
+            count=drawn_count(uniform[2:4], EXAMPLES),
+        )
 
     def sample(data: ImageData, key: jax.Array, variation: Variation) -> ImageBatch:
-        indices = random_indices(key, EXAMPLES, settings.batch_size, variation.examples)
+        indices = random_indices(key, variation.own.count, settings.batch_size, variation.examples)
         batch = image_batch(data, data.train, indices)
         wrong = variation.own.wrong[indices]
         return batch._replace(labels=jnp.where(wrong < 0, batch.labels, wrong))

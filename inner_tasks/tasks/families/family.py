@@ -23,6 +23,8 @@ LOSS_DECADES = 2.0  # the scale of the loss lies between 1e-2 and 1e2
 GAIN = 2.0  # initial weights are up to this factor larger or smaller than those of Flax's layers
 SMALLEST_BATCH = 16
 SHARE_OF_UNITS = 0.25  # share of the members with other units than those of Flax's layers
+SHARE_OF_FEW = 0.5  # share of the members with few training examples, in families that draw their number
+FEWEST_EXAMPLES = 50
 SHARE_UNTOLD = 0.25  # share of the members whose number of steps the optimizer does not know
 
 
@@ -130,7 +132,20 @@ def shapes_of(model: Any, *inputs: Any) -> Params:
     return jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
 
 
-def random_indices(key: jax.Array, count: int, batch_size: int, examples: jax.Array) -> jax.Array:
+def drawn_count(uniform: jax.Array, count: int) -> jax.Array:
+    """The number of training examples of a member, int32 []: all, or for half of the members a few.
+
+    A small network fits a few examples entirely, and then needs ever smaller steps.
+
+    Args:
+      uniform: two numbers, uniform in [0, 1).
+      count: how many there are.
+    """
+    few = _log_uniform(uniform[1], FEWEST_EXAMPLES, count)
+    return jnp.round(jnp.where(uniform[0] < SHARE_OF_FEW, few, count)).astype(jnp.int32)
+
+
+def random_indices(key: jax.Array, count: jax.Array | int, batch_size: int, examples: jax.Array) -> jax.Array:
     """Indices below `count`, int32 ``[batch_size]``: `examples` draws with replacement, repeated."""
     uniform = jax.random.uniform(key, (batch_size,))
     return repeated((uniform * count).astype(jnp.int32), examples)
