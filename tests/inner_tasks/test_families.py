@@ -156,7 +156,7 @@ def test_what_is_drawn() -> None:
     assert (wrong == 0).mean() == pytest.approx(0.5, abs=0.03)
     # A tenth of them are right by chance.
     assert 0.17 < wrong[wrong > 0].mean() < 0.23 and 0.35 < wrong.max() < 0.45
-    few = np.asarray(draws.own.count)[draws.own.count < 1400]
+    few = np.asarray(draws.own.available)[draws.own.available < 1400]
     assert few.size / 4000 == pytest.approx(0.5, abs=0.03) and few.min() == 50 and few.max() > 1300
     assert np.log(few).mean() == pytest.approx((math.log(50) + math.log(1400)) / 2, rel=0.02)
 
@@ -164,7 +164,7 @@ def test_what_is_drawn() -> None:
 def test_wrong_labels_stay_the_same() -> None:
     variation = plain("digits-mlp")
     wrong = jnp.full_like(variation.own.wrong, -1).at[:700].set(3)
-    own = variation.own._replace(wrong=wrong, count=jnp.int32(1400))
+    own = variation.own._replace(wrong=wrong, available=jnp.int32(1400))
     task = family("digits-mlp").member(variation._replace(own=own))
     images = data("digits-mlp")
     labels = {}
@@ -185,7 +185,7 @@ def test_wrong_labels_stay_the_same() -> None:
 @pytest.mark.parametrize("name", ["digits-mlp", "digits-resnet"])
 def test_a_member_with_few_examples_sees_no_others(name: str) -> None:
     variation, count = plain(name), jnp.int32(60)
-    own = variation.own._replace(count=count) if name == "digits-mlp" else count
+    own = variation.own._replace(available=count) if name == "digits-mlp" else count
     task = family(name).member(variation._replace(own=own))
     images = jax.jit(jax.vmap(lambda key: task.sample(data(name), key)))(
         jax.random.split(jax.random.key(8), 60)

@@ -33,7 +33,7 @@ class Own(NamedTuple):
 
     depth: jax.Array  # int32 [], hidden layers, 1 to 3
     wrong: jax.Array  # int8 [EXAMPLES], the label that replaces the right one, or -1
-    count: jax.Array  # int32 [], number of training examples
+    available: jax.Array  # int32 [], number of training examples
 
 
 def digits_mlp(settings: TaskSettings) -> TaskFamily:
@@ -51,11 +51,11 @@ def digits_mlp(settings: TaskSettings) -> TaskFamily:
         return Own(
             depth=1 + (uniform[1] * len(HIDDEN)).astype(jnp.int32),
             wrong=labels.astype(jnp.int8),
-            count=drawn_count(uniform[2:4], EXAMPLES),
+            available=drawn_count(uniform[2:4], EXAMPLES),
         )
 
     def sample(data: ImageData, key: jax.Array, variation: Variation) -> ImageBatch:
-        indices = random_indices(key, variation.own.count, settings.batch_size, variation.examples)
+        indices = random_indices(key, variation.own.available, settings.batch_size, variation.examples)
         batch = image_batch(data, data.train, indices)
         wrong = variation.own.wrong[indices]
         return batch._replace(labels=jnp.where(wrong < 0, batch.labels, wrong))
