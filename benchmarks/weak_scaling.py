@@ -9,7 +9,6 @@ update that spans devices.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import statistics
@@ -25,6 +24,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from meta_train.run.folder import read_metrics
 from meta_train.run.setup import prepare
 
 FIRST = 5  # updates of a process that are not timed
@@ -77,10 +77,11 @@ def main() -> None:
 
 def _run(arguments: Arguments, processes: int) -> list[float]:
     """Seconds of an update in a run with two devices and this many processes: the three quartiles."""
-    with tempfile.TemporaryDirectory() as parent, socket.socket() as free:
+    with socket.socket() as free:
         free.bind(("localhost", 0))
-        port, folder = free.getsockname()[1], Path(parent) / "run"
-        free.close()
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "run"
         flags = (
             f"--task {arguments.task} --estimator.particles {2 * arguments.particles} --devices 2 --chunk 1 "
             f"--updates {arguments.updates} --wandb disabled --evaluation.seeds 1 --evaluation.steps 10 "
@@ -93,8 +94,8 @@ def _run(arguments: Arguments, processes: int) -> list[float]:
             started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         if any(process.wait() for process in started):
             raise SystemExit(f"the run with {processes} processes failed")
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return statistics.quantiles([json.loads(line)["seconds"] for line in lines][FIRST:], n=4)
+        seconds = [record["seconds"] for record in read_metrics(folder / "metrics.jsonl")]
+    return statistics.quantiles(seconds[FIRST:], n=4)
 
 
 if __name__ == "__main__":

@@ -201,11 +201,7 @@ def _contestants(names: Sequence[str]) -> tuple[dict[str, _Named], dict[str, Pat
     files: dict[str, Path] = {}
     names = list(dict.fromkeys((*names, *DEFAULT_BASELINES)))
     for name in names:
-        ending = ""
-        file = None if name in BASELINES else find_optimizer(name)
-        if file is None and name not in BASELINES:
-            ending = next((each for each in _ENDINGS if name.endswith(each)), "")
-            file = find_optimizer(name.removesuffix(ending)) if ending else None
+        file, ending = (None, "") if name in BASELINES else _file(name)
         if file is None:
             find_baseline(name)
             tuned[name] = _Named(partial(baseline, name), name)
@@ -219,9 +215,18 @@ def _contestants(names: Sequence[str]) -> tuple[dict[str, _Named], dict[str, Pat
     return learned | tuned, files
 
 
-# What may be appended to the name of a learned optimizer.
+# May be appended to the name of a learned optimizer, as a schedule may.
 _NO_NUM_STEPS = "-no-num-steps"
-_ENDINGS = ("-cosine", "-linear", _NO_NUM_STEPS)
+
+
+def _file(name: str) -> tuple[Path | None, str]:
+    """The file of a learned optimizer, None if there is none, and what is appended to its name."""
+    from meta_train.report.baselines import SCHEDULES
+
+    for ending in ("", *filter(None, SCHEDULES), _NO_NUM_STEPS):
+        if name.endswith(ending) and (file := find_optimizer(name.removesuffix(ending))):
+            return file, ending
+    return None, ""
 
 
 def _learned(label: str, file: Path, ending: str) -> _Named:

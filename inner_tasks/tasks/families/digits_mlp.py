@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from inner_tasks.datasets.digits import TRAINING_EXAMPLES
 from inner_tasks.networks import MLP, output
 from inner_tasks.task import Params, TaskFamily, TaskSettings
 from inner_tasks.tasks.families.family import (
@@ -21,7 +22,7 @@ from inner_tasks.tasks.families.family import (
 )
 from inner_tasks.tasks.images import ImageBatch, ImageData, image_batch, load_images
 
-EXAMPLES, PIXELS, CLASSES = 1400, 64, 10
+PIXELS, CLASSES = 64, 10
 HIDDEN = (24, 24, 24)
 MOST_WRONG = 0.4  # share of labels
 SHARE_WRONG = 0.5  # share of the members with wrong labels
@@ -32,7 +33,7 @@ class Own(NamedTuple):
     """The part of a variation that only this family has."""
 
     depth: jax.Array  # int32 [], hidden layers, 1 to 3
-    wrong: jax.Array  # int8 [EXAMPLES], the label that replaces the right one, or -1
+    wrong: jax.Array  # int8 [TRAINING_EXAMPLES], the label that replaces the right one, or -1
     available: jax.Array  # int32 [], number of training examples
 
 
@@ -45,13 +46,13 @@ def digits_mlp(settings: TaskSettings) -> TaskFamily:
     """
 
     def own(key: jax.Array) -> Own:
-        uniform = jax.random.uniform(key, (4 + EXAMPLES,))
+        uniform = jax.random.uniform(key, (4 + TRAINING_EXAMPLES,))
         share = MOST_WRONG * jnp.maximum(0, 1 - uniform[0] / SHARE_WRONG)
         labels = jnp.where(uniform[4:] < share, uniform[4:] / share * CLASSES, -1)
         return Own(
             depth=1 + (uniform[1] * len(HIDDEN)).astype(jnp.int32),
             wrong=labels.astype(jnp.int8),
-            available=drawn_count(uniform[2:4], EXAMPLES),
+            available=drawn_count(uniform[2:4], TRAINING_EXAMPLES),
         )
 
     def sample(data: ImageData, key: jax.Array, variation: Variation) -> ImageBatch:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from inner_tasks.datasets import IMAGE_SHAPES, Split
+from inner_tasks.datasets.digits import TRAINING_EXAMPLES
 from inner_tasks.networks import ResNet, output
 from inner_tasks.task import Params, TaskFamily, TaskSettings
 from inner_tasks.tasks.families.family import (
@@ -21,7 +22,7 @@ from inner_tasks.tasks.families.family import (
 )
 from inner_tasks.tasks.images import ImageBatch, ImageData, image_batch, load_images
 
-SHAPE, CLASSES, EXAMPLES = IMAGE_SHAPES["digits"], 10, 1400
+SHAPE, CLASSES = IMAGE_SHAPES["digits"], 10
 CHANNELS = (8,)
 LARGEST_BATCH = 32  # convolutions take longer than other layers
 MAX_LOSS = 1.5 * math.log(CLASSES)
@@ -58,5 +59,5 @@ def digits_resnet(settings: TaskSettings) -> TaskFamily:
         max_loss=MAX_LOSS,
         settings=settings._replace(batch_size=batch_size),
         sample_validation=sample_validation,
-        own=lambda key: drawn_count(jax.random.uniform(key, (2,)), EXAMPLES),
+        own=lambda key: drawn_count(jax.random.uniform(key, (2,)), TRAINING_EXAMPLES),
     )
