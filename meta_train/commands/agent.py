@@ -14,12 +14,12 @@ from meta_train.run.folder import RUNS
 def plain_flags(argv: Sequence[str]) -> list[str]:
     """The flags of an agent in the form that `meta-train` parses; other flags stay as they are.
 
-    An agent writes ``--task.hidden=[64, 64]`` and ``--estimator.analytic=True``, or each as two words
-    (``${args_no_equals}``). To a run that was preempted it passes the whole configuration, with W&B's own key
-    ``_wandb``.
+    An agent writes ``--task.hidden=[64, 64]``, ``--learn=['direction']`` and ``--estimator.analytic=True``,
+    or each as two words (``${args_no_equals}``). To a run that was preempted it passes the whole
+    configuration, with W&B's own key ``_wandb``.
 
-    >>> plain_flags(["--task.hidden=[64, 64]", "--estimator.analytic=True", "--_wandb", "{}"])
-    ['--task.hidden', '64', '64', '--estimator.analytic']
+    >>> plain_flags(["--task.hidden=[64, 64]", "--learn=['direction']", "--_wandb", "{}"])
+    ['--task.hidden', '64', '64', '--learn', 'direction']
     """
     defaults = {f"--{name}": value for name, value in by_flag(Config()).items()}
     plain, rest = [], list(argv)
@@ -34,7 +34,7 @@ def plain_flags(argv: Sequence[str]) -> list[str]:
             section, _, name = flag.rpartition(".")
             written = [flag if value.lower() == "true" else f"{section}.no-{name}"]
         elif isinstance(defaults.get(flag), list) and value.startswith("[") and value.endswith("]"):
-            written = [flag, *value[1:-1].replace(",", " ").split()]
+            written = [flag, *(word.strip("'\"") for word in value[1:-1].replace(",", " ").split())]
         else:
             plain.append(word)
             continue

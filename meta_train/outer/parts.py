@@ -25,7 +25,7 @@ def part_of(theta: Theta, names: Sequence[str]) -> Theta:
         if not own:
             raise UserError(
                 f"--learn names '{name}', but the weights of this optimizer are {', '.join(sorted(flat))}; "
-                "give one of them, or the beginning of some up to a slash"
+                "give one of them, the beginning of some up to a slash, or no name to learn all"
             )
         found |= own
     return unflatten_dict(found, sep="/")
