@@ -6,6 +6,7 @@ import fcntl
 import os
 import pickle
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -24,6 +25,10 @@ os.environ.setdefault("LEARNED_OPT_CACHE", f"{_session.name}/data")
 os.environ["NETRC"] = f"{_session.name}/netrc"  # no such file, so nobody is logged in to W&B
 for _name in [name for name in os.environ if name.startswith("WANDB_")]:
     del os.environ[_name]
+
+# A shell starts background jobs with SIGINT ignored, and processes started by tests would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax  # noqa: E402  (reads the environment when it is imported)
 import pytest  # noqa: E402
