@@ -7,7 +7,9 @@ import optax
 import pytest
 
 import learned_opt
+from inner_tasks import find_task
 from learned_opt import as_optax, get_architecture
+from learned_opt._src.architectures.corrected_nadam import _time as time_of
 from learned_opt._src.architectures.features import Clock
 from learned_opt._src.architectures.learned_schedule import init_schedules, schedules
 from tests.learned_opt import plain
@@ -53,6 +55,19 @@ def test_updates_equal_the_plain_formula(name, shape, num_steps):
     ]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
     assert (num_steps > 7) == bool(np.abs(found[8]).max() > 1e-7)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_networks_see_no_clock_beyond_that_of_meta_training(known):
+    """What a network says where it has learned nothing could be anything."""
+    longest = find_task("general-tasks").settings.horizon
+
+    def seen(factor):  # in the middle of a run
+        step = longest * factor
+        return time_of(Clock(jnp.int32(step), jnp.float32(2 * step if known else np.inf)))
+
+    np.testing.assert_allclose(seen(1), seen(50), rtol=1e-5)
+    assert not np.allclose(seen(1), seen(0.25), rtol=1e-2)
 
 
 @pytest.mark.parametrize("num_steps", [1000, None])

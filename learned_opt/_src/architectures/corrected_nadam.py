@@ -38,8 +38,9 @@ CORRECTION_SCALE = 0.3  # share of the correction for a fresh network
 # Decay of the average of squared gradients that the present one is compared with.
 LEVEL_DECAY = 0.999
 LEAST_SHRINKAGE = 0.03  # a few huge gradients at first do not stop the steps for long
-# Time scale of the context's feature of the first steps, and the last step that it tells from later ones.
-EARLY, LAST_STEP = 10, 20_000
+# Time scale of the context's feature of the first steps; and the last step, and the largest number of steps,
+# that it tells from later and larger ones: the longest horizon of ``general-tasks``.
+EARLY, LAST_STEP = 10, 10_000
 
 NUM_FEATURES = 3 + len(MOMENTUM_DECAYS)
 NUM_TIME = 6  # time features in the context
@@ -180,9 +181,9 @@ def _time(clock: ft.Clock) -> jax.Array:
     """The time features of the context, ``[NUM_TIME]``."""
     progress = progress_of(clock)
     known = jnp.isfinite(clock.num_steps).astype(jnp.float32)
-    # Beyond the steps seen in meta-training the clock stands still.
+    # Beyond the steps seen in meta-training the clock stands still, since a network may say anything there.
     count = jnp.minimum(clock.step, LAST_STEP).astype(jnp.float32)
     early = jnp.tanh(count / EARLY - 1)
-    decades = jnp.log10(jnp.maximum(jnp.where(known > 0, clock.num_steps, 1), 1))
+    decades = jnp.log10(jnp.clip(jnp.where(known > 0, clock.num_steps, 1), 1, LAST_STEP))
     length = known * (decades / 2 - 1.25)
     return jnp.stack([progress, 2 * progress**2 - 1, known, length, jnp.log10(1 + count) / 2 - 0.5, early])
