@@ -18,8 +18,10 @@ def plain_flags(argv: Sequence[str]) -> list[str]:
     or each as two words (``${args_no_equals}``). To a run that was preempted it passes the whole
     configuration, with W&B's own key ``_wandb``.
 
-    >>> plain_flags(["--task.hidden=[64, 64]", "--learn=['direction']", "--_wandb", "{}"])
-    ['--task.hidden', '64', '64', '--learn', 'direction']
+    >>> plain_flags(["--task.hidden=[64, 64]", "--estimator.analytic=True", "--_wandb", "{}"])
+    ['--task.hidden', '64', '64', '--estimator.analytic']
+    >>> plain_flags(["--learn=['direction', 'schedule']"])
+    ['--learn', 'direction', 'schedule']
     """
     defaults = {f"--{name}": value for name, value in by_flag(Config()).items()}
     plain, rest = [], list(argv)

@@ -118,8 +118,7 @@ def _arguments(flags: Sequence[str], named: Mapping[str, str | None]) -> Argumen
     task = found["--task"] or Config().task.name
     _check_named({"--task": task}, named)  # to find its defaults, it is imported
     # A run that is resumed has its architecture in its settings, and does not need the weights any more.
-    start_from = None if found["--optimizer"] else found["--start-from"]
-    default = Arguments(default_config(task, start_from))
+    default = Arguments(default_config(task, found["--start-from"], found["--optimizer"]))
     arguments = parsed(Arguments, "meta-train", flags, default=default)
     _check_named(code_names(arguments.settings), named)
     return arguments

@@ -214,27 +214,33 @@ def start_file(start_from: str) -> Path:
     return path
 
 
-def default_config(task: str, start_from: str | None = None) -> Config:
+def default_config(task: str, start_from: str | None = None, optimizer: str | None = None) -> Config:
     """The defaults for a task.
 
     Args:
       task: its name.
       start_from: the weights to start from, if any; the default architecture is then that of these weights.
+      optimizer: the architecture that will replace the default one, if any; the weights are then not read.
 
     Raises:
       UserError: there is no such task, or there are no such weights.
     """
     settings = find_task(task).settings
     short = task.rpartition(":")[2]
-    return Config(
+    config = Config(
         **{
             "task": TaskConfig(task, *settings, _OBJECTIVES.get(short, TaskConfig.objective)),
             "estimator": EstimatorConfig(truncation=min(EstimatorConfig.truncation, settings.horizon)),
             "evaluation": EvaluationConfig(steps=settings.horizon),
             **_TASK_DEFAULTS.get(short, {}),
-            **({"optimizer": read(start_file(start_from)).architecture} if start_from else {}),
         }
     )
+    usual = config.optimizer
+    if start_from and optimizer is None:
+        optimizer = read(start_file(start_from)).architecture
+        config = dataclasses.replace(config, optimizer=optimizer)
+    # The names of parts of theta are those of the usual architecture.
+    return config if optimizer in (None, usual) else dataclasses.replace(config, learn=())
 
 
 def validate(config: Config) -> None:

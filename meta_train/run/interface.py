@@ -99,8 +99,8 @@ def learn(
             raise UserError(f"a task that is given as an object fixes {' and '.join(sorted(given))} itself")
     if start_from is not None:
         settings["start_from"] = str(start_from)
-    architecture_of = None if "optimizer" in settings else settings.get("start_from")
-    config = _configured(default_config(task, architecture_of), settings)
+    defaults = default_config(task, settings.get("start_from"), settings.get("optimizer"))
+    config = _configured(defaults, settings)
     validate(config)
     path = origin(config)
     weights = learned_opt.read(path) if path else None

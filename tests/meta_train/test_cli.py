@@ -80,6 +80,15 @@ def test_an_own_task_has_the_settings_of_the_default_task(horizon: int, truncati
     validate(own)
 
 
+def test_parts_to_learn_are_those_of_the_usual_architecture() -> None:
+    def learns(*flags: str) -> tuple[str, ...]:
+        return parse(["--task", "general-tasks", *flags]).settings.learn
+
+    assert learns() == learns("--optimizer", "muon-mlp") == default_config("general-tasks").learn != ()
+    assert learns("--optimizer", "sgdm") == learns("--start-from", "relative-mlp-small-tasks") == ()
+    assert learns("--optimizer", "sgdm", "--learn", "momentum") == ("momentum",)
+
+
 def test_settings_of_every_type(tmp_path: Path) -> None:
     flags = words(
         "--task=cifar10-mlp --task.hidden 64 32 16 --task.horizon 50 --estimator truncated-es",

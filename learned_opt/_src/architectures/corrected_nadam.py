@@ -184,6 +184,6 @@ def _time(clock: ft.Clock) -> jax.Array:
     # Beyond the steps seen in meta-training the clock stands still, since a network may say anything there.
     count = jnp.minimum(clock.step, LAST_STEP).astype(jnp.float32)
     early = jnp.tanh(count / EARLY - 1)
-    decades = jnp.log10(jnp.clip(jnp.where(known > 0, clock.num_steps, 1), 1, LAST_STEP))
+    decades = jnp.log10(jnp.clip(clock.num_steps, 1, LAST_STEP))
     length = known * (decades / 2 - 1.25)
     return jnp.stack([progress, 2 * progress**2 - 1, known, length, jnp.log10(1 + count) / 2 - 0.5, early])
