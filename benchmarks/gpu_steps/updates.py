@@ -23,6 +23,7 @@ from meta_train.report.costs import repeated_updates
 # For `mlp`, per parameter: bytes moved by a step and by the pass over the mean squares; operations.
 BYTES, OPERATIONS = 60 + 32, 2_688
 ROUNDS = 5
+AT_ONCE = 2  # updates in an iteration of the compiled loop, as when particles are unrolled on a GPU
 # The form is a setting of the whole process, so only one program is lowered at a time.
 FORM = threading.Lock()
 LAYERS = 10
@@ -141,7 +142,7 @@ def _compiled(case: Case, variant: Variant) -> Callable[[Any], object]:
     theta = jax.tree.map(lambda x: jnp.broadcast_to(x, (*case.leading, *jnp.shape(x))), theta)
 
     def loop(theta: Any, params: Any) -> Any:
-        return repeated_updates(optimizer, theta, params, optimizer.init(params), case.steps)
+        return repeated_updates(optimizer, theta, params, optimizer.init(params), case.steps, AT_ONCE)
 
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*case.leading, *x.shape), x.dtype), case.params)
     with FORM, form(variant.form == "kernel", variant.precision):

@@ -50,6 +50,7 @@ def unroll(
       key: randomness of the window's data; particles with the same key see the same data.
       truncation: K.
     """
+    masked = problem.horizon % truncation != 0
 
     # Inside a scan, XLA cannot merge anything with the recomputation, so no barriers are needed.
     @partial(jax.checkpoint, prevent_cse=False)
@@ -62,14 +63,19 @@ def unroll(
             clipped = finite & (loss > problem.max_loss)
             loss = bounded(loss, problem.max_loss)
         real = jnp.ones((), bool)
-        if problem.horizon % truncation:
+        if masked:
             real = position + index < problem.horizon
             stepped = optax.tree.where(real, stepped, state)
             loss = jnp.where(real, loss, 0)
         return stepped, (loss, clipped & real, ~finite & real)
 
+    # On a GPU, the kernel of an optimizer writes its new state next to the old one. With one step an
+    # iteration XLA copies it to where the next step reads; with two, steps alternate between two buffers.
+    # Masked steps gain nothing, because what selects between old and new state writes a third one.
+    has_mask = masked or hasattr(problem, "length")
+    at_once = 2 if jax.default_backend() == "gpu" and not has_mask else 1
     steps = jnp.arange(truncation), jax.random.split(key, truncation)
-    state, (loss, clipped, nonfinite) = jax.lax.scan(step, state, steps)
+    state, (loss, clipped, nonfinite) = jax.lax.scan(step, state, steps, unroll=at_once)
     return Window(state, jnp.sum(loss), *(jnp.sum(x, dtype=jnp.float32) for x in (clipped, nonfinite)))
 
 

@@ -72,16 +72,24 @@ def state_bytes(params: Params, contestant: Contestant) -> int:
 
 
 def repeated_updates(
-    optimizer: LearnedOptimizer, theta: Any, params: Params, state: Any, steps: jax.Array | int
+    optimizer: LearnedOptimizer,
+    theta: Any,
+    params: Params,
+    state: Any,
+    steps: jax.Array | int,
+    unroll: int | None = None,
 ) -> Params:
-    """The parameters after the given number of updates, with the parameters themselves as gradients."""
+    """The parameters after the given number of updates, with the parameters themselves as gradients.
+
+    If the number is fixed, an iteration of the compiled loop may be several updates, `unroll`.
+    """
 
     def step(_: jax.Array, carry: tuple[Params, Any]) -> tuple[Params, Any]:
         params, state = carry
         updates, state = optimizer.update(theta, params, state, params)
         return optax.apply_updates(params, updates), state
 
-    return jax.lax.fori_loop(0, steps, step, (params, state))[0]
+    return jax.lax.fori_loop(0, steps, step, (params, state), unroll=unroll)[0]
 
 
 def _updates(params: Params, contestant: Contestant) -> Turn:

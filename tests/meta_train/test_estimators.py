@@ -13,6 +13,7 @@ from inner_tasks import LinearRecurrence
 from learned_opt import UserError
 from meta_train.devices.choice import MAX_PARTIAL_SUMS, partial_sums
 from meta_train.estimators import nres, pes, truncated_es
+from meta_train.estimators.window import unroll
 from meta_train.outer.population import population
 from tests.meta_train.problems import Cliff, Noise, Pendulum
 
@@ -61,6 +62,23 @@ def test_wrong_attribution_of_the_last_loss_would_be_seen(windows, predicted):
     mean, error = mean_and_error(samples)
     assert abs(mean - predicted) < 3 * error
     assert abs(mean - EXACT) > 10 * error
+
+
+@pytest.mark.parametrize("truncation, at_once", [(3, 2), (4, 1)])
+def test_a_gpu_takes_two_steps_an_iteration_if_none_is_masked(truncation, at_once, monkeypatch):
+    theta = {"damping": jnp.float32(0.9), "push": jnp.float32(0.1)}
+    problem, key = Pendulum(horizon=6), jax.random.key(0)
+
+    def window(theta):
+        return unroll(problem, theta, problem.init(key), jnp.int32(3), key, truncation)
+
+    expected = window(theta)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    found = window(theta)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    loops = [e for e in jax.make_jaxpr(window)(theta).eqns if e.primitive.name == "scan"]
+    assert [loop.params["unroll"] for loop in loops] == [at_once]
 
 
 @pytest.mark.parametrize(
