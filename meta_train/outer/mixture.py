@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import jax
@@ -39,7 +40,7 @@ def mixture(populations: Mapping[str, Population]) -> Population:
             ),
             strict=True,
         )
-        gradient, combined = _combine(gradients, dict(zip(populations, metrics, strict=True)))
+        gradient, combined = _combine(tuple(populations), gradients, metrics)
         return gradient, states, combined
 
     def memory(theta: Theta) -> Memory:
@@ -65,14 +66,17 @@ def _beside_each_other(function: Callable[..., Any], *arguments: Iterable[Any]) 
         return list(pool.map(function, *arguments))
 
 
-@jax.jit
-def _combine(gradients: Sequence[Theta], metrics: Mapping[str, Metrics]) -> tuple[Theta, Metrics]:
+# The names are apart from the metrics, because JAX sorts the keys of a dict.
+@partial(jax.jit, static_argnames="names")
+def _combine(
+    names: Sequence[str], gradients: Sequence[Theta], metrics: Sequence[Metrics]
+) -> tuple[Theta, Metrics]:
     """Mean of the normalised gradients, and the metrics of all tasks together."""
-    norms, snrs = (jnp.stack([own[name] for own in metrics.values()]) for name in ("gradient_norm", "snr"))
+    norms, snrs = (jnp.stack([own[name] for own in metrics]) for name in ("gradient_norm", "snr"))
     shares = jnp.where(norms == 0, 0, 1 / norms)
     gradient = jax.tree.map(
         lambda *g: sum(share * x for share, x in zip(shares, g, strict=True)) / len(metrics), *gradients
     )
     norm = optax.tree.norm(gradient)
     error = jnp.sqrt(jnp.sum(jnp.square(shares * norms / snrs))) / len(metrics)
-    return gradient, over_tasks(metrics, norm, norm / error)
+    return gradient, over_tasks(dict(zip(names, metrics, strict=True)), norm, norm / error)
