@@ -23,7 +23,7 @@ FAMILIES = {
 }
 
 
-@register_task("general-tasks", TaskSettings(hidden=(), batch_size=64, horizon=10_000))
+@register_task("general-tasks", TaskSettings(hidden=(), batch_size=64, horizon=2_000))
 def general_tasks(settings: TaskSettings) -> TaskDistribution:
     """Eight families of networks on digits, text, photographs, a table and synthetic data; no download.
 

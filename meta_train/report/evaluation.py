@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from inner_tasks import Training
@@ -199,7 +200,8 @@ def train(training: Training, theta: Theta, key: jax.Array) -> tuple[jax.Array, 
         training.init(init_key),
         jax.random.split(data_key, training.horizon),
     )
-    return losses, training.task.metrics(state.params, training.data)
+    # Losses of parameters with 16 bits may have 16 bits too, which are too few for a mean over many steps.
+    return losses.astype(jnp.float32), training.task.metrics(state.params, training.data)
 
 
 def runner(

@@ -162,7 +162,7 @@ _TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     # docs/generalist.md says why these weights.
     "general-tasks": {
         "learn": ("schedule/decay", "schedule/fade", "schedule/power", "step/Dense_1"),
-        "updates": 1_400,
+        "updates": 550,
         "estimator": EstimatorConfig(name="nres"),
         "outer": OuterConfig(learning_rate=0.02, average=0.3),
     },

@@ -169,8 +169,9 @@ def corrected_nadam(
     level = ema(squares, 0.999) / (1 - 0.999 ** (count + 1))
     shrinkage = max(0.03, min(1, np.sqrt(expected / level)))
     known, progress = np.isfinite(num_steps), min(1, count / num_steps)
-    early, late = np.tanh(count / 10 - 1), np.log10(1 + min(count, 20_000)) / 2 - 0.5
-    length = np.log10(num_steps) / 2 - 1.25 if known else 0
+    seen = min(count * min(1, 2000 / num_steps) if known else count, 2000)
+    early, late = np.tanh(seen / 10 - 1), np.log10(1 + seen) / 2 - 0.5
+    length = np.log10(min(num_steps, 2000)) / 2 - 1.25 if known else 0
     context = np.array(
         [
             *steady,
@@ -206,7 +207,8 @@ def learned_schedules(theta: Theta, count: int, num_steps: float) -> np.ndarray:
         warm_up = np.maximum(1, 3 * w["warm_up"])
         return np.minimum(1, (count + 1) / warm_up) * (1 + count / 100) ** (-0.75 * w["decay"])
     warm_up, left = np.maximum(1, 0.003 * num_steps * w["warm_up"]), max(0, 1 - count / num_steps)
-    return np.minimum(1, (count + 1) / warm_up) * left ** w["power"] / (1 + w["fade"] * (1 - left))
+    annealed = left ** w["power"] / (1 + w["fade"] * (1 - left))
+    return min(1, 2000 / num_steps) ** 0.5 * np.minimum(1, (count + 1) / warm_up) * annealed
 
 
 def nadam_mlp(

@@ -38,7 +38,7 @@ def moved(optimizer):
     return jax.tree.map(lambda w: w + 0.2 * jax.random.normal(jax.random.key(w.size), w.shape), fresh)
 
 
-@pytest.mark.parametrize("num_steps", [7, 200])
+@pytest.mark.parametrize("num_steps", [7, 200, 20_000])
 @pytest.mark.parametrize(
     ("name", "shape"),
     [("nadam-mlp", (6, 8)), ("muon-mlp", (6, 8)), ("muon-mlp", (3, 17)), ("muon-mlp", (17, 4))],
@@ -57,17 +57,24 @@ def test_updates_equal_the_plain_formula(name, shape, num_steps):
     assert (num_steps > 7) == bool(np.abs(found[8]).max() > 1e-7)
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_networks_see_no_clock_beyond_that_of_meta_training(known):
+def seen_by_networks(step, num_steps):
+    return np.asarray(time_of(Clock(jnp.int32(step), jnp.float32(num_steps))))
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.99, 1])
+def test_a_longer_run_looks_to_the_networks_like_the_longest_of_meta_training(share):
     """What a network says where it has learned nothing could be anything."""
     longest = find_task("general-tasks").settings.horizon
+    seen = [seen_by_networks(share * factor * longest, factor * longest) for factor in (0.5, 1, 5, 50)]
+    np.testing.assert_allclose(seen[2:], [seen[1]] * 2, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(seen[0], seen[1], rtol=1e-2)
 
-    def seen(factor):  # in the middle of a run
-        step = longest * factor
-        return time_of(Clock(jnp.int32(step), jnp.float32(2 * step if known else np.inf)))
 
-    np.testing.assert_allclose(seen(1), seen(50), rtol=1e-5)
-    assert not np.allclose(seen(1), seen(0.25), rtol=1e-2)
+def test_without_the_number_of_steps_the_clock_of_the_networks_stands_still_at_last():
+    longest = find_task("general-tasks").settings.horizon
+    last, later, earlier = (seen_by_networks(factor * longest, np.inf) for factor in (1, 50, 0.5))
+    np.testing.assert_array_equal(last, later)
+    assert not np.allclose(earlier, last, rtol=1e-2)
 
 
 @pytest.mark.parametrize("num_steps", [1000, None])

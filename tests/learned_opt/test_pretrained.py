@@ -40,11 +40,17 @@ def test_each_has_a_card_a_log_and_the_configuration_that_made_it(name):
     assert log[-1]["update"] == made["updates"] == config["updates"]
     for part in ("task", "estimator", "outer", "seed"):
         assert made[part] == config[part]
-    held_out = find_task("held-out")
-    members = held_out.build(held_out.settings).members
-    steps = {member: task.horizon for member, task in members.items()}
     judged = {each["task"]: each["steps"] for each in metadata["comparisons"]}
-    assert len(judged) >= 10 and judged.items() <= steps.items()
+    own = find_task(made["task"]["name"])
+    if path.parent.name == "muon-mlp-general-tasks":
+        assert not judged  # docs/pretrained.md says so
+    elif isinstance(own.build(own.settings), TaskDistribution):
+        held_out = find_task("held-out")
+        members = held_out.build(held_out.settings).members
+        steps = {member: task.horizon for member, task in members.items()}
+        assert len(judged) >= 10 and judged.items() <= steps.items()
+    else:
+        assert judged == {made["task"]["name"]: made["task"]["horizon"]}
     assert f"`{name}`" in (ROOT / "docs" / "pretrained.md").read_text()
 
 
@@ -64,7 +70,7 @@ def test_each_card_is_described_in_sentences(name):
     artifact = learned_opt.read(learned_opt.pretrained_path(name))
     for number, each in enumerate(artifact.metadata["comparisons"], 1):
         said = learned_opt.describe(artifact).claimed[f"comparison {number}"]
-        assert said.startswith(f"{each['task']}, {each['steps']} steps, 4 seeds: mean loss ")
+        assert said.startswith(f"{each['task']}, {each['steps']} steps, {each['seeds']} seeds: mean ")
 
 
 @pytest.mark.parametrize("name", PRETRAINED)

@@ -68,6 +68,14 @@ def digits() -> Training:
     return Training(task.load(None), task, learned_opt.get_architecture("mlp"), STEPS)
 
 
+def test_losses_of_16_bits_are_averaged_in_32():
+    task = dataclasses.replace(quadratic(), init=lambda key: jnp.full(5, 20, jnp.bfloat16))
+    training = Training((), task, baseline("sgdm", 2000).optimizer, 2000)
+    runs = run(training, Contestant(training.optimizer, jnp.float32(0)), seeds=1, devices=1).runs
+    assert runs.losses.dtype == np.float32
+    np.testing.assert_allclose(runs.mean_loss, 1000)
+
+
 @pytest.mark.parametrize("compiled", ["briefly", slow("as users compile")])
 @pytest.mark.parametrize("devices", [slow(1), 2])
 def test_exported_optimizer_in_a_plain_loop_gives_the_same_losses_to_the_bit(

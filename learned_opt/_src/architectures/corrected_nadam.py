@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from learned_opt._src.architectures import features as ft
-from learned_opt._src.architectures.learned_schedule import RATE, init_schedules, progress_of, schedules
+from learned_opt._src.architectures.learned_schedule import (
+    LONGEST,
+    RATE,
+    init_schedules,
+    pace_of,
+    progress_of,
+    schedules,
+)
 from learned_opt._src.architectures.per_parameter import (
     PerParameterMLP,
     apply_network,
@@ -38,9 +45,7 @@ CORRECTION_SCALE = 0.3  # share of the correction for a fresh network
 # Decay of the average of squared gradients that the present one is compared with.
 LEVEL_DECAY = 0.999
 LEAST_SHRINKAGE = 0.03  # a few huge gradients at first do not stop the steps for long
-# Time scale of the context's feature of the first steps; and the last step, and the largest number of steps,
-# that it tells from later and larger ones: the longest horizon of ``general-tasks``.
-EARLY, LAST_STEP = 10, 10_000
+EARLY = 10  # time scale of the context's feature of the first steps
 
 NUM_FEATURES = 3 + len(MOMENTUM_DECAYS)
 NUM_TIME = 6  # time features in the context
@@ -178,12 +183,16 @@ def _nesterov(count: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _time(clock: ft.Clock) -> jax.Array:
-    """The time features of the context, ``[NUM_TIME]``."""
+    """The time features of the context, ``[NUM_TIME]``.
+
+    A network may say anything about times that it has not seen in meta-training. So to the networks a longer
+    run looks like the longest one, in slow motion. If the number of steps is not known, the clock stops after
+    that many.
+    """
     progress = progress_of(clock)
     known = jnp.isfinite(clock.num_steps).astype(jnp.float32)
-    # Beyond the steps seen in meta-training the clock stands still, since a network may say anything there.
-    count = jnp.minimum(clock.step, LAST_STEP).astype(jnp.float32)
+    count = jnp.minimum(pace_of(clock) * clock.step, LONGEST)
     early = jnp.tanh(count / EARLY - 1)
-    decades = jnp.log10(jnp.clip(clock.num_steps, 1, LAST_STEP))
+    decades = jnp.log10(jnp.clip(clock.num_steps, 1, LONGEST))
     length = known * (decades / 2 - 1.25)
     return jnp.stack([progress, 2 * progress**2 - 1, known, length, jnp.log10(1 + count) / 2 - 0.5, early])

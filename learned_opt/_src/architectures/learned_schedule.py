@@ -15,6 +15,8 @@ from learned_opt._src.learned_optimizer import Theta
 WARM_UP_SHARE = 0.003  # of the steps, if their number is known
 WARM_UP_STEPS = 3  # otherwise
 POWER_OF_DECAY = 0.75  # if their number is not known
+# The largest number of steps of an episode of ``general-tasks``. Steps of a longer run are smaller.
+LONGEST = 2_000
 # Weights are exponents of e, multiplied by this: with sigma = 0.1 a perturbation changes a number by a third.
 RATE = 3.0
 
@@ -31,6 +33,11 @@ def constant_schedules(theta: Theta) -> Theta:
     return {**theta, "schedule": {name: jnp.full_like(theta["schedule"][name], -jnp.inf) for name in NAMES}}
 
 
+def pace_of(clock: ft.Clock) -> jax.Array:
+    """``min(1, LONGEST / T)`` for a run of T steps, 1 if T is not known."""
+    return jnp.where(jnp.isfinite(clock.num_steps), jnp.minimum(1, LONGEST / clock.num_steps), 1)
+
+
 def progress_of(clock: ft.Clock) -> jax.Array:
     """Completed share of the run, 0 to 1; 0 if the number of steps is not known."""
     return jnp.clip(clock.step / clock.num_steps, 0, 1)
@@ -41,10 +48,12 @@ def schedules(theta: Theta, clock: ft.Clock) -> jax.Array:
 
     With t steps taken, T steps in the run and p = t / T::
 
-        schedule = min(1, (t + 1) / max(1, 0.003 W T)) (1 - p)^A / (1 + B p)    if T is known
-        schedule = min(1, (t + 1) / max(1, 3 W)) / (1 + t / 100)^(3 C / 4)      otherwise
+        schedule = warm-up(0.003 W T) min(1, 2000 / T)^(1/2) (1 - p)^A / (1 + B p)    if T is known
+        schedule = warm-up(3 W) / (1 + t / 100)^(3 C / 4)                             otherwise
+        warm-up(n) = min(1, (t + 1) / max(1, n))
 
-    W, A, B and C are ``exp(3 w)`` for the weights w.
+    W, A, B and C are ``exp(3 w)`` for the weights w. Noise moves the parameters by the size of a step times
+    the root of the number of steps, and the root in the first line keeps this the same in longer runs.
 
     Args:
       theta: the weights, ``[count]`` for each number.
@@ -54,6 +63,6 @@ def schedules(theta: Theta, clock: ft.Clock) -> jax.Array:
     progress = progress_of(clock)
     known = jnp.isfinite(clock.num_steps)
     warm_up *= jnp.where(known, WARM_UP_SHARE * clock.num_steps, WARM_UP_STEPS)
-    to_the_end = (1 - progress) ** power / (1 + fade * progress)
+    to_the_end = jnp.sqrt(pace_of(clock)) * (1 - progress) ** power / (1 + fade * progress)
     endless = inverse_time_decay(jnp.zeros(()), math.log(POWER_OF_DECAY) + RATE * theta["decay"], clock.step)
     return jnp.minimum(1, (clock.step + 1) / jnp.maximum(1, warm_up)) * jnp.where(known, to_the_end, endless)
