@@ -28,8 +28,8 @@ SLOW = {
     "throughput": "--tasks digits-mlp --rounds 1",
     "weak_scaling": "--devices 2 1 --particles 2 --rounds 1 --updates 8",
 }
-# These take minutes, gigabytes and real data, so they are only run by hand.
-BY_HAND = {"estimates"}
+# These need minutes, gigabytes and real data, or a compiler and AVX-512, so they are only run by hand.
+BY_HAND = {"estimates", "native"}
 NO_SCRIPT = {"common", "peer", "variants"}
 
 
