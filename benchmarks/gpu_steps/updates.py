@@ -17,13 +17,13 @@ import numpy as np
 import learned_opt
 from gpu_steps.forms import KERNEL_OPTIMIZERS, form
 from inner_tasks import find_task
+from meta_train.estimators.window import AT_ONCE_ON_GPU
 from meta_train.report.baselines import baseline
 from meta_train.report.costs import repeated_updates
 
 # For `mlp`, per parameter: bytes moved by a step and by the pass over the mean squares; operations.
 BYTES, OPERATIONS = 60 + 32, 2_688
 ROUNDS = 5
-AT_ONCE = 2  # updates in an iteration of the compiled loop, as when particles are unrolled on a GPU
 # The form is a setting of the whole process, so only one program is lowered at a time.
 FORM = threading.Lock()
 LAYERS = 10
@@ -142,7 +142,7 @@ def _compiled(case: Case, variant: Variant) -> Callable[[Any], object]:
     theta = jax.tree.map(lambda x: jnp.broadcast_to(x, (*case.leading, *jnp.shape(x))), theta)
 
     def loop(theta: Any, params: Any) -> Any:
-        return repeated_updates(optimizer, theta, params, optimizer.init(params), case.steps, AT_ONCE)
+        return repeated_updates(optimizer, theta, params, optimizer.init(params), case.steps, AT_ONCE_ON_GPU)
 
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*case.leading, *x.shape), x.dtype), case.params)
     with FORM, form(variant.form == "kernel", variant.precision):

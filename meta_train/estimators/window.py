@@ -13,6 +13,8 @@ from inner_tasks import UnrolledProblem
 from inner_tasks.problem import bounded
 from meta_train.estimators.base import State, Theta
 
+AT_ONCE_ON_GPU = 2  # steps in an iteration of the compiled loop
+
 
 class Window(NamedTuple):
     """The result of unrolling a window: the next inner state, and sums over its real steps.
@@ -73,7 +75,7 @@ def unroll(
     # iteration XLA copies it to where the next step reads; with two, steps alternate between two buffers.
     # Masked steps gain nothing, because what selects between old and new state writes a third one.
     has_mask = masked or hasattr(problem, "length")
-    at_once = 2 if jax.default_backend() == "gpu" and not has_mask else 1
+    at_once = AT_ONCE_ON_GPU if jax.default_backend() == "gpu" and not has_mask else 1
     steps = jnp.arange(truncation), jax.random.split(key, truncation)
     state, (loss, clipped, nonfinite) = jax.lax.scan(step, state, steps, unroll=at_once)
     return Window(state, jnp.sum(loss), *(jnp.sum(x, dtype=jnp.float32) for x in (clipped, nonfinite)))

@@ -187,7 +187,7 @@ def _time(clock: ft.Clock) -> jax.Array:
 
     A network may say anything about times that it has not seen in meta-training. So to the networks a longer
     run looks like the longest one, in slow motion. If the number of steps is not known, the clock stops after
-    that many.
+    ``LONGEST`` steps.
     """
     progress = progress_of(clock)
     known = jnp.isfinite(clock.num_steps).astype(jnp.float32)
