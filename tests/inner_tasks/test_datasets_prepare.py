@@ -318,9 +318,14 @@ def start_slow_download(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> subp
         f"official.OFFICIAL['mnist'] = official.Official(*{tuple(official.OFFICIAL['mnist'])!r});"
         "load_dataset('mnist', sys.argv[1])"
     )
-    before = set(data_dir.glob("incomplete.*/*.gz"))
+
+    def files() -> set[str]:
+        # Path.glob of Python 3.11 fails when a folder is removed while it looks.
+        return set(glob.glob(f"{data_dir}/incomplete.*/*.gz"))
+
+    before = files()
     run = subprocess.Popen([sys.executable, "-c", code, str(data_dir)], stderr=subprocess.PIPE, text=True)
-    while not set(data_dir.glob("incomplete.*/*.gz")) - before:
+    while not files() - before:
         assert run.poll() is None
         time.sleep(0.01)
     return run
