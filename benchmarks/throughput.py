@@ -4,7 +4,8 @@
     python benchmarks/throughput.py --tasks mnist-mlp --rounds 20 --out throughput.json
 
 A particle-step is one complete inner step of one perturbed particle, with gradient and optimizer. Everything
-that a row compares takes turns in one run: PES of this package on all devices; TruncatedPES with MLPLOpt of
+about a task takes turns in one run: PES of this package on all devices, with the operations of JAX and with
+the native kernel (on a CPU, if there is a C++ compiler); TruncatedPES with MLPLOpt of
 google/learned_optimization on the same work, on one device and on all (if that package is installed); and
 large float32 matrix products, for the machine's limit. The second table shows where the time goes.
 """
@@ -12,6 +13,7 @@ large float32 matrix products, for the machine's limit. The second table shows w
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 import time
 from collections.abc import Callable
@@ -95,19 +97,20 @@ def main() -> None:
         parts.add_column(column, justify="left" if column == "task" else "right")
     found = []
     for name in arguments.tasks:
-        figures = measure(name, arguments, progress)
-        found.append(figures)
-        better = [max(both) for both in zip(*figures["peer"].values(), strict=True)]
-        rates.add_row(
-            name,
-            spread(figures["rate"]),
-            *(spread(values, ",.3g") for values in figures["peer"].values()),
-            *["not installed"] * (2 - len(figures["peer"])),
-            spread(ratios(figures["rate"], better), ".2f") if better else "",
-            spread(figures["flops"]),
-            spread(figures["share"], ".0%"),
-        )
-        parts.add_row(name, *(f"{figures['parts'][column]:.1f}" for column in columns[1:]))
+        for figures in measure(name, arguments, progress):
+            found.append(figures)
+            label = f"{name}, native" if figures["native"] else name
+            better = [max(both) for both in zip(*figures["peer"].values(), strict=True)]
+            rates.add_row(
+                label,
+                spread(figures["rate"]),
+                *(spread(values, ",.3g") for values in figures["peer"].values()),
+                *["not installed"] * (2 - len(figures["peer"])),
+                spread(ratios(figures["rate"], better), ".2f") if better else "",
+                spread(figures["flops"]),
+                spread(figures["share"], ".0%"),
+            )
+            parts.add_row(label, *(f"{figures['parts'][column]:.1f}" for column in columns[1:]))
     console = Console(width=max(progress.width, 150))
     console.print(f"{jax.device_count()} devices: {jax.devices()[0].device_kind}", highlight=False)
     console.print(rates)
@@ -116,19 +119,28 @@ def main() -> None:
         arguments.out.write_text(json.dumps(found, indent=2) + "\n")
 
 
-def measure(name: str, arguments: Arguments, progress: Console) -> dict[str, Any]:
-    """All results of one task."""
+def measure(name: str, arguments: Arguments, progress: Console) -> list[dict[str, Any]]:
+    """All results of one task: with the operations of JAX, and with the native kernel."""
     work = WORK[name]
     work = work._replace(pairs=arguments.pairs or work.pairs)
     # The optimizer and the objective of learned_optimization.
     settings = dict(optimizer="mlp", objective="training-loss", truncation=work.truncation)
-    setup = prepare(configured(name, particles=2 * work.pairs, **settings))
-    theta = setup.training.init_theta(jax.random.key(0))
-    count = sum(x.size for x in jax.tree.leaves(jax.eval_shape(setup.training.task.init, jax.random.key(0))))
+    turns: dict[str, Callable[[], object]] = {}
+    for native in (False, True):
+        # Asked after the first form, whose setup has started JAX with a device for each core.
+        if native and (jax.default_backend() != "cpu" or not shutil.which("c++")):
+            break
+        setup = prepare(configured(name, particles=2 * work.pairs, native=native, **settings))
+        theta = setup.training.init_theta(jax.random.key(0))
+        shapes = jax.eval_shape(setup.training.task.init, jax.random.key(0))
+        count = sum(x.size for x in jax.tree.leaves(shapes))
+        length = max(work.truncation, LOOP // count)
+        of_form = {"population": updating(setup)} | _parts(setup, theta, length)
+        for part, turn in of_form.items():
+            turn()  # traced now, as a later form has other operations
+            turns[f"{part}, native" if native else part] = turn
+    turns["products"] = _products()
     steps = 2 * work.pairs * work.truncation
-    length = max(work.truncation, LOOP // count)
-
-    turns = {"population": updating(setup)} | _parts(setup, theta, length) | {"products": _products()}
     peers = {}
     if peer.is_installed():
         own = dict(pairs=work.pairs, truncation=work.truncation)
@@ -144,36 +156,40 @@ def measure(name: str, arguments: Arguments, progress: Console) -> dict[str, Any
     longer = {key: repeated(turn, repeats[key]) for key, turn in (turns | peers).items()}
     taken = interleaved(longer, arguments.rounds, progress, name)
     once = {key: [s / repeats[key] for s in seconds] for key, seconds in taken.items()}
-    rate = [steps / s for s in once["population"]]
     operations = count * (OPTIMIZER_OPERATIONS + GRADIENT_OPERATIONS * work.batch_size)
-    flops = [r * operations / 1e9 for r in rate]
     limit = [setup.devices * 2 * WIDTH**3 / s / 1e9 for s in once["products"]]
-
-    per_step = {
-        part: statistics.median(once[part]) / length / count * 1e9
-        for part in ("update", "gradient", "minibatch")
-    }
-    everything = statistics.median(once["population"]) * setup.devices / steps / count * 1e9
     products = OPTIMIZER_OPERATIONS * setup.devices / statistics.median(limit)
-    return {
-        "task": name,
-        "parameters": count,
-        **work._asdict(),
-        "devices": setup.devices,
-        "rate": rate,
-        "peer": {key: [steps / s for s in once[key]] for key in peers},
-        "flops": flops,
-        "products": limit,
-        "share": ratios(flops, limit),
-        "parts": {
-            "products at the limit": products,
-            "rest of optimizer": per_step["update"] - products,
-            "gradient": per_step["gradient"],
-            "minibatch": per_step["minibatch"],
-            "population": everything - per_step["update"] - per_step["gradient"] - per_step["minibatch"],
-            "all": everything,
-        },
-    }
+
+    def figures(form: str) -> dict[str, Any]:
+        rate = [steps / s for s in once["population" + form]]
+        flops = [r * operations / 1e9 for r in rate]
+        parts = {
+            part: statistics.median(once[part + form]) / length / count * 1e9
+            for part in ("update", "gradient", "minibatch")
+        }
+        everything = statistics.median(once["population" + form]) * setup.devices / steps / count * 1e9
+        return {
+            "task": name,
+            "native": bool(form),
+            "parameters": count,
+            **work._asdict(),
+            "devices": setup.devices,
+            "rate": rate,
+            "peer": {key: [steps / s for s in once[key]] for key in peers},
+            "flops": flops,
+            "products": limit,
+            "share": ratios(flops, limit),
+            "parts": {
+                "products at the limit": products,
+                "rest of optimizer": parts["update"] - products,
+                "gradient": parts["gradient"],
+                "minibatch": parts["minibatch"],
+                "population": everything - sum(parts.values()),
+                "all": everything,
+            },
+        }
+
+    return [figures(form) for form in ("", ", native") if "population" + form in turns]
 
 
 def _repeats(turn: Callable[[], object]) -> int:

@@ -9,6 +9,7 @@ from learned_opt._src.architectures import ARCHITECTURES, get_architecture
 from learned_opt._src.architectures.state import LearnedState
 from learned_opt._src.errors import LearnedOptError, UserError
 from learned_opt._src.learned_optimizer import LearnedOptimizer, Params, State, Theta
+from learned_opt._src.native import use_native_kernels
 from learned_opt._src.optax_transformation import as_optax, scale_by_learned
 from learned_opt._src.optimizer_file import Artifact, Description, describe, load, read, save
 from learned_opt._src.pretrained import pretrained, pretrained_names, pretrained_path
@@ -36,4 +37,5 @@ __all__ = [
     "read",
     "save",
     "scale_by_learned",
+    "use_native_kernels",
 ]

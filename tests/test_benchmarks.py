@@ -28,8 +28,8 @@ SLOW = {
     "throughput": "--tasks digits-mlp --rounds 1",
     "weak_scaling": "--devices 2 1 --particles 2 --rounds 1 --updates 8",
 }
-# These need minutes, gigabytes and real data, or a compiler and AVX-512, so they are only run by hand.
-BY_HAND = {"estimates", "native"}
+# This needs minutes, gigabytes and real data, so it is only run by hand.
+BY_HAND = {"estimates"}
 NO_SCRIPT = {"common", "peer", "variants"}
 
 

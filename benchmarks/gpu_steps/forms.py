@@ -21,7 +21,8 @@ def form(kernel: bool, precision: str = "float32") -> Iterator[None]:
     Without a GPU, the kernel is interpreted.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(per_tensor, "_fits_kernel", lambda *_: kernel))
+        usable = (lambda kernels, *_: kernels) if kernel else (lambda *_: {})
+        stack.enter_context(mock.patch.object(per_tensor, "_usable", usable))
         stack.enter_context(jax.default_matmul_precision(precision))
         if kernel and jax.default_backend() != "gpu":
             interpreted = partial(momentum_kernel.momentum_kernel, interpret=True)
@@ -30,5 +31,5 @@ def form(kernel: bool, precision: str = "float32") -> Iterator[None]:
         yield
 
 
-def _kernel_of(*args: object, cuda: object, default: object) -> object:
+def _kernel_of(*args: object, cuda: object, cpu: object, default: object) -> object:
     return cuda(*args)  # type: ignore[operator]

@@ -6,7 +6,6 @@ A file consists of a SHA-256 of everything after it, and eight arrays in NumPy's
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
@@ -15,16 +14,10 @@ import numpy as np
 
 from inner_tasks.datasets.display import say
 from inner_tasks.datasets.splits import Dataset, Split
+from learned_opt._src.cache import cache_folder
 from learned_opt._src.files import make_folder, whole_file
 
 _DIGEST_SIZE = 32
-
-
-def cache_folder() -> Path:
-    """Return `LEARNED_OPT_CACHE`, `$XDG_CACHE_HOME/learned-opt` or `~/.cache/learned-opt`."""
-    if own := os.environ.get("LEARNED_OPT_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "learned-opt"
 
 
 def load_or_build(key: str, build: Callable[[], Dataset]) -> Dataset:

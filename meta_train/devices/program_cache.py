@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from inner_tasks.datasets.cache import cache_folder
+from learned_opt._src.cache import cache_folder
 
 # JAX's warning, with the name of the program, by which its files in the cache begin.
 _WARNING = re.compile(r"Error (reading|writing) persistent compilation cache entry for '([\w.<>-]+)'")

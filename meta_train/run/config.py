@@ -14,6 +14,7 @@ from inner_tasks import OBJECTIVES, TaskSettings, find_task, task_names
 from learned_opt import ARCHITECTURES, UserError, get_architecture, pretrained_names, read
 from learned_opt._src.errors import printable
 from learned_opt._src.files import write_whole
+from learned_opt._src.native import ARCHITECTURES as NATIVE_ARCHITECTURES
 from learned_opt._src.pretrained import find_optimizer
 from meta_train.estimators import ESTIMATORS, Method, find_estimator
 from meta_train.outer.optimizers import OuterConfig, find_outer_optimizer
@@ -128,6 +129,8 @@ class Config:
     """Number of devices to spread the particles over. On a CPU, auto makes one XLA device per core."""
     chunk: Literal["auto"] | int = "auto"
     """Number of particles that a device unrolls at once; auto is 1 on a CPU and all of them on a GPU."""
+    native: bool = False
+    """Run mlp or metz2019 on a CPU as a native kernel, which is faster and takes a C++ compiler."""
     data_dir: Path | None = None
     """Folder of TFDS data sets; by default TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
     wandb: WandbMode = "auto"
@@ -154,7 +157,7 @@ _GONE = {
 }
 
 # The settings that may change when a run is resumed.
-MAY_CHANGE_ON_RESUME = ("devices", "chunk", "wandb", "data_dir", "updates")
+MAY_CHANGE_ON_RESUME = ("devices", "chunk", "native", "wandb", "data_dir", "updates")
 
 # Meta-training defaults that differ from the general ones, which docs/settings.md measures. The defaults of
 # the tasks themselves (widths, batch size, horizon) are set where the tasks are registered.
@@ -314,6 +317,11 @@ def validate(config: Config) -> None:
         )
     if not 0 <= config.outer.average <= 1:
         raise UserError(f"--outer.average is {config.outer.average}; it must lie between 0 and 1")
+    if config.native and config.optimizer not in NATIVE_ARCHITECTURES:
+        raise UserError(
+            f"--native is for {' and '.join(NATIVE_ARCHITECTURES)}, and the optimizer is {config.optimizer}; "
+            "leave --native out"
+        )
     check_host_memory(*dataclasses.astuple(config.evaluation))
 
 

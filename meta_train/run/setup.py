@@ -52,11 +52,12 @@ def prepare(config: Config, theta: Theta | None = None) -> Setup:
       theta: the weights that the run starts from; None for fresh ones.
 
     Raises:
-      UserError: the data is missing, the particles cannot be spread over the devices, the estimator does not
-        support the task, the optimizer has no such parts to learn, or a device has too little memory even for
-        the particles or their minibatches.
+      UserError: the data is missing, a native kernel cannot be compiled, the particles cannot be spread over
+        the devices, the estimator does not support the task, the optimizer has no such parts to learn, or a
+        device has too little memory even for the particles or their minibatches.
     """
     devices = start_devices(config.devices, config.estimator.units)
+    learned_opt.use_native_kernels(config.native)
     task = find_task(config.task.name).build(config.task.settings)
     tasks = task.members if isinstance(task, TaskDistribution) else {config.task.name: task}
     optimizer = learned_opt.get_architecture(config.optimizer)

@@ -33,14 +33,18 @@ def kernel_here(monkeypatch):
     """Make optimizers use the kernel, interpreted."""
     interpreted = partial(momentum_kernel.momentum_kernel, interpret=True)
     monkeypatch.setattr(momentum_kernel, "momentum_kernel", interpreted)
-    monkeypatch.setattr(per_tensor, "_fits_kernel", lambda *_: True)
+    monkeypatch.setattr(per_tensor, "_usable", for_gpu)
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cuda, default: cuda(*args))
 
 
 @pytest.fixture
 def gpu_is_there(monkeypatch):
     """A machine with a GPU, as far as the choice of the kernel is concerned."""
-    monkeypatch.setattr(per_tensor, "_fits_kernel", lambda *_: True)
+    monkeypatch.setattr(per_tensor, "_usable", for_gpu)
+
+
+def for_gpu(kernels, *_):
+    return {"cuda": kernels["cuda"]} if kernels else {}
 
 
 def network(shapes=SHAPES):
@@ -64,7 +68,7 @@ def two_steps(name, theta, params, gradients):
 @pytest.mark.parametrize("name", [slow("mlp"), "metz2019"])
 def test_kernel_equals_plain_formulation(name, kernel_here, monkeypatch):
     found = jax.jit(partial(two_steps, name))(random_theta(name, 7), *network())
-    monkeypatch.setattr(per_tensor, "_fits_kernel", lambda *_: False)
+    monkeypatch.setattr(per_tensor, "_usable", lambda *_: {})
     expected = jax.jit(partial(two_steps, name))(random_theta(name, 7), *network())
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -86,7 +90,7 @@ def test_entries_that_stay_or_are_not_finite_are_those_of_the_plain_formulation(
         return jax.jit(optimizer.update)(theta, gradients, optimizer.init(params), params)[0]
 
     found = updates()
-    monkeypatch.setattr(per_tensor, "_fits_kernel", lambda *_: False)
+    monkeypatch.setattr(per_tensor, "_usable", lambda *_: {})
     expected = updates()
     assert np.isnan(expected["vector"][0]) and expected["vector"][1] == 0 and expected["small"][0, 1] == 0
     for name in shapes:
@@ -120,7 +124,7 @@ def test_derivative_is_that_of_the_plain_formulation(name, kernel_here, monkeypa
         return sum(jnp.sum(u**2) for u in jax.tree.leaves(updates))
 
     found = jax.grad(total)(theta)
-    monkeypatch.setattr(per_tensor, "_fits_kernel", lambda *_: False)
+    monkeypatch.setattr(per_tensor, "_usable", lambda *_: {})
     expected = jax.grad(total)(theta)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert relative_error(a, np.asarray(b, np.float64)) < 1e-4
@@ -157,9 +161,11 @@ def test_kernel_is_for_hopper_and_later(backend, capability, expected, monkeypat
     device = SimpleNamespace(compute_capability=capability) if capability else SimpleNamespace()
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
-    assert per_tensor._fits_kernel([jnp.dtype("float32")], [False]) is expected
-    assert not per_tensor._fits_kernel([jnp.dtype("float64")], [False])
-    assert not per_tensor._fits_kernel([jnp.dtype("float32")], [True])
+    kernels = {"cuda": object(), "cpu": object()}
+    used = {"cuda": kernels["cuda"]} if expected else {}
+    assert per_tensor._usable(kernels, [jnp.dtype("float32")], [False]) == used
+    assert per_tensor._usable(kernels, [jnp.dtype("float64")], [False]) == {}
+    assert per_tensor._usable(kernels, [jnp.dtype("float32")], [True]) == {}
 
 
 @pytest.mark.parametrize("asked", [None, "tensorfloat32"])

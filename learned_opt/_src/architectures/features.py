@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Decays = Sequence[float] | jax.Array  # [k]
+Feature = tuple[Literal["gradient", "param", "momenta"], float]  # source and factor
 
 TIME_SCALES = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)  # steps
 
@@ -61,6 +63,21 @@ def averaged(average: jax.Array, value: jax.Array, decays: Decays) -> jax.Array:
     """
     decays = jnp.asarray(decays, average.dtype).reshape(-1, *[1] * (average.ndim - 1))
     return decays * average + (1 - decays) * value[None]
+
+
+def rows_and_factors(features: Sequence[Feature], momenta: int) -> tuple[np.ndarray, np.ndarray]:
+    """The row that each feature is a multiple of, and its factor: int32 and float32, ``[features]``.
+
+    The rows of a tensor are its gradient, its parameter and its k new momenta.
+
+    Args:
+      features: the features of a parameter, in order; momenta count as k features.
+      momenta: k.
+    """
+    rows = {"gradient": [0], "param": [1], "momenta": list(range(2, 2 + momenta))}
+    each = [(row, factor) for source, factor in features for row in rows[source]]
+    sources, factors = zip(*each, strict=True)
+    return np.array(sources, np.int32), np.array(factors, np.float32)
 
 
 class Clock(NamedTuple):

@@ -42,7 +42,7 @@ def momentum_kernel(
     momenta: Sequence[jax.Array],
     constants: jax.Array,
     *,
-    features: Sequence[tuple[str, float]],
+    features: Sequence[ft.Feature],
     decays: Sequence[float],
     epsilon: float,
     interpret: bool = False,
@@ -107,7 +107,7 @@ def _first_layer(
     gradient: jax.Array,
     param: jax.Array,
     momenta: jax.Array,
-    features: Sequence[tuple[str, float]],
+    features: Sequence[ft.Feature],
     decays: Sequence[float],
     epsilon: float,
 ) -> jax.Array:
@@ -119,9 +119,7 @@ def _first_layer(
     gradient, param = ft.finite(gradient), ft.finite(param)
     new = ft.averaged(momenta, gradient, decays)
     squares = jnp.concatenate([jnp.mean(jnp.square(x), axis=-1) for x in (gradient[None], param[None], new)])
-    rows = {"gradient": [0], "param": [1], "momenta": list(range(2, 2 + len(decays)))}
-    sources = np.concatenate([rows[source] for source, _ in features])
-    factors = np.concatenate([np.full(len(rows[source]), factor, np.float32) for source, factor in features])
+    sources, factors = ft.rows_and_factors(features, len(decays))
     scales = factors * jax.lax.rsqrt(epsilon + factors**2 * squares[sources])
     return jnp.zeros((kernel.shape[0], squares.shape[0])).at[:, sources].add(kernel * scales[None])
 

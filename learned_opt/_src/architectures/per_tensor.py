@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType
 
+from learned_opt._src import native
 from learned_opt._src.architectures import features as ft
 from learned_opt._src.architectures.state import (
     Accumulators,
@@ -31,6 +33,8 @@ LARGE = 2**18
 # Compute capability of the Hopper generation, the first that JAX's Mosaic GPU compiles kernels for.
 KERNEL_CAPABILITY = 9.0
 Outcome = tuple[jax.Array, Accumulators]  # update, next accumulators
+# ``(theta, gradients, params, accumulators, count) -> [(update, accumulators), ...]``
+Kernel = Callable[..., list[Outcome]]
 
 
 class Rule(NamedTuple):
@@ -70,7 +74,7 @@ class Rule(NamedTuple):
 
 
 def per_tensor(
-    init_theta: Callable[[jax.Array], Theta], rule: Rule, kernel: Callable[..., list[Outcome]] | None = None
+    init_theta: Callable[[jax.Array], Theta], rule: Rule, kernels: Mapping[str, Kernel] = MappingProxyType({})
 ) -> LearnedOptimizer:
     """An optimizer that applies a rule to each tensor.
 
@@ -82,8 +86,8 @@ def per_tensor(
     Args:
       init_theta: ``key -> theta``, the same weights for any number of tensors.
       rule: the rule.
-      kernel: the rule for all tensors at once, for a GPU and in float32: ``(theta, gradients, params,
-        accumulators, count) -> [(update, accumulators), ...]``. Differentiation uses the rule instead.
+      kernels: the rule for all tensors at once, in float32, by platform. Differentiation uses the rule
+        instead.
     """
     fields = jax.tree.structure(rule.initial)
 
@@ -109,8 +113,8 @@ def per_tensor(
             return _update(rule, spread, theta, gradients, params, accumulators, ft.Clock(count, total))
 
         run: Any = plain
-        if kernel and _fits_kernel(dtypes, spread):
-            run = jax.custom_jvp(partial(jax.lax.platform_dependent, cuda=kernel, default=plain))
+        if usable := _usable(kernels, dtypes, spread):
+            run = jax.custom_jvp(partial(jax.lax.platform_dependent, **usable, default=plain))
             run.defjvp(partial(jax.jvp, plain))
         # By default a GPU computes float32 products in tf32; here only if the user has set JAX so.
         with jax.default_matmul_precision(_matmul_precision() or "float32"):
@@ -245,9 +249,14 @@ def _matmul_precision() -> str | None:
     return getattr(jax.config, "jax_default_matmul_precision", None)
 
 
-def _fits_kernel(dtypes: Sequence[jnp.dtype], spread: Sequence[bool]) -> bool:
-    """Whether a GPU can run the kernel and all tensors are float32 and not sharded."""
-    return _has_kernel_gpu() and not any(spread) and all(d == jnp.float32 for d in dtypes)
+def _usable(
+    kernels: Mapping[str, Kernel], dtypes: Sequence[jnp.dtype], spread: Sequence[bool]
+) -> dict[str, Kernel]:
+    """The kernels that can run: none unless all tensors are float32 and not sharded."""
+    if any(spread) or any(dtype != jnp.float32 for dtype in dtypes):
+        return {}
+    runs = {"cuda": _has_kernel_gpu, "cpu": native.in_use}
+    return {platform: kernel for platform, kernel in kernels.items() if runs[platform]()}
 
 
 def _has_kernel_gpu() -> bool:

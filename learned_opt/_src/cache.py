@@ -1,0 +1,13 @@
+"""The user's cache folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Return `LEARNED_OPT_CACHE`, `$XDG_CACHE_HOME/learned-opt` or `~/.cache/learned-opt`."""
+    if own := os.environ.get("LEARNED_OPT_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "learned-opt"
