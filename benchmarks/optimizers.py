@@ -59,7 +59,7 @@ def model(parameters: int) -> Params:
 def main() -> None:
     """Print the table."""
     arguments = tyro.cli(Arguments)
-    contestants = {"optax.adam": baseline("adam", 1)}
+    contestants = {"optax.adam": baseline("adam", 1), "optax muon": baseline("muon", 1)}
     for name in dict.fromkeys(arguments.optimizers):
         optimizer = learned_opt.get_architecture(name)
         contestants[name] = Contestant(optimizer, optimizer.init_theta(jax.random.key(0), 2 * LAYERS))
