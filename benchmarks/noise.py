@@ -11,7 +11,10 @@ For one unit (an antithetic pair, or an unperturbed particle) the table shows
   between estimators with the same truncation length K, because estimates are divided by K;
 * ``|E g|^2``, estimated without bias from products of different units, and the number of unit-updates (units
   times updates) after which noise and signal are equal, ``V / |E g|^2``;
-* the share of the largest 5% of the estimates in the second moment: 5% if all were equal.
+* the share of the largest 5% of the estimates in the second moment: 5% if all were equal;
+* ``V / |E g|^2`` of other estimates: those of this one, shortened to the median of their norms where they are
+  longer ("clipped"), or all divided by their norms ("equal"). Both have another mean, so a smaller ratio is
+  better only if that mean is a direction of descent, too.
 
 Units are independent, but the estimates of one unit in consecutive updates are not. So errors are standard
 errors over units, of each unit's mean over the updates. The first episode of each unit is not counted.
@@ -75,11 +78,24 @@ class Arguments:
     """File for JSON lines, one for each row; a picture is drawn next to it."""
 
 
-class Noise(NamedTuple):
-    """Measurements of one unit's estimates; tuples are a value and its standard error."""
+class Moments(NamedTuple):
+    """Measurements of one unit's estimates: values and their standard errors."""
 
     variance: tuple[float, float]  # V
     signal: tuple[float, float]  # |E g|^2
+
+    @property
+    def relative(self) -> float | None:
+        """``V / |E g|^2``, if the signal is seen at all."""
+        return self.variance[0] / self.signal[0] if self.signal[0] > 2 * self.signal[1] else None
+
+
+class Noise(NamedTuple):
+    """Measurements of one setting."""
+
+    moments: Moments
+    clipped: Moments
+    equal: Moments
     tail: float  # share of the second moment in the largest 5%
     seconds: float  # CPU time of an update of one unit
 
@@ -89,9 +105,10 @@ def main() -> None:
     arguments = tyro.cli(Arguments)
     start_devices(1)
     rows = list(_rows(arguments))
-    console = Console(width=120)
+    console = Console(width=140)
     table = Table(title=f"{arguments.task}, theta {arguments.theta or 'fresh'}", box=SIMPLE_HEAD)
-    names = "optimizer", "estimator", "sigma", "K", "V", "ms", "V x s", "|E g|^2", "V / |E g|^2", "top 5%"
+    names = "optimizer", "estimator", "sigma", "K", "V", "ms", "V x s", "|E g|^2", "top 5%"
+    names = *names, "V / |E g|^2", "clipped", "equal"
     for name in names:
         table.add_column(name, justify="left" if name in names[:2] else "right")
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -102,7 +119,7 @@ def main() -> None:
             if arguments.out:
                 with arguments.out.open("a") as file:
                     line = {"task": arguments.task, "theta": str(arguments.theta or "fresh")}
-                    file.write(json.dumps(line | row | noise._asdict()) + "\n")
+                    file.write(json.dumps(line | row | _values(noise)) + "\n")
             progress.advance(bar)
     console.print(table)
     if arguments.out:
@@ -176,37 +193,55 @@ def measure(
 
 def summary(estimates: np.ndarray, seconds: float) -> Noise:
     """Moments of estimates ``[updates, units, P]`` whose units are independent."""
-    updates, units, _ = estimates.shape
     squares = np.sum(estimates**2, axis=2)
-    # For each update, the product of one unit with the mean of the others has the expectation |E g|^2.
-    others = (estimates.sum(axis=1, keepdims=True) - estimates) / (units - 1)
-    products = np.sum(estimates * others, axis=2)
-    signal, second = products.mean(axis=0), squares.mean(axis=0)
-    variance = second - signal
+    norms = np.sqrt(squares)[..., None]
+    shortened = np.minimum(1, np.median(norms) / np.maximum(norms, 1e-30))
     largest = np.sort(squares.ravel())[-max(1, round(TAIL * squares.size)) :]
-    root = units**0.5
     return Noise(
-        variance=(float(variance.mean()), float(variance.std(ddof=1) / root)),
-        # Each pair of units is in two products.
-        signal=(float(signal.mean()), float(2**0.5 * signal.std(ddof=1) / root)),
+        moments(estimates),
+        clipped=moments(estimates * shortened),
+        equal=moments(estimates / np.maximum(norms, 1e-30)),
         tail=float(largest.sum() / squares.sum()),
         seconds=seconds,
     )
+
+
+def moments(estimates: np.ndarray) -> Moments:
+    """Variance and signal of estimates ``[updates, units, P]``."""
+    units = estimates.shape[1]
+    # For each update, the product of one unit with the mean of the others has the expectation |E g|^2.
+    others = (estimates.sum(axis=1, keepdims=True) - estimates) / (units - 1)
+    products = np.sum(estimates * others, axis=2)
+    signal, second = products.mean(axis=0), np.sum(estimates**2, axis=2).mean(axis=0)
+    variance = second - signal
+    root = units**0.5
+    return Moments(
+        variance=(float(variance.mean()), float(variance.std(ddof=1) / root)),
+        # Each pair of units is in two products.
+        signal=(float(signal.mean()), float(2**0.5 * signal.std(ddof=1) / root)),
+    )
+
+
+def _values(noise: Noise) -> dict[str, Any]:
+    """The measurements as JSON values."""
+    each = {k: v._asdict() if isinstance(v, Moments) else v for k, v in noise._asdict().items()}
+    return each.pop("moments") | each
 
 
 def _cells(row: dict[str, Any], noise: Noise) -> list[str]:
     def text(value: Any) -> str:
         return "" if value is None else f"{value:g}" if isinstance(value, float | int) else value
 
-    variance, signal = noise.variance[0], noise.signal[0]
+    variance, signal = noise.moments
+    ratios = [each.relative for each in (noise.moments, noise.clipped, noise.equal)]
     return [
         *map(text, row.values()),
-        f"{variance:.3g} ± {noise.variance[1]:.1g}",
+        f"{variance[0]:.3g} ± {variance[1]:.1g}",
         f"{1e3 * noise.seconds:.3g}",
-        f"{variance * noise.seconds:.2g}",
-        f"{signal:.2g} ± {noise.signal[1]:.1g}",
-        f"{variance / signal:.2g}" if signal > 2 * noise.signal[1] else "",
+        f"{variance[0] * noise.seconds:.2g}",
+        f"{signal[0]:.2g} ± {signal[1]:.1g}",
         f"{noise.tail:.0%}",
+        *("" if ratio is None else f"{ratio:.2g}" for ratio in ratios),
     ]
 
 
