@@ -256,7 +256,7 @@ def draw(path: Path) -> None:
     many = [len({key[i] for key in lines}) > 1 for i in range(4)]
     with picture(path.with_suffix(".png"), figsize=(7, 4.5)) as (_, axes):
         for number, (key, points) in enumerate(lines.items()):
-            names = [key[0], key[1], f"K = {key[2]}", Path(key[3]).name]
+            names = [key[0], key[1], f"K = {key[2] or 'T'}", Path(key[3]).name]
             label = ", ".join(
                 name for name, shown in zip(names, many, strict=True) if shown or name == key[0]
             )
