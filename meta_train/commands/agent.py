@@ -20,8 +20,8 @@ def plain_flags(argv: Sequence[str]) -> list[str]:
 
     >>> plain_flags(["--task.hidden=[64, 64]", "--estimator.analytic=True", "--_wandb", "{}"])
     ['--task.hidden', '64', '64', '--estimator.analytic']
-    >>> plain_flags(["--learn=['direction', 'schedule']"])
-    ['--learn', 'direction', 'schedule']
+    >>> plain_flags(["--learn=['direction', 'schedule']", "--native=False"])
+    ['--learn', 'direction', 'schedule', '--no-native']
     """
     defaults = {f"--{name}": value for name, value in by_flag(Config()).items()}
     plain, rest = [], list(argv)
@@ -33,8 +33,8 @@ def plain_flags(argv: Sequence[str]) -> list[str]:
         if flag == "--_wandb":
             written = []
         elif isinstance(defaults.get(flag), bool) and value.lower() in ("true", "false"):
-            section, _, name = flag.rpartition(".")
-            written = [flag if value.lower() == "true" else f"{section}.no-{name}"]
+            section, dot, name = flag.removeprefix("--").rpartition(".")
+            written = [flag if value.lower() == "true" else f"--{section}{dot}no-{name}"]
         elif isinstance(defaults.get(flag), list) and value.startswith("[") and value.endswith("]"):
             written = [flag, *(word.strip("'\"") for word in value[1:-1].replace(",", " ").split())]
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from functools import partial
 from unittest import mock
@@ -17,6 +18,7 @@ from learned_opt._src import native
 from tests.learned_opt.test_architectures import random_theta, relative_error
 from tests.learned_opt.test_momentum_kernel import network, two_steps
 from tests.meta_train.command import TINY, lines, meta_train
+from tests.meta_train.failures.messages import PAGE, check
 
 # Whole tiles, a rest, less than a tile, and nothing.
 SHAPES = {"tiles": (24, 64), "rest": (9, 147), "vector": (7,), "number": (), "empty": (0, 2)}
@@ -134,7 +136,7 @@ def test_a_run_has_the_same_bits_on_any_number_of_devices_and_when_resumed(tmp_p
 
 def test_native_is_for_architectures_that_have_a_kernel(tmp_path):
     outcome = meta_train(TINY, "--optimizer adam --native --run-dir", tmp_path / "run")
-    assert outcome.code == 2 and "--native is for mlp and metz2019, and the optimizer is adam" in outcome.err
+    check(outcome, 2, "--native is for mlp and metz2019, and the optimizer is adam")
     assert not (tmp_path / "run").exists()
 
 
@@ -149,17 +151,16 @@ def fresh(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "compiler, message",
     [
-        ("no-such-compiler", "no-such-compiler was not found; install one"),
-        (" ", "was not found; install one"),
-        ("false", "false could not compile the native kernel; set CXX to another one"),
+        ("no-such-compiler", "a native kernel needs a C++ compiler"),
+        (" ", "a native kernel needs a C++ compiler"),
+        ("false", "could not compile the native kernel"),
     ],
 )
 def test_no_compiler(compiler, message, fresh, monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", compiler)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=re.escape(message)):
         learned_opt.use_native_kernels()
-    outcome = meta_train(TINY, "--native --run-dir", tmp_path / "run")
-    assert outcome.code == 2 and "Traceback" not in outcome.err and "\n" not in outcome.err.strip()
+    check(meta_train(TINY, "--native --run-dir", tmp_path / "run"), 2, message)
 
 
 def compiler_of(tmp_path, text):
@@ -182,7 +183,9 @@ def test_a_library_that_others_could_have_written_is_not_run(fresh, monkeypatch,
         learned_opt.use_native_kernels()
     (library,) = fresh.iterdir()
     library.chmod(0o666)
-    with pytest.raises(UserError, match="can be written by other users"):
+    message = "can be written by other users, so the native kernel in it is not run"
+    assert message in PAGE
+    with pytest.raises(UserError, match=message):
         learned_opt.use_native_kernels()
 
 

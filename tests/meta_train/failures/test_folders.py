@@ -95,7 +95,7 @@ def test_a_run_whose_checkpoints_were_removed(tiny_run: Run) -> None:
 def test_resuming_with_another_configuration(flags: str, changed: str, tiny_run: Run) -> None:
     before = digests(tiny_run.path)
     outcome = meta_train("--resume", tiny_run.path, flags)
-    may_change = "only devices, chunk, wandb, data_dir, updates may change"
+    may_change = "only devices, chunk, native, wandb, data_dir, updates may change"
     check(outcome, 2, "the run to be resumed has a different configuration", changed, may_change)
     assert digests(tiny_run.path) == before
 
