@@ -171,7 +171,8 @@ def _read_version_1(
     found = {name: (tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
     # In a rule with hyperparameters for each block, the length of each array is the number of blocks.
     blocks = max((shape[0] for shape, _ in found.values() if len(shape) == 1), default=1)
-    shapes = jax.eval_shape(lambda key: optimizer.init_theta(key, blocks), jax.random.key(0))
+    # The key is made inside: made here it would start JAX, and fix the number of its devices.
+    shapes = jax.eval_shape(lambda: optimizer.init_theta(jax.random.key(0), blocks))
     expected = {name: (w.shape, "F32") for name, w in flatten_dict(shapes, sep="/").items()}
     if found != expected:
         raise UserError(f"{path} does not contain the weights of the '{printable(architecture)}' optimizer")

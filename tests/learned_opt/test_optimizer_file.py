@@ -126,6 +126,16 @@ def test_truncated(path, kept):
         learned_opt.load(path)
 
 
+def test_reading_a_file_does_not_start_jax():
+    """Otherwise `--start-from` and `learned-opt evaluate` would have one device on any number of cores."""
+    code = (
+        "import jax, learned_opt; name = learned_opt.pretrained_names()[0];"
+        "learned_opt.read(learned_opt.pretrained_path(name));"
+        "jax.config.update('jax_num_cpu_devices', 3); assert jax.device_count() == 3"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_mutated_files_load_to_the_same_or_fail_with_the_one_error(count):
