@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from unittest import mock
 
@@ -21,7 +21,10 @@ def form(kernel: bool, precision: str = "float32") -> Iterator[None]:
     Without a GPU, the kernel is interpreted.
     """
     with contextlib.ExitStack() as stack:
-        usable = (lambda kernels, *_: kernels) if kernel else (lambda *_: {})
+
+        def usable(kernels: Mapping[str, object], *_: object) -> dict[str, object]:
+            return {"cuda": kernels["cuda"]} if kernel and kernels else {}
+
         stack.enter_context(mock.patch.object(per_tensor, "_usable", usable))
         stack.enter_context(jax.default_matmul_precision(precision))
         if kernel and jax.default_backend() != "gpu":
@@ -31,5 +34,5 @@ def form(kernel: bool, precision: str = "float32") -> Iterator[None]:
         yield
 
 
-def _kernel_of(*args: object, cuda: object, cpu: object, default: object) -> object:
+def _kernel_of(*args: object, cuda: object, default: object) -> object:
     return cuda(*args)  # type: ignore[operator]

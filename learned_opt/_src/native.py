@@ -21,7 +21,7 @@ from learned_opt._src.files import make_folder, write_whole
 # The name of the kernel in programs of JAX, and in its source.
 MOMENTUM_NETWORK = "learned_opt_momentum_network"
 # The architectures that it is for.
-ARCHITECTURES = ("mlp", "metz2019")
+NATIVE_ARCHITECTURES = ("mlp", "metz2019")
 
 _SOURCE = Path(__file__).parent / "architectures" / "momentum_native.cpp"
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared")

@@ -14,7 +14,7 @@ from inner_tasks import OBJECTIVES, TaskSettings, find_task, task_names
 from learned_opt import ARCHITECTURES, UserError, get_architecture, pretrained_names, read
 from learned_opt._src.errors import printable
 from learned_opt._src.files import write_whole
-from learned_opt._src.native import ARCHITECTURES as NATIVE_ARCHITECTURES
+from learned_opt._src.native import NATIVE_ARCHITECTURES
 from learned_opt._src.pretrained import find_optimizer
 from meta_train.estimators import ESTIMATORS, Method, find_estimator
 from meta_train.outer.optimizers import OuterConfig, find_outer_optimizer

@@ -38,7 +38,7 @@ def without_kernel(function, *args):
     return jax.jit(lambda *args: function(*args))(*args)
 
 
-@pytest.mark.parametrize("name", native.ARCHITECTURES)
+@pytest.mark.parametrize("name", native.NATIVE_ARCHITECTURES)
 def test_kernel_equals_the_operations_of_jax(name, kernel):
     step = partial(two_steps, name)
     theta, (params, gradients) = random_theta(name, 7), network(SHAPES)
