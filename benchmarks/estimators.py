@@ -22,13 +22,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from inner_tasks import Training
 from meta_train.outer.loop import outer_loop
 from meta_train.outer.optimizers import outer_optimizer
 from meta_train.report.baselines import baseline
 from meta_train.report.evaluation import Contestant, run
 from meta_train.run.config import Config, default_config, validate
 from meta_train.run.progress import ProgressLine
-from meta_train.run.setup import prepare, start
+from meta_train.run.setup import Setup, prepare, start
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,16 @@ def measure(config: Config, arguments: Arguments, console: Console) -> tuple[flo
             )
     seconds = time.perf_counter() - began
     learned = Contestant(setup.training.optimizer, update.state.theta)
-    result = run(setup.training, learned, arguments.evaluation_seeds, devices=setup.devices)
+    result = run(judged(setup), learned, arguments.evaluation_seeds, devices=setup.devices)
     loss = float(result.runs.mean_loss.mean())
     console.print(f"{label}: {loss:.4f} after {updates} updates", highlight=False)
     return loss, updates, seconds
+
+
+def judged(setup: Setup) -> Training:
+    """What the losses are measured on: the training loss, whatever the objective of the run."""
+    own = setup.training
+    return Training(own.data, own.task, own.optimizer, own.horizon)
 
 
 def main() -> None:
@@ -107,7 +114,7 @@ def main() -> None:
             ", ".join(f"{loss:.4f}" for loss in losses),
             f"{np.mean(seconds):.0f}",
         )
-    training = prepare(configure("pes", arguments.learning_rates[0], arguments.seeds[0])).training
+    training = judged(prepare(configure("pes", arguments.learning_rates[0], arguments.seeds[0])))
     adam = run(
         training, baseline("adam", training.horizon), arguments.evaluation_seeds, devices=jax.device_count()
     )

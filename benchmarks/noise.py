@@ -207,19 +207,21 @@ def summary(estimates: np.ndarray, seconds: float) -> Noise:
 
 
 def moments(estimates: np.ndarray) -> Moments:
-    """Variance and signal of estimates ``[updates, units, P]``."""
+    """Variance and signal of estimates ``[updates, units, P]``, with standard errors by the jackknife."""
     units = estimates.shape[1]
-    # For each update, the product of one unit with the mean of the others has the expectation |E g|^2.
-    others = (estimates.sum(axis=1, keepdims=True) - estimates) / (units - 1)
-    products = np.sum(estimates * others, axis=2)
-    signal, second = products.mean(axis=0), np.sum(estimates**2, axis=2).mean(axis=0)
-    variance = second - signal
-    root = units**0.5
-    return Moments(
-        variance=(float(variance.mean()), float(variance.std(ddof=1) / root)),
-        # Each pair of units is in two products.
-        signal=(float(signal.mean()), float(2**0.5 * signal.std(ddof=1) / root)),
-    )
+    whole, own = estimates.sum(axis=1, keepdims=True), np.sum(estimates**2, axis=2)
+
+    def without(rest: np.ndarray, squares: np.ndarray, count: int) -> np.ndarray:
+        """Variance and signal of some units, from their sum and their sum of squares: ``[2, ...]``."""
+        # The products of one unit with another have the expectation |E g|^2.
+        signal = (np.sum(rest**2, axis=2) - squares) / (count * (count - 1))
+        return np.stack([squares / count - signal, signal]).mean(axis=1)
+
+    found = without(whole, own.sum(axis=1, keepdims=True), units)[:, 0]
+    each = without(whole - estimates, own.sum(axis=1, keepdims=True) - own, units - 1)
+    errors = np.sqrt((units - 1) * each.var(axis=1))
+    variance, signal = zip(found.tolist(), errors.tolist(), strict=True)
+    return Moments(variance=variance, signal=signal)
 
 
 def _values(noise: Noise) -> dict[str, Any]:

@@ -238,9 +238,9 @@ def draw(path: Path) -> None:
     for row in rows:
         key = tuple(row[name] for name in ("optimizer", "estimator", *Settings._fields[:-1]))
         settings.setdefault(key, []).append((row["mean_loss"], row["validation_loss"]))
-    rates, shares = (sorted({key[i] for key in settings}) for i in (3, 5))
+    rates, shares = (sorted({key[i] for key in settings}) for i in (3, 4))
     with picture(path.with_suffix(".png"), figsize=(7.5, 5)) as (_, axes):
-        for (_, estimator, _, rate, _, share), losses in settings.items():
+        for (_, estimator, _, rate, share), losses in settings.items():
             (x, y), errors = np.mean(losses, axis=0), standard_error(np.array(losses))
             style = {"color": colour(estimator), "marker": MARKERS[shares.index(share)]}
             axes.errorbar(x, y, errors[1], errors[0], **style, ms=_size(rates, rate), lw=0.6, alpha=0.7)

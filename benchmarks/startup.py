@@ -73,7 +73,7 @@ def main() -> None:
 def _run(program: str, cache: str) -> float:
     """Seconds that a new process takes to run the program."""
     environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": cache,
+        "LEARNED_OPT_CACHE": cache,
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
     }
     began = time.perf_counter()

@@ -24,7 +24,7 @@ from checkpoints.host_arrays import (
     unflatten,
 )
 from checkpoints.parts import strangers_in, updates_in
-from learned_opt._src.errors import LearnedOptError, UserError
+from learned_opt._src.errors import LearnedOptError, UserError, printable
 from learned_opt._src.files import make_folder, sync, sync_tree
 
 # The suffix of a checkpoint that is not complete, or no longer.
@@ -147,6 +147,7 @@ class CheckpointStore:
     def clear(self) -> None:
         """Removes all checkpoints, the newest last, and the folder if it is then empty."""
         self.wait()
+        self._known = None
         for update in self.updates():
             self._remove(update)
         with contextlib.suppress(OSError):
@@ -188,7 +189,7 @@ class CheckpointStore:
             },
         }
         index["digest"] = _index_digest(index)
-        if self._known == (update, index["digest"]):
+        if self._known == (update, index["digest"]) and update in self.updates():
             return  # replacing an intact checkpoint with an identical one would only put it at risk
         self._known = None
         try:
@@ -228,7 +229,7 @@ class CheckpointStore:
         arrays = {path: np.asarray(array, order="C") for path, array in arrays.items()}
         for path, saved in index["arrays"].items():
             if digest(arrays[path]) != saved["sha256"]:
-                raise _DamagedError(f"the array {path} differs from what was saved")
+                raise _DamagedError(f"the array {printable(path)} differs from what was saved")
         return arrays
 
     def _remove(self, update: int) -> None:

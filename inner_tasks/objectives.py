@@ -79,7 +79,8 @@ def mean_and_end(task: Task, data: Data, step: TrainingStep, key: jax.Array) -> 
     """The loss of the step's minibatch, with more weight in the last tenth of the episode.
 
     With ``w = END_WEIGHT`` the sum over an episode is T times ``(1 - w)`` of the mean loss plus ``w`` of the
-    mean loss over the last tenth. Each loss is clipped at the task's ``max_loss`` first.
+    mean loss over the last tenth, if T is a multiple of 10. Each loss is clipped at the task's ``max_loss``
+    first.
     """
     loss = _clipped(step.loss, task.max_loss)
     return (1 - END_WEIGHT) * loss + jnp.where(_ends(step), END_WEIGHT / END_SHARE * loss, 0)
@@ -120,7 +121,8 @@ def log_mean_and_validation_end(task: Task, data: Data, step: TrainingStep, key:
 
 def _ends(step: TrainingStep) -> jax.Array:
     assert step.progress is not None  # the objective has ``reads_progress``
-    return step.progress > 1 - END_SHARE
+    # Rounded, 0.9 may be above 0.9; the margin is smaller than a step.
+    return step.progress > 1 - END_SHARE + 1e-6
 
 
 def _clipped(loss: jax.Array, max_loss: float | None) -> jax.Array:

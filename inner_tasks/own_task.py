@@ -101,6 +101,17 @@ def make_task(
 
         task = make_task(network, loss, train=(images, labels))
     """
+    for setting, value in {
+        "batch_size": batch_size,
+        "horizon": horizon,
+        "max_examples": max_examples,
+    }.items():
+        if value < 1:
+            raise UserError(f"{setting} is {value}; it must be at least 1")
+    if not callable(loss):
+        raise UserError(
+            f"the loss is of the type {type(loss).__name__}; give a function (model, batch) -> scalar"
+        )
     read = {
         name: None if source is None else in_memory(source, name, batched=batched, max_examples=max_examples)
         for name, source in {"training": train, "validation": validation}.items()

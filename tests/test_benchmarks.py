@@ -21,7 +21,7 @@ SLOW = {
     "estimators": "--estimators pes --seeds 0 --steps 640 --evaluation-seeds 1",
     "settings": "--estimators pes --particles 2 --updates 2 --sigmas 0.1 --learning-rates 0.02 "
     "--validation 0.5 --seeds 2 --evaluation-seeds 1",
-    "noise": "--estimators pes --sigmas 0.1 --truncations 5 --horizon 10 --units 2 --episodes 1",
+    "noise": "--estimators pes --sigmas 0.1 --truncations 5 --horizon 10 --units 3 --episodes 1",
     "kills": "--kinds pes --kills 2",
     "startup": "--tasks digits-mlp --rounds 1",
     "scaling": "--rounds 1",

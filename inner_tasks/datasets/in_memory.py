@@ -79,9 +79,13 @@ def _arrays(item: Any, name: str) -> Examples:
             raise UserError(
                 f"{what} are not numbers but of the dtype {found.dtype}; leave them out, or make them numbers"
             )
-        return found.astype(jax.dtypes.canonicalize_dtype(found.dtype), copy=False)
+        return _with_dtype_of_jax(found)
 
     return jax.tree_util.tree_map_with_path(array, item, is_leaf=_is_list)
+
+
+def _with_dtype_of_jax(x: np.ndarray) -> np.ndarray:
+    return x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)
 
 
 def _checked(examples: Examples, name: str) -> Examples:
@@ -109,7 +113,7 @@ def _joined(parts: list[Examples], name: str) -> Examples:
                 f"number {number} of the {name} examples or batches has the shapes {_listed(other[1])}, and "
                 f"the first has {_listed(first[1])}; all must have the same"
             )
-    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    return jax.tree.map(lambda *x: _with_dtype_of_jax(np.concatenate(x)), *parts)
 
 
 def _listed(shapes: list[tuple[int, ...]]) -> str:

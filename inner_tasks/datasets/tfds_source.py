@@ -35,7 +35,7 @@ def load_tfds(name: str, image_size: int, data_dir: str | Path | None) -> Datase
     """
     # The same rule as in TFDS, without importing TFDS.
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    data_dir = Path(data_dir).expanduser().absolute()
+    data_dir = Path(os.path.expanduser(data_dir)).absolute()
     folder = find_prepared(name, data_dir) or prepare(name, data_dir)
     try:
         key = f"{name}-{folder.name}-{fingerprint(folder)}.arrays"

@@ -11,6 +11,7 @@ from inner_tasks.tasks.images import conv_task, mlp_task
 from inner_tasks.tasks.patches import patches_autoencoder
 from inner_tasks.tasks.teacher import teacher_task
 from inner_tasks.tasks.text import text_mlp
+from learned_opt._src.errors import UserError
 
 KINDS = ("digits-mlp", "teacher-mlp", "text-mlp", "patches-autoencoder", "digits-conv")
 MEMBERS = 16
@@ -25,6 +26,8 @@ def small_tasks(settings: TaskSettings) -> TaskDistribution:
     units of the parameters (up to 3 times larger or smaller), and the horizon (100 to ``settings.horizon``).
     Widths, batch sizes, units and horizons are log-uniform.
     """
+    if not settings.hidden:
+        raise UserError("small-tasks needs the largest width of a hidden layer, such as --task.hidden 64")
     rng = np.random.RandomState(0)  # its stream is the same in every version of NumPy
     plain = TaskSettings(hidden=(32,), batch_size=64, horizon=min(200, settings.horizon))
     members = {f"digits-mlp 32, batch 64, T {plain.horizon}": mlp_task("digits", plain)}

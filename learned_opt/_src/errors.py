@@ -25,8 +25,8 @@ def printable(value: object, length: int = QUOTE_LENGTH) -> str:
 
 def in_one_line(message: str) -> str:
     """A message as one printable line, in which no word is longer than a quotation may be."""
-    words = re.sub(r"\s*\n\s*", " ", message)
-    return printable(re.sub(r"\S+", lambda word: printable(word[0]), words), MESSAGE_LENGTH)
+    line = " ".join(filter(None, map(str.strip, message.split("\n"))))
+    return printable(re.sub(r"\S+", lambda word: printable(word[0]), line), MESSAGE_LENGTH)
 
 
 class LearnedOptError(Exception):

@@ -11,7 +11,7 @@ import optax
 from learned_opt._src.errors import UserError
 from learned_opt._src.learned_optimizer import LearnedOptimizer, Params, State, Theta
 
-WHOLE = -1  # instead of an axis: no layers
+WHOLE: Any = "whole"  # instead of an axis: no layers
 
 
 def separate_layers(optimizer: LearnedOptimizer, layer_axes: Any) -> LearnedOptimizer:
@@ -31,12 +31,10 @@ def separate_layers(optimizer: LearnedOptimizer, layer_axes: Any) -> LearnedOpti
     def axes_of(params: Params) -> Any:
         prefix = layer_axes(params) if callable(layer_axes) else layer_axes
         prefix = jax.tree.map(lambda a: WHOLE if a is None else a, prefix, is_leaf=lambda a: a is None)
-        axes = jax.tree.broadcast(prefix, params)
-        jax.tree_util.tree_map_with_path(_check, axes, params)
-        return axes
+        return jax.tree_util.tree_map_with_path(_checked, jax.tree.broadcast(prefix, params), params)
 
     def axes_of_state(params: Params, axes: Any) -> Any:
-        def moved(own: Any, axis: int, param: Any) -> int:
+        def moved(own: Any, axis: Any, param: Any) -> Any:
             """The axis in an array that may have more leading axes than the parameter, such as k decays."""
             return WHOLE if axis == WHOLE else max(0, axis + own.ndim - param.ndim)
 
@@ -64,13 +62,20 @@ def separate_layers(optimizer: LearnedOptimizer, layer_axes: Any) -> LearnedOpti
     return optimizer._replace(init=init, update=update)
 
 
-def _check(path: Any, axis: int, param: Any) -> None:
-    """Raise a ``UserError`` if the parameter has no such axis."""
-    if not WHOLE <= axis < param.ndim:
+def _checked(path: Any, axis: Any, param: Any) -> Any:
+    """The axis; ``WHOLE`` if there are no layers along it.
+
+    Raises:
+      UserError: the parameter has no such axis.
+    """
+    if axis == WHOLE:
+        return WHOLE
+    if not 0 <= axis < param.ndim:
         raise UserError(
             f"parameter {jax.tree_util.keystr(path)} has shape {param.shape}, so its layers cannot lie "
             f"along axis {axis}; layer_axes takes 0, 1, ... (from the front), or None for no layers"
         )
+    return axis if param.shape[axis] else WHOLE
 
 
 def _apart(axes: Any, arrays: Any) -> Any:

@@ -44,7 +44,7 @@ def as_optax(
         them; each layer is then treated as a separate tensor. A tree of integers and None (not stacked) that
         is a prefix of the parameters, like ``in_axes`` of ``jax.vmap``; or a function ``params -> tree``.
       num_steps: the number of steps of the training run, as for a schedule in optax; for optimizers that use
-        it (``nadam-mlp``). Without it they work too, but do not anneal.
+        it (``nadam-mlp``, ``muon-mlp``). Without it they work too, but do not anneal.
 
     Returns:
       ``init(params)`` and ``update(gradients, state, params, **extra_args)``. The updates point downhill and
@@ -102,7 +102,7 @@ def _bound(
     if num_steps is not None and not optimizer.takes_num_steps:
         raise UserError(
             f"num_steps is {num_steps}, but this optimizer does not use it; omit it, or pass a "
-            "schedule as scale=... (the architecture 'nadam-mlp' uses it)"
+            "schedule as scale=... (the architectures 'nadam-mlp' and 'muon-mlp' use it)"
         )
     if num_steps is not None and not num_steps > 0:
         raise UserError(f"num_steps is {num_steps}; it must be the number of steps of the run, above 0")
@@ -139,12 +139,13 @@ def _checked(path: Any, leaf: Any) -> Any:
     """
     leaf = jnp.asarray(leaf) if isinstance(leaf, float) else leaf
     dtype = getattr(leaf, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits < 16:
         found = f"is of type {type(leaf).__name__}" if dtype is None else f"has dtype {dtype}"
         raise UserError(
             f"parameter {jax.tree_util.keystr(path)} {found}, but a learned optimizer updates only real "
-            "floating-point arrays; exclude it with optax.partition (this optimizer for the others, "
-            "optax.set_to_zero for this one), or in Equinox with eqx.filter(model, eqx.is_inexact_array)"
+            "floating-point arrays of 16 bits or more; exclude it with optax.partition (this optimizer for "
+            "the others, optax.set_to_zero for this one), or in Equinox with eqx.filter(model, "
+            "eqx.is_inexact_array)"
         )
     return leaf
 

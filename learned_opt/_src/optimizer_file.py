@@ -111,14 +111,19 @@ def read(path: str | os.PathLike[str], optimizer: LearnedOptimizer | None = None
         unknown architecture; or its weights do not fit `optimizer`.
     """
     path = Path(path)
-    if path.is_dir():
-        path = path / FILE_NAME
-    if not path.is_file():
-        raise UserError(
-            f"there is no optimizer file at {path}; a finished run writes {FILE_NAME}, and "
-            "learned_opt.pretrained_names() lists the optimizers that come with the package"
-        )
-    if (size := path.stat().st_size) > MAX_BYTES:
+    try:
+        if path.is_dir():
+            path = path / FILE_NAME
+        if not path.is_file():
+            raise UserError(
+                f"there is no optimizer file at {path}; a finished run writes {FILE_NAME}, and "
+                "learned_opt.pretrained_names() lists the optimizers that come with the package"
+            )
+        with path.open("rb"):
+            size = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    if size > MAX_BYTES:
         raise UserError(f"{path} has {size:,} bytes, and an optimizer file has at most {MAX_BYTES:,}")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -286,7 +291,7 @@ def _compared(comparison: Any) -> str:
             f"{tuned[best][key]:.4g}, ratio {ratio:.3f}; Adam at its best learning rate "
             f"({adam['learning_rate']:.1e}) {adam[key]:.4g}, ratio {own['ratio_to_adam']:.3f}"
         )
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         return json.dumps(comparison)
 
 
@@ -296,7 +301,7 @@ def _as_float32(name: str, weights: Any) -> np.ndarray:
         raise UserError(
             f"weights '{name}' have dtype {dtype}, but an optimizer file contains real numbers, in float32"
         )
-    return np.asarray(weights, np.float32)
+    return np.asarray(weights, np.float32, order="C")  # safetensors writes them as they lie in memory
 
 
 def _digest(tensors: Mapping[str, np.ndarray]) -> str:

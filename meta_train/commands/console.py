@@ -15,7 +15,8 @@ INDENT = 22
 def new_console(*, stderr: bool = False) -> Console:
     """A console that breaks lines between words in a terminal, and leaves them whole in a file or a pipe."""
     # Not left to Rich, because a notebook sets FORCE_COLOR for its programs but reads from a pipe.
-    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    stream = sys.stderr if stderr else sys.stdout
+    terminal = stream is not None and stream.isatty()  # it is None if the caller has closed it
     return Console(stderr=stderr, soft_wrap=not terminal, force_terminal=terminal)
 
 

@@ -40,7 +40,7 @@ def exit_code_of(program: str, command: Callable[[Sequence[str]], None], argv: S
         elif isinstance(error, OSError):
             code, message = (
                 1,
-                f"a file could not be read or written: {error}; fix that, then continue with --resume",
+                f"a file could not be read or written: {error}; fix that, and continue, a run with --resume",
             )
         elif "RESOURCE_EXHAUSTED" in str(error):
             code, message = (

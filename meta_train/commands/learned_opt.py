@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import tyro
+from rich.markup import escape
 
 import learned_opt
 from learned_opt import UserError
@@ -97,8 +98,13 @@ def evaluate(arguments: Evaluate) -> None:
         raise UserError("--resume goes on with the comparison in --out; give that folder")
     if arguments.record and not files:
         raise UserError("--record writes into optimizer files, but none of the optimizers is a file")
+    for path in files.values() if arguments.record else ():
+        if not os.access(path.parent, os.W_OK):
+            raise UserError(
+                f"--record cannot write into {path.parent}; make a copy of the optimizer file there"
+            )
     if arguments.out:
-        _prepare(arguments.out)
+        _prepare(arguments.out, resume=arguments.resume)
     # Imported late: the checks above and reading a file need none of this.
 
     from inner_tasks import Training
@@ -140,7 +146,11 @@ def evaluate(arguments: Evaluate) -> None:
             "ranked by": criterion.key,
         }
         return kept_or_made(
-            result_file(arguments.out, number, label), settings, make, resume=arguments.resume
+            result_file(arguments.out, number, label),
+            settings,
+            make,
+            metrics=metrics[number - 1],
+            resume=arguments.resume,
         )
 
     with StopRequest() as stop:
@@ -149,7 +159,9 @@ def evaluate(arguments: Evaluate) -> None:
         )
         check = partial(stop.check, f"stopped; {advice}")
         for number, (name, task, horizon) in enumerate(tasks, 1):
-            console.print(f"[bold]{number} of {len(tasks)}: {name}, {horizon} steps[/]", highlight=False)
+            console.print(
+                f"[bold]{number} of {len(tasks)}: {escape(name)}, {horizon} steps[/]", highlight=False
+            )
             comparison = compare(
                 name,
                 training(task, horizon),
@@ -207,7 +219,7 @@ def _contestants(names: Sequence[str]) -> tuple[dict[str, _Named], dict[str, Pat
             tuned[name] = _Named(partial(baseline, name), name)
             continue
         # A file with the usual name is labelled by its folder, which says more.
-        short = (file.parent.name if file.name == FILE_NAME else file.stem) + ending
+        short = (file.resolve().parent.name if file.name == FILE_NAME else file.stem) + ending
         label = name if short in (*names, *learned) else short
         learned[label] = _learned(label, file, ending)
         if not ending:
@@ -255,11 +267,12 @@ def _learned(label: str, file: Path, ending: str) -> _Named:
     return _Named(lambda steps: Contestant(optimizer, theta), identity, file)
 
 
-def _prepare(folder: Path) -> None:
+def _prepare(folder: Path, *, resume: bool) -> None:
     """Create the folder of the results, if it does not exist.
 
     Raises:
-      UserError: it cannot be created, or files cannot be written into it.
+      UserError: it cannot be created, or files cannot be written into it; or it has the results of another
+        comparison, although this one does not go on with them.
     """
     try:
         make_folder(folder)
@@ -267,6 +280,13 @@ def _prepare(folder: Path) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise UserError(f"--out is {folder}, which cannot be used ({error.strerror}); give another") from None
+    from meta_train.report.files import RESULTS
+
+    if not resume and (folder / RESULTS).exists():
+        raise UserError(
+            f"--out is {folder}, which has the results of a comparison; go on with it with --resume, or give "
+            "another folder"
+        )
 
 
 def _objective(file: Path) -> str:

@@ -76,6 +76,9 @@ def parse(argv: Sequence[str]) -> Arguments:
     argv = agent.plain_flags(argv)
     named = _looked_up(argv, "--config", "--resume", *code_names(Config()))
     config, resume = named["--config"], named["--resume"]
+    for flag in ("--config", "--resume"):
+        if named[flag] == "":
+            raise UserError(f"{flag} is empty; give a path")
     if config and resume:
         raise UserError("give --config or --resume, not both: a run is resumed with its own settings")
     file = RunFolder.open(Path(resume)).config if resume else Path(config) if config else None
@@ -97,11 +100,12 @@ def parse(argv: Sequence[str]) -> Arguments:
 
 
 def _looked_up(argv: Sequence[str], *flags: str) -> dict[str, str | None]:
-    """Values of single flags, None where one is not given; malformed flags are left for tyro to report."""
+    """Values of single flags as tyro reads them; None where one is not given, or is malformed."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in flags:
-        parser.add_argument(flag, nargs="?", dest=flag)
-    return vars(parser.parse_known_args(argv)[0])
+        parser.add_argument(*{flag, f"--{flag[2:].replace('-', '_')}"}, nargs="?", dest=flag)
+    found = vars(parser.parse_known_args(argv)[0])
+    return {flag: None if value == "None" else value for flag, value in found.items()}
 
 
 def _arguments(flags: Sequence[str], named: Mapping[str, str | None]) -> Arguments:

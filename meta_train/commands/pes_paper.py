@@ -72,9 +72,13 @@ def parse(argv: Sequence[str]) -> Arguments[Any]:
 
 
 def _experiment_in(argv: Sequence[str]) -> str | None:
-    """The name of an experiment in a command line that is not the value of a flag; --debug has no value."""
-    before = ["--debug", *argv]
-    named = (word for flag, word in zip(before, argv, strict=False) if flag == "--debug" or flag[:2] != "--")
+    """The name of an experiment in a command line that is not the value of a flag."""
+
+    def has_value(word: str) -> bool:
+        """Whether the next word is the value of this one."""
+        return word.startswith("--") and word != "--debug" and "=" not in word
+
+    named = (word for before, word in zip(["", *argv], argv, strict=False) if not has_value(before))
     return next((word for word in named if word in EXPERIMENTS), None)
 
 
@@ -124,7 +128,9 @@ def prepare(arguments: Arguments[Any]) -> Iterator[Path]:
         return
     try:
         saved = json.loads((arguments.resume / SETTINGS).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
+        saved = None
+    if not isinstance(saved, dict):
         raise UserError(f"--resume is {arguments.resume}, which is not the folder of an experiment") from None
     if saved != settings:
         raise UserError(

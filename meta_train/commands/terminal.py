@@ -41,5 +41,5 @@ def outlast_the_terminal() -> None:
 
 def say_in_terminal(sentence: str) -> None:
     """Tell somebody who looks at a terminal what takes time; files and pipes get only results."""
-    if sys.stderr.isatty():
+    if sys.stderr and sys.stderr.isatty():
         print(sentence, file=sys.stderr, flush=True)

@@ -52,9 +52,12 @@ class _Show:
         doing, program = found.groups()
         folder = _folder()
         if doing == "reading":
-            for path in Path(folder).glob(f"{glob.escape(program)}-*"):
-                path.unlink(missing_ok=True)
             sentence = "damaged entries are removed, and their programs compiled again"
+            try:
+                for path in Path(folder).glob(f"{glob.escape(program)}-*"):
+                    path.unlink(missing_ok=True)
+            except OSError as error:
+                sentence = f"damaged entries cannot be removed ({error.strerror}), so each run compiles again"
         else:
             sentence = "new programs cannot be kept there, so the next run has to compile them again"
         if doing not in self._said:

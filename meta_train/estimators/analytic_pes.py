@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from inner_tasks import UnrolledProblem
-from meta_train.estimators.antithetic import pair_of, perturbation, slope, unroll_pair
+from meta_train.estimators.antithetic import one_broke, pair_of, perturbation, slope, unroll_pair
 from meta_train.estimators.base import Estimator, State, Theta, require_derivative
 from meta_train.estimators.episodes import Estimate, episodic
 from meta_train.estimators.window import unroll_with_gradient
@@ -60,7 +61,8 @@ def analytic_pes(problem: UnrolledProblem, *, sigma: float, truncation: int, chu
         xi = optax.tree.add(trio.xi, epsilon)
         pair = unroll_pair(problem, theta, epsilon, trio.inner, position, data_key, truncation, chunk)
         direct, mean = unroll_with_gradient(problem, theta, trio.mean, position, data_key, truncation)
-        unexplained = slope(pair, sigma) - optax.tree.vdot(epsilon, direct) / sigma**2
+        expected = jnp.where(one_broke(pair), 0, optax.tree.vdot(epsilon, direct) / sigma**2)
+        unexplained = slope(pair, sigma) - expected
         gradient = optax.tree.add(direct, optax.tree.scale(unexplained, trio.xi))
         return Estimate(gradient, Trio(pair.state, xi, mean.state), (pair, mean), xi)
 

@@ -61,6 +61,9 @@ def episodic(
         length = episode_length(problem, key)
         windows = -(-steps_of(length) // truncation)
         position = jnp.floor(phase * windows).astype(jnp.int32) * truncation
+        if length is not None:
+            # The problem counts its steps from the first that it takes, so the last window will be whole.
+            length = jnp.where(position > 0, windows * truncation, length)
         return Episode(start(key, theta), position, length)
 
     def estimate(theta: Theta, state: Episode, key: jax.Array) -> tuple[Theta, Episode, Info]:

@@ -20,6 +20,7 @@ COLOURS = {
     "bptt": "#8c564b",
     "rtrl": "#333333",
     "uoro": "#9b59b6",
+    "gpes": "#17becf",
     "random-search": "#7f7f7f",
 }
 LINES = ["-", "--", ":", "-."]

@@ -132,7 +132,7 @@ def verdict(outcomes: Mapping[str, Outcome], adam: float) -> Verdict:
     """PES ends lower than truncated ES on average over initialisations, with less spread."""
     losses = {name: outcome.final_loss for name, outcome in outcomes.items()}
     said = ", ".join(
-        f"{label} {losses[name].mean():.4f} ± {losses[name].std(ddof=1):.4f}"
+        f"{label} {losses[name].mean():.4f} ± {standard_deviation(losses[name]):.4f}"
         for name, (_, label) in METHODS.items()
     )
     spread = log_ratio_of_variances(losses["truncated-es"], losses["pes"])
@@ -144,12 +144,20 @@ def verdict(outcomes: Mapping[str, Outcome], adam: float) -> Verdict:
     )
 
 
+def standard_deviation(values: np.ndarray) -> float:
+    """Standard deviation over seeds; NaN for a single one."""
+    return float(values.std(ddof=1)) if values.size > 1 else np.nan
+
+
 def log_ratio_of_variances(numerator: np.ndarray, denominator: np.ndarray) -> Difference:
     """``log(var(numerator) / var(denominator))``, with the standard error that normal values have.
 
-    The logarithm of the variance of n normal values has a standard error of about ``sqrt(2 / (n - 1))``.
+    The logarithm of the variance of n normal values has a standard error of about ``sqrt(2 / (n - 1))``. A
+    single value has no variance.
     """
     both = (numerator, denominator)
+    if min(values.size for values in both) == 1:
+        return Difference(np.nan, np.nan)
     high, low = (np.log(np.var(values, ddof=1)) for values in both)
     return Difference(float(high - low), float(np.sqrt(sum(2 / (values.size - 1) for values in both))))
 

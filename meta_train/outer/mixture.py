@@ -78,5 +78,5 @@ def _combine(
         lambda *g: sum(share * x for share, x in zip(shares, g, strict=True)) / len(metrics), *gradients
     )
     norm = optax.tree.norm(gradient)
-    error = jnp.sqrt(jnp.sum(jnp.square(shares * norms / snrs))) / len(metrics)
+    error = jnp.sqrt(jnp.sum(jnp.where(norms == 0, 0, 1 / jnp.square(snrs)))) / len(metrics)
     return gradient, over_tasks(dict(zip(names, metrics, strict=True)), norm, norm / error)

@@ -122,7 +122,11 @@ def find_baseline(name: str) -> Baseline:
         return BASELINES[name]
     ending = next((ending for ending in SCHEDULES if ending and name.endswith(ending)), "")
     make = getattr(optax, name.removesuffix(ending), None)
-    if not callable(make) or next(iter(inspect.signature(make).parameters), None) != "learning_rate":
+    try:
+        first = next(iter(inspect.signature(make).parameters), None) if callable(make) else None
+    except ValueError:  # some classes have no signature
+        first = None
+    if not callable(make) or first != "learning_rate":
         raise UserError(
             f"'{name}' is not an optimizer file, a pretrained optimizer ({', '.join(pretrained_names())}) or "
             f"an optax optimizer that takes a learning rate, such as {', '.join(RULES)}, with or without "

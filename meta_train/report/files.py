@@ -13,6 +13,9 @@ from meta_train.report.comparison import Comparison
 from meta_train.report.suite import as_json, table
 from meta_train.report.tables import summary
 
+# The folder of the results of each optimizer, in that of a comparison.
+RESULTS = "results"
+
 
 def write_report(
     name: str, suite: Sequence[Comparison], folder: Path, extra: Mapping[str, Any]
@@ -68,6 +71,6 @@ def write_so_far(suite: Sequence[Comparison], folder: Path) -> None:
 
 def result_file(folder: Path, number: int, optimizer: str) -> Path:
     """The file that keeps the result of an optimizer on a task, from the task's number; its folder exists."""
-    results = folder / "results" / f"{number}"
+    results = folder / RESULTS / f"{number}"
     make_folder(results)
     return results / f"{re.sub(r'[^a-zA-Z0-9._-]', '_', optimizer)}.safetensors"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,20 @@ _LOSSES = "losses"  # the other arrays have the names of the task's metrics
 
 
 def kept_or_made(
-    path: Path, settings: Mapping[str, Any], make: Callable[[], Result], *, resume: bool
+    path: Path,
+    settings: Mapping[str, Any],
+    make: Callable[[], Result],
+    *,
+    metrics: Collection[str],
+    resume: bool,
 ) -> Result:
     """The result in a file, or otherwise a new one, which is written there.
 
     Args:
       path: the file, in safetensors format.
-      settings: what the result has to be made with, as JSON values.
+      settings: what the result has to be made with, as JSON values; among them ``seeds`` and ``steps``.
       make: makes it.
+      metrics: the names of the task's metrics.
       resume: whether to take it from the file, if there is one; otherwise the file is replaced.
 
     Raises:
@@ -38,7 +44,7 @@ def kept_or_made(
       OSError: the file could not be written.
     """
     if resume and path.is_file():
-        return _read(path, settings)
+        return _read(path, settings, metrics)
     result = make()
     arrays = {_LOSSES: result.runs.losses, **result.runs.metrics}
     facts = {
@@ -54,7 +60,7 @@ def kept_or_made(
     return result
 
 
-def _read(path: Path, settings: Mapping[str, Any]) -> Result:
+def _read(path: Path, settings: Mapping[str, Any], metrics: Collection[str]) -> Result:
     """The result in a file; it is refused if it was made with other settings."""
     advice = "remove it to make it again, or give another --out"
     if path.stat().st_size > MAX_BYTES:
@@ -65,9 +71,15 @@ def _read(path: Path, settings: Mapping[str, Any]) -> Result:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         differing = [name for name in settings if facts["settings"].get(name) != settings[name]]
         runs = Runs(arrays.pop(_LOSSES), arrays)
-        result = Result(runs, facts["learning_rate"], dict(map(tuple, facts["tried"])))
+        rate, tried = facts["learning_rate"], [(float(tried), float(loss)) for tried, loss in facts["tried"]]
+        result = Result(runs, None if rate is None else float(rate), dict(tried))
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} is not the result of an optimizer, or is damaged; {advice}") from None
     if differing:
         raise UserError(f"{path} was made with other settings ({', '.join(differing)}); {advice}")
+    shapes = {name: (settings["seeds"],) for name in metrics}
+    if runs.losses.shape != (settings["seeds"], settings["steps"]) or shapes != {
+        name: values.shape for name, values in runs.metrics.items()
+    }:
+        raise UserError(f"{path} does not have the losses and metrics of this task; {advice}")
     return result

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from meta_train.report.baselines import label
@@ -74,14 +75,14 @@ def print_overall(suite: Sequence[Comparison], console: Console) -> None:
     for name in names:
         # A line for each word keeps the columns of many optimizers narrow enough for a terminal.
         words = re.findall("[^ -]+-?", label(name))
-        ratios.add_column("\n".join(words), justify="right", no_wrap=True)
+        ratios.add_column(escape("\n".join(words)), justify="right", no_wrap=True)
     for comparison in suite:
         cells = (
             f"{comparison.ratio_to_best(name):.3f}\n{comparison.ratio_to_adam(name):.3f}\n"
             f"{shown_speed_up(comparison, name)}"
             for name in names
         )
-        ratios.add_row(f"{comparison.task}\n{comparison.steps} steps", *cells)
+        ratios.add_row(f"{escape(comparison.task)}\n{comparison.steps} steps", *cells)
     console.print(ratios)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("\n\nover all tasks", overflow="fold")
@@ -98,7 +99,7 @@ def print_overall(suite: Sequence[Comparison], console: Console) -> None:
     for name in names:
         found = overall(suite, name)
         table.add_row(
-            label(name),
+            escape(label(name)),
             f"{found['better_than_best']} of {found['tasks']}",
             f"{found['better_than_adam']} of {found['tasks']}",
             str(found["failed"]),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from meta_train.report.baselines import label
@@ -93,7 +94,7 @@ def _shown(result: Result) -> dict[str, np.ndarray]:
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """Print the comparison as a table, with notes on how it was made."""
     criterion, seeds = comparison.criterion, f"{comparison.seeds} unseen seeds"
-    title = f"{comparison.task}: {comparison.steps} steps, {seeds}, best {criterion.label} first"
+    title = f"{escape(comparison.task)}: {comparison.steps} steps, {seeds}, best {criterion.label} first"
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     # A terminal has no room for all columns; accuracies are only in the files.
     columns = _shown(comparison.results[REFERENCE])
@@ -106,7 +107,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     for name in comparison.ranking:
         result = comparison.results[name]
         table.add_row(
-            label(name),
+            escape(label(name)),
             f"{result.learning_rate:.2e}" if result.learning_rate else "-",
             *(with_error(_shown(result)[key]).replace(" ±", "\n±") for key in shown),
             f"{1e3 * comparison.step_seconds(name):.3g}",
@@ -114,13 +115,18 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         )
     console.print(table)
     tried = comparison.results[REFERENCE].tried
+    fewest = min(len(result.tried) for result in comparison.results.values() if result.tried)
     console.print(
-        f"± is the standard error over seeds. Each learning rate is the best of {len(tried)} or more "
+        f"± is the standard error over seeds. Each learning rate is the best of {fewest} or more "
         f"({min(tried):.1e} to {max(tried):.1e} for Adam) by {criterion.label}, on {comparison.seeds} other "
         "seeds.",
         highlight=False,
     )
-    coarse = [f"{label(name)} ({found.coarse})" for name, found in comparison.results.items() if found.coarse]
+    coarse = [
+        f"{escape(label(name))} ({found.coarse})"
+        for name, found in comparison.results.items()
+        if found.coarse
+    ]
     if coarse:
         console.print(
             f"The learning rates tried are too few or too far apart for {', '.join(coarse)}.",
@@ -130,9 +136,10 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     for name, result in comparison.results.items():
         if not result.tried:
             console.print(
-                f"{name}: {comparison.ratio_to_best(name):.3f} times the {criterion.label} of the best tuned "
-                f"optimizer ({label(comparison.best)}), {comparison.ratio_to_adam(name):.3f} times that of "
-                f"Adam; speed-up to Adam's final training loss: {shown_speed_up(comparison, name)}",
+                f"{escape(name)}: {comparison.ratio_to_best(name):.3f} times the {criterion.label} of the "
+                f"best tuned optimizer ({escape(label(comparison.best))}), "
+                f"{comparison.ratio_to_adam(name):.3f} times that of Adam; speed-up to Adam's final training "
+                f"loss: {shown_speed_up(comparison, name)}",
                 highlight=False,
             )
 

@@ -285,7 +285,7 @@ def validate(config: Config) -> None:
             check_count(flag, count)
     if not 0 <= config.seed < 2**32:
         raise UserError(f"--seed is {config.seed}; it must lie between 0 and {2**32 - 1}")
-    if not 1 <= estimator.truncation <= horizon:
+    if "truncation" in estimator.method.settings and not 1 <= estimator.truncation <= horizon:
         raise UserError(
             f"--estimator.truncation (K) is {estimator.truncation}; it must lie between 1 and the "
             f"horizon T = {horizon} (--task.horizon)"

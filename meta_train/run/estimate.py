@@ -9,6 +9,7 @@ import jax
 from rich.console import Console
 from rich.filesize import decimal
 
+from meta_train.devices.choice import partial_sums
 from meta_train.outer.loop import initial_state, outer_loop
 from meta_train.outer.population import Memory, Population
 from meta_train.run.config import Config
@@ -54,7 +55,10 @@ def estimate(config: Config, setup: Setup) -> Estimate:
     rounds = -(-config.estimator.units // per_round)
     if rounds <= MORE:
         return Estimate(needed, _seconds(config, setup, setup.population))
-    few, more = (_seconds(config, setup, setup.populate(n * per_round)) for n in (FEW, MORE))
+    sizes = [n * per_round for n in (FEW, MORE)]
+    if any(partial_sums(units) % setup.devices for units in sizes):
+        return Estimate(needed, _seconds(config, setup, setup.population))
+    few, more = (_seconds(config, setup, setup.populate(units)) for units in sizes)
     return Estimate(needed, few + (more - few) / (MORE - FEW) * (rounds - FEW))
 
 

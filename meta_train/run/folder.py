@@ -87,7 +87,8 @@ class RunFolder:
         """
         with locked(self.path):
             for path in (*self.path.glob(f"*{PARTIAL}"), *self.report.glob(f"*{PARTIAL}")):
-                path.unlink()
+                if path.is_file():
+                    path.unlink()
             yield self
 
     @classmethod

@@ -16,7 +16,7 @@ import optax
 from rich.console import Console
 
 import learned_opt
-from inner_tasks import Task, TaskDistribution, TaskSettings, register_task
+from inner_tasks import Task, TaskDistribution, TaskSettings, register_task, task_names
 from learned_opt import UserError
 from learned_opt._src.errors import choices
 from meta_train.estimators.base import Theta
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 # Settings of the command that `learn` does not have: it takes a task, logs nothing and writes nothing.
 _WITHOUT = ("task", "wandb", "checkpoint_every")
-_FREE = ("devices", "chunk")  # of several types
+_FREE = ("devices", "chunk")  # a number or "auto"
+_GIVEN: set[str] = set()  # names of tasks that were given as objects
 
 
 def _places() -> dict[str, tuple[str, str]]:
@@ -89,13 +90,17 @@ def learn(
     if not isinstance(task, str):
         own = task
         task = name
+        if name in task_names() and name not in _GIVEN:
+            raise UserError(f"a task of this package is called '{name}'; give another name")
+        _GIVEN.add(name)
 
         def build(settings: TaskSettings) -> Task | TaskDistribution:
             return dataclasses.replace(own, horizon=settings.horizon) if isinstance(own, Task) else own
 
         members = own.members.values() if isinstance(own, TaskDistribution) else [own]
         register_task(name, TaskSettings((), 1, max(each.horizon for each in members)))(build)
-        if given := settings.keys() & {"hidden", "batch_size"}:
+        fixed = {"hidden", "batch_size"} | ({"horizon"} if isinstance(own, TaskDistribution) else set())
+        if given := settings.keys() & fixed:
             raise UserError(f"a task that is given as an object fixes {' and '.join(sorted(given))} itself")
     if start_from is not None:
         settings["start_from"] = str(start_from)
@@ -125,7 +130,12 @@ def _configured(config: Config, settings: Mapping[str, Any]) -> Config:
             value = float(value)
         elif kind is tuple and isinstance(value, list):
             value = tuple(value)
-        elif kind in (int, float, bool, str, tuple) and name not in _FREE and not isinstance(value, kind):
+        elif name in _FREE:
+            if value != "auto" and not isinstance(value, int):
+                raise UserError(f"{name} is {value!r}; it must be a number or 'auto'")
+        elif name == "perturbation_period" and not isinstance(value, int | None):
+            raise UserError(f"{name} is {value!r}; it must be a number of steps")
+        elif kind in (int, float, bool, str, tuple) and not isinstance(value, kind):
             raise UserError(f"{name} is {value!r}; it must be of the type {kind.__name__}")
         replaced: Any = dataclasses.replace(inside, **{field: value})
         config = dataclasses.replace(config, **{part: replaced}) if part else replaced
@@ -185,7 +195,7 @@ class Learned:
             self._setup = self._setup._replace(outer_optimizer=longer)
         done, last = len(self._records), self.config.updates
         with (
-            StopRequest() as stop,
+            StopRequest(kills=False) as stop,  # in a notebook, the process is the user's session
             closing(updates(self._setup, self._state, done, last, self._console)) as made,
         ):
             for update, record in made:

@@ -29,12 +29,16 @@ class StopRequest:
 
     Only the main thread can do this; in any other thread no signal is recorded.
 
+    Args:
+      kills: whether a second Ctrl-C ends the process; otherwise it is a ``KeyboardInterrupt``.
+
     Attributes:
       signal: number of the signal that asked this process to stop, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, kills: bool = True) -> None:
         self.signal: int | None = None
+        self._second = signal.SIG_DFL if kills else signal.default_int_handler
 
     def request(self) -> None:
         """Ask the run to stop, as SIGTERM does; any thread may call it."""
@@ -52,8 +56,7 @@ class StopRequest:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.signal = number
-        # From now on Ctrl-C kills at once.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, self._second)
 
     def __enter__(self) -> StopRequest:
         main = threading.current_thread() is threading.main_thread()

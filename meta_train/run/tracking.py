@@ -201,8 +201,8 @@ def _resolve(mode: WandbMode, run_dir: Path) -> WandbMode:
 def _logged_in(run_dir: Path) -> bool:
     # Importing W&B takes a second, so first check whether there can be a key at all.
     keys = [os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")]
-    files = [Path(os.environ.get("NETRC") or "~/.netrc"), Path("~/_netrc")]
-    if not (any(keys) or any(file.expanduser().exists() for file in files)):
+    files = [os.environ.get("NETRC") or "~/.netrc", "~/_netrc"]
+    if not (any(keys) or any(os.path.exists(os.path.expanduser(file)) for file in files)):
         return False
     wandb = _import_wandb(run_dir)
     wandb.setup(settings=wandb.Settings(silent=True))

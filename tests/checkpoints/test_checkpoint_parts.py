@@ -44,7 +44,9 @@ def test_the_newest_update_that_every_part_has_counts(
     assert newest_update(tmp_path) == max(common, default=None)
 
 
-@pytest.mark.parametrize("name", ["part-1-of-9999999999999", "part-0-of-0", "part-1-of-1", "part-x-of-2"])
+@pytest.mark.parametrize(
+    "name", ["part-1-of-9999999999999", "part-0-of-0", "part-1-of-1", "part-x-of-2", "part-3-of-2"]
+)
 def test_a_folder_that_is_only_named_like_a_part(name: str, tmp_path: Path) -> None:
     save(tmp_path, 0, 1, 10)
     (tmp_path / name / "20").mkdir(parents=True)
@@ -58,6 +60,10 @@ def test_a_store_that_is_cleared_leaves_what_is_not_its_own(tmp_path: Path) -> N
         with CheckpointStore(part) as store:
             store.clear()
             assert store.updates() == []
+            store.save(20, {"x": np.arange(3.0)}, {})  # the same again
+            store.wait()
+            assert store.updates() == [20]
+            store.clear()
     assert tmp_path.exists() and not any(tmp_path.iterdir())
 
 

@@ -341,6 +341,13 @@ def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch):
     assert len(list((tmp_path / "home/.cache/learned-opt/datasets").iterdir())) == 1
 
 
+def test_a_user_without_a_home_is_no_failure(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("LEARNED_OPT_CACHE", "~nobody-of-this-name/cache")
+    monkeypatch.chdir(tmp_path)
+    write_tfds("mnist", tmp_path, random_splits("mnist"))
+    load_dataset("mnist", tmp_path)
+
+
 def test_smaller_images_are_the_means_of_squares():
     images, labels = random_splits("cifar10")["train"]
     split = Split(images.reshape(len(images), -1), labels)

@@ -320,6 +320,18 @@ def test_estimators_restart_an_episode_at_its_own_end() -> None:
     assert steps == 2 * sum(lengths) and episodes == 2 * len(lengths)
 
 
+def test_an_episode_that_starts_in_the_middle_counts_what_it_takes() -> None:
+    """Its member counts its own steps, of which there are enough for whole windows."""
+    problem = FamilyTraining(jnp.float32(0.5), toy(), SGD)
+    estimator = pes(problem, sigma=0.01, truncation=4)
+    theta = jnp.float32(0.01)
+    state = estimator.init(jax.random.key(0), theta, 0.9)
+    assert int(state.position) == 4
+    _, state, info = estimator.estimate(theta, state, jax.random.key(0))
+    assert info["steps"] == 2 * 4 and info["episodes"] == 2
+    assert np.all(np.asarray(state.carried.inner.training.steps) == 4)
+
+
 def test_a_family_as_a_task_by_itself() -> None:
     task = family("table").example()
     assert isinstance(task.horizon, int) and isinstance(task.max_loss, float)

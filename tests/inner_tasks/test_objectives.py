@@ -20,6 +20,7 @@ from inner_tasks import (
     find_objective,
     find_task,
 )
+from inner_tasks.objectives import TrainingStep
 from learned_opt import UserError, get_architecture
 from meta_train.run.folder import read_metrics
 from tests.marks import slow
@@ -165,6 +166,19 @@ def test_validation_examples_are_those_of_the_validation_split(name: str) -> Non
     if task.accuracy is not None:  # in the units of the member
         batch = task.sample_validation(data, jax.random.key(3))
         assert 0 <= float(task.accuracy(params, batch)) <= 1
+
+
+@pytest.mark.parametrize("horizon", [10, 100, 120, 200, 300, 500, 10_000])
+def test_the_end_has_half_of_the_weight(horizon: int) -> None:
+    """With a loss of 1 at each step the sum is T."""
+
+    def weighted(step: jax.Array) -> jax.Array:
+        progress = (step + 1) / horizon
+        inner = TrainingStep({}, {}, jnp.ones(()), progress)
+        return OBJECTIVES["mean-and-end"].measure(TASK, (), inner, jax.random.key(0))
+
+    total = jax.jit(lambda: jax.vmap(weighted)(jnp.arange(horizon)).sum())()
+    assert float(total) == pytest.approx(horizon, rel=1e-5)
 
 
 def test_what_a_task_lacks_is_said() -> None:

@@ -493,6 +493,22 @@ def test_models_that_are_refused(model: Any, loss: Any, says: str) -> None:
         make_task(model, loss, (INPUTS, LABELS))
 
 
+@pytest.mark.parametrize("setting", ["batch_size", "horizon", "max_examples"])
+def test_numbers_that_are_refused(setting: str) -> None:
+    with pytest.raises(UserError, match=f"{setting} is 0; it must be at least 1"):
+        make_task(plain_init, plain_loss, (INPUTS, LABELS), **{setting: 0})  # type: ignore[arg-type]
+
+
+def test_a_loss_that_is_no_function() -> None:
+    with pytest.raises(UserError, match="the loss is of the type str"):
+        make_task(plain_init, "mse", (INPUTS, LABELS))  # type: ignore[arg-type]
+
+
+def test_examples_of_mixed_numbers_have_a_dtype_of_jax() -> None:
+    found = in_memory([1, 2.5, 3], "training", batched=False, max_examples=100)
+    assert found.dtype == np.float32
+
+
 def test_validation_examples_of_another_form() -> None:
     with pytest.raises(
         UserError, match=r"has the form .*float32\[5\].*, but a validation example .*float32\[4\]"

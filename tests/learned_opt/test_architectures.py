@@ -184,6 +184,38 @@ def test_a_tensor_without_gradients_stays():
     assert jnp.isfinite(update).all() and (update != 0).any()
 
 
+@pytest.mark.parametrize("name", ["adam", "muon-mlp", *map(slow, (*NETWORKS[:-1], "sgdm"))])
+def test_a_tensor_without_gradients_has_no_part_in_the_derivative(name):
+    """The derivative of three steps, with one, is that without it."""
+    optimizer, theta = get_architecture(name), random_theta(name, 6)
+    used, unused = jnp.linspace(-1, 1, 12).reshape(3, 4), jnp.ones((4, 5))
+
+    def loss(theta, params):
+        state = optimizer.init(params)
+        for _ in range(3):
+            gradients = jax.grad(lambda params: jnp.sum(params["used"] ** 2))(params)
+            updates, state = optimizer.update(theta, gradients, state, params)
+            params = jax.tree.map(jnp.add, params, updates)
+        return jnp.sum(params["used"] ** 2)
+
+    derivative = jax.jit(jax.grad(loss))
+    found, expected = derivative(theta, {"used": used, "unused": unused}), derivative(theta, {"used": used})
+    for own, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-3, atol=1e-5 * float(jnp.abs(other).max()))
+    assert any(jnp.any(own != 0) for own in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize("name", ["muon-mlp", *map(slow, NETWORKS[:-1])])
+def test_a_huge_gradient_does_not_spoil_its_tensor(name):
+    """Its square is not a number of float32."""
+    optimizer, theta, param = get_architecture(name), random_theta(name, 7), jnp.ones((3, 4))
+    update, state = jax.jit(optimizer.update), optimizer.init(param)
+    gradient = jnp.cos(jnp.arange(12.0)).reshape(3, 4)
+    for huge in (1.0, 1e20, 3e38, 1.0):
+        step, state = update(theta, gradient.at[1, 2].multiply(huge), state, param)
+        assert jnp.isfinite(step).all()
+
+
 def test_unit_rate_of_celo2_style():
     optimizer, theta = get_architecture("celo2-style"), random_theta("celo2-style", 0)
     param, gradient = jnp.ones((4, 5)), jnp.cos(jnp.arange(20.0)).reshape(4, 5)
@@ -195,7 +227,7 @@ def test_unit_rate_of_celo2_style():
 
 
 @pytest.mark.parametrize("name", ["nadam-mlp", "muon-mlp"])
-@pytest.mark.parametrize("total", [10, None])
+@pytest.mark.parametrize("total", [10, 8000, None])
 def test_unit_rate_replaces_the_schedule(name, total):
     """The steps with the learned schedule are those without it, times the formula of the schedule."""
     optimizer, theta = get_architecture(name), random_theta(name, 1)
@@ -211,13 +243,14 @@ def test_unit_rate_replaces_the_schedule(name, total):
         unit, _ = optimizer.update(optimizer.unit_rate(theta), gradient, state, param, *told)
         own, state = optimizer.update(theta, gradient, state, param, *told)
         rising = min(1, (t + 1) / max(1, warm_up * (3 if total is None else 0.003 * total)))
-        p = t / 10
-        falling = (1 + t / 100) ** (-0.75 * decay) if total is None else (1 - p) ** power / (1 + fade * p)
-        assert relative_error(own, rising * falling * unit) < 1e-5
+        p = t / (total or 1)
+        longer = min(1, 2000 / total) ** 0.5 if total else 1
+        falling = (1 - p) ** power / (1 + fade * p) if total else (1 + t / 100) ** (-0.75 * decay)
+        assert relative_error(own, rising * longer * falling * unit) < 1e-5
 
 
 def test_learned_decays_of_small_fc():
-    """They are ``1 - (1 - d) exp(10 theta)``, clipped to between 0 and 1."""
+    """They are ``1 - (1 - d) exp(10 theta)``, clipped to between 0 and 1; at 1 nothing would ever move."""
     optimizer = get_architecture("small-fc")
     theta = optimizer.init_theta(jax.random.key(0), 1)
     theta |= {"momentum_decays": jnp.array([0.1, -0.1, 1.0])}
@@ -225,6 +258,8 @@ def test_learned_decays_of_small_fc():
     _, state = optimizer.update(theta, param, optimizer.init(param), param)
     expected = [0.1 * np.e, 0.01 / np.e, 1.0]  # shares of the first gradient; 0.001 e^10 exceeds 1
     np.testing.assert_allclose(state.accumulators.momenta[:, 0], expected, rtol=1e-4)
+    step, _ = optimizer.update(theta | {"momentum_decays": jnp.full(3, -2.0)}, param, state, param)
+    assert (step != 0).all()
 
 
 @pytest.mark.parametrize("name", ["sgdm", "adam"])

@@ -154,10 +154,17 @@ def test_layers_of_flax_scan() -> None:
     assert not np.allclose(*kernels, rtol=0.01, atol=0)
 
 
-def test_an_axis_that_no_layer_lies_along_is_named() -> None:
-    tx = named("sgdm", 1, layer_axes={"w": 2})
-    with pytest.raises(learned_opt.UserError, match=r"\['w'\].* \(3, 4\).*axis 2"):
+@pytest.mark.parametrize("axis", [2, -1])
+def test_an_axis_that_no_layer_lies_along_is_named(axis: int) -> None:
+    tx = named("sgdm", 1, layer_axes={"w": axis})
+    with pytest.raises(learned_opt.UserError, match=rf"\['w'\].* \(3, 4\).*axis {axis}"):
         tx.init({"w": jnp.ones((3, 4))})
+
+
+def test_there_may_be_no_layers() -> None:
+    tx, params = named("sgdm", 1, layer_axes=0), {"w": jnp.ones((0, 3))}
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert updates["w"].shape == (0, 3)
 
 
 def test_separate_layers_is_of_any_optimizer() -> None:

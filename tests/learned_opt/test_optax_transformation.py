@@ -21,7 +21,9 @@ def tx():
     return learned_opt.as_optax(optimizer, optimizer.init_theta(jax.random.key(0), 1))
 
 
-@pytest.mark.parametrize("leaf", [np.int32(3), np.zeros(2, np.complex64), np.array(True)])
+@pytest.mark.parametrize(
+    "leaf", [np.int32(3), np.zeros(2, np.complex64), np.array(True), np.zeros(2, "float8_e4m3fn")]
+)
 def test_parameters_that_are_not_real_floats(tx, leaf):
     with pytest.raises(learned_opt.UserError, match=r"\['steps'\].*optax.partition"):
         tx.init({"w": jnp.ones(2), "steps": leaf})

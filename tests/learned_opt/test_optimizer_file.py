@@ -83,6 +83,11 @@ def test_equal_content_gives_equal_bytes_in_other_processes(path, tmp_path):
     assert path.read_bytes() == (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def test_a_name_that_is_too_long():
+    with pytest.raises(learned_opt.UserError, match="cannot be read|there is no optimizer file"):
+        learned_opt.load("x" * 300)
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(learned_opt.UserError, match="no optimizer file at .*optimizer.safetensors"):
         learned_opt.load(tmp_path)
@@ -174,6 +179,16 @@ def test_what_a_file_claims_is_not_shown_as_verified(path):
     assert all(text.isprintable() and len(text) < 2100 for line in claimed.items() for text in line)
 
 
+@pytest.mark.parametrize(
+    "changed", [{"own": []}, {"own": "x"}, {"ranked_by": None}, {"own": {"mean_loss": 10**400}}], ids=str
+)
+def test_a_comparison_in_another_form_is_shown_as_it_is(path, changed):
+    known = {"mean_loss": 0.5, "ratio_to_adam": 1.0, "learning_rate": 0.1}
+    comparison = {"task": "x", "steps": 1, "seeds": 1, "own": known, "tuned": {"adam": known}}
+    rewrite_metadata(path, comparisons=[comparison | changed])
+    assert '"tuned"' in learned_opt.describe(learned_opt.read(path)).claimed["comparison 1"]
+
+
 def test_a_file_with_any_number_of_claims_has_a_short_description(path):
     rewrite_metadata(path, meta_training={str(i): i for i in range(10**5)})
     assert len(learned_opt.describe(learned_opt.read(path)).claimed) == 100
@@ -263,6 +278,11 @@ def test_theta_of_any_real_dtype_is_saved_as_what_loads_again(tmp_path, dtype):
     learned_opt.save(tmp_path / "file", "mlp", theta, {})
     found = learned_opt.read(tmp_path / "file").theta
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.asarray(b, np.float32)), found, theta)
+
+
+def test_theta_may_lie_in_any_order_in_memory(tmp_path):
+    learned_opt.save(tmp_path / "file", "mlp", jax.tree.map(np.asfortranarray, THETA), {})
+    jax.tree.map(np.testing.assert_array_equal, learned_opt.read(tmp_path / "file").theta, THETA)
 
 
 def test_theta_that_is_not_real_is_refused(tmp_path):

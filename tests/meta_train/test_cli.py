@@ -224,6 +224,18 @@ def test_the_value_of_a_flag_is_not_the_name_of_the_experiment() -> None:
     )
     assert pes_paper_command.parse(words("--debug variance --text x")).name == "variance"
     assert pes_paper_command.parse(words("--scale small --seeds 1 2 --debug cost")).name == "cost"
+    assert pes_paper_command.parse(words("--scale=small variance --text x")).name == "variance"
+
+
+def test_weights_to_start_from_set_the_architecture() -> None:
+    """In each way in which the flag can be written; a sweep gives None for none."""
+    for flags in ("--start-from relative-mlp-small-tasks", "--start_from=relative-mlp-small-tasks"):
+        assert parse(words(flags)).settings.optimizer == "relative-mlp"
+    assert parse(words("--start-from=None")).settings.optimizer == "muon-mlp"
+
+
+def test_estimators_of_whole_episodes_have_no_truncation() -> None:
+    assert parse(words("--estimator full-es --task.horizon 20")).settings.task.horizon == 20
 
 
 def test_a_long_path_that_exists_is_not_shortened(tmp_path: Path) -> None:

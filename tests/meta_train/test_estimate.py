@@ -52,6 +52,16 @@ def test_the_estimate_is_printed_and_nothing_is_made(tmp_path: Path) -> None:
     assert not run.exists()
 
 
+def test_a_small_population_need_not_suit_the_devices(tmp_path: Path) -> None:
+    """1,400 particles are divided into 175 partial sums."""
+    outcome = meta_train(
+        TINY,
+        "--optimizer sgdm --estimator.particles 2920 --chunk 350 --devices 2 --estimate --run-dir",
+        tmp_path / "run",
+    )
+    assert outcome.code == 0, outcome.err
+
+
 @pytest.mark.parametrize(
     ("memory", "says"),
     [(10_000, "the run would need at least "), (250_000, "the run would need ")],

@@ -118,6 +118,9 @@ def test_it_starts_from_weights(tiny_run: Run, tmp_path: Path) -> None:
         ({"hidden": 4}, "hidden is 4; it must be of the type tuple"),
         ({"updates": 0}, "updates is 0; it must be at least 1"),
         ({"updates": "3"}, "updates is '3'; it must be of the type int"),
+        ({"devices": "2"}, "devices is '2'; it must be a number or 'auto'"),
+        ({"chunk": "two"}, "chunk is 'two'; it must be a number or 'auto'"),
+        ({"perturbation_period": "4"}, "perturbation_period is '4'; it must be a number of steps"),
         ({"estimator": "pez"}, "unknown estimator 'pez'.*did you mean 'pes'"),
     ],
 )
@@ -129,6 +132,13 @@ def test_a_wrong_setting_is_named(settings: dict[str, Any], said: str) -> None:
 def test_an_object_fixes_its_widths(own_registry: None) -> None:
     with pytest.raises(UserError, match="given as an object fixes hidden itself"):
         meta_train.learn(BOWL, hidden=[3])
+    with pytest.raises(UserError, match="given as an object fixes horizon itself"):
+        meta_train.learn(TaskDistribution({"bowl": BOWL}), horizon=3)
+
+
+def test_an_object_does_not_take_the_name_of_a_task(own_registry: None) -> None:
+    with pytest.raises(UserError, match="a task of this package is called 'digits-mlp'"):
+        meta_train.learn(BOWL, name="digits-mlp")
 
 
 def test_pictures_leave_pyplot_alone() -> None:

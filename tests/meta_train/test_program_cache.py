@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from meta_train.devices import program_cache
 from tests.meta_train.command import ROOT
 
 SCRIPT = """
@@ -53,6 +55,15 @@ def test_a_damaged_entry_is_replaced_and_said_once(tmp_path: Path) -> None:
     assert said.count("\n") == 1 and f"{tmp_path}: damaged entries are removed" in said
     assert all(path.read_bytes() != b"damaged" for path in sound)
     assert compiled(tmp_path) == ""
+
+
+def test_an_entry_that_cannot_be_removed_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as a folder, or a file in a folder that is read-only."""
+    (tmp_path / "jit_first-0-cache").mkdir()
+    show = program_cache._Show(lambda *args: None)
+    with mock.patch.object(program_cache, "_folder", lambda: str(tmp_path)):
+        show("Error reading persistent compilation cache entry for 'jit_first': damaged")
+    assert "damaged entries cannot be removed" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

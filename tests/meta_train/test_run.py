@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import yaml
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 import learned_opt
 from inner_tasks import TaskSettings, find_task, task
@@ -293,6 +294,27 @@ def test_what_is_appended_to_a_learned_optimizer(tmp_path: Path) -> None:
     np.testing.assert_allclose(of(cosine.make(steps), jnp.float32(0.5)), expected, rtol=1e-5)
 
 
+def forge(file: Path, name: str) -> None:
+    """Give a file of results an array of another shape or name."""
+    with safe_open(file, framework="numpy") as opened:
+        arrays, metadata = {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata()  # noqa: SIM118
+    save_file(arrays | {name: np.zeros((3, 7), np.float32)}, file, metadata)
+
+
+def test_a_folder_may_have_any_name(tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that Rich would take for markup; and it may be the current one."""
+    tiny = find_task("digits-mlp")._replace(settings=TaskSettings((4,), 64, 5))
+    monkeypatch.setitem(task._REGISTRY, "tiny", tiny)
+    folder = tmp_path / "run[bold]"
+    folder.mkdir()
+    shutil.copy(tiny_run.path / "optimizer.safetensors", folder)
+    monkeypatch.chdir(folder)
+    with against(*TINY_RIVALS):
+        outcome = command.learned_opt("evaluate . --tasks tiny --seeds 1 --learning-rates 2 --devices 1")
+    assert outcome.code == 0, outcome.err
+    assert "run[bold]: " in " ".join(outcome.out.split())
+
+
 def test_a_stopped_evaluation_goes_on(tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is finished is not repeated, and the results are those of an evaluation that was not stopped."""
     tiny = find_task("digits-mlp")._replace(settings=TaskSettings((4,), 64, 5))
@@ -319,7 +341,16 @@ def test_a_stopped_evaluation_goes_on(tiny_run: Run, tmp_path: Path, monkeypatch
         assert outcome.code == 0, outcome.err
         assert runs[5:] == ["tuned", "tuned"]
         found = json.loads((tmp_path / "evaluation.json").read_text())["comparisons"]
-        (tmp_path / "results" / "1" / "adam.safetensors").write_bytes(b"damaged")
+        again = command.learned_opt("evaluate", *command_line)
+        assert again.code == 2 and "go on with it with --resume" in " ".join(again.err.split())
+        file = tmp_path / "results" / "1" / "adam.safetensors"
+        for name in ("losses", "\x1b[2J"):
+            forge(file, name)
+            refused = command.learned_opt("evaluate", *command_line, "--resume")
+            assert refused.code == 2 and "does not have the losses and metrics" in " ".join(
+                refused.err.split()
+            )
+        file.write_bytes(b"damaged")
         refused = command.learned_opt("evaluate", *command_line, "--resume")
         assert refused.code == 2 and "is damaged; remove it" in " ".join(refused.err.split())
     one, two, before = (
@@ -340,6 +371,7 @@ def test_a_stopped_evaluation_goes_on(tiny_run: Run, tmp_path: Path, monkeypatch
         ("relative-mlp-small-tasks-no-num-steps", "this optimizer is never told the number of steps"),
         ("adam --seeds 0", "--seeds is 0; it must be at least 1"),
         ("adam --horizons 10 -3", "--horizons is -3"),
+        ("Schedule", "'Schedule' is not an optimizer file"),
         ("chain", "'chain' is not an optimizer file, a pretrained optimizer"),
         ("nowhere.safetensors", "'nowhere.safetensors' is not an optimizer file"),
         ("adam --record", "--record writes into optimizer files"),

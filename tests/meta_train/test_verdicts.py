@@ -75,6 +75,12 @@ def test_learned_optimizer(spread: float, word: str):
     assert f"above zero by {ratio:.3g} ± {np.sqrt(4 / 7):.2g}" in verdict.text
 
 
+def test_a_single_initialisation_has_no_spread():
+    losses = {"pes": np.array([1.8]), "nres": np.array([1.8]), "truncated-es": np.array([2.0])}
+    verdict = learned_optimizer.verdict({name: ended(own) for name, own in losses.items()}, 1.9)
+    assert verdict.word == "does not hold"
+
+
 @pytest.mark.parametrize("search, word", [(200, "holds"), (101, "holds in part")])
 def test_many_hyperparameters_compares_with_the_best_search(search: float, word: str):
     losses = {"pes": 100, "nres": 100, "truncated-es": 120}

@@ -51,7 +51,11 @@ def get_architecture(name: str) -> LearnedOptimizer:
     """
     if ":" in name and name not in ARCHITECTURES:
         make = find_in_module(name, "optimizer")
-        if not callable(make) or not isinstance(make(), LearnedOptimizer):
+        try:
+            made = make() if callable(make) else None
+        except Exception as error:  # any exception is an error in the user's function
+            raise UserError(f"optimizer '{name}' cannot be made ({error})") from error
+        if not isinstance(made, LearnedOptimizer):
             raise UserError(f"optimizer '{name}' is not a function that returns a LearnedOptimizer")
         ARCHITECTURES[name] = make
     if name not in ARCHITECTURES:

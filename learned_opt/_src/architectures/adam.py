@@ -46,7 +46,9 @@ def adam(*, per_block: bool = False) -> LearnedOptimizer:
         momenta = first * accumulators.momenta + (1 - first) * gradient
         moments = second * accumulators.moments + (1 - second) * jnp.square(gradient)
         mean, square = momenta / (1 - first ** (count + 1)), moments / (1 - second ** (count + 1))
-        update = -rate * mean / (jnp.sqrt(square) + jnp.exp(own["log_epsilon"]))
+        # The derivative of a root is infinite at 0.
+        root = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+        update = -rate * mean / (root + jnp.exp(own["log_epsilon"]))
         return update, Accumulators(momenta, moments)
 
     return tunable(

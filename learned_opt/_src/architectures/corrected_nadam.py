@@ -106,9 +106,9 @@ def shrinkage_of(tensors: Tensors, means: Means, clock: ft.Clock) -> tuple[jax.A
     )
     square = means.moment / share
     assert tensors.numbers is not None  # the accumulators have them
-    (level,) = ft.averaged(tensors.numbers, square[0], (LEVEL_DECAY,))
+    level = ft.averaged(tensors.numbers, square[0], (LEVEL_DECAY,))
     ratio = (square + EPSILON) / (level / slow_share + EPSILON)
-    return jnp.sqrt(jnp.clip(ratio, LEAST_SHRINKAGE**2, 1)), level[None]
+    return jnp.sqrt(jnp.clip(ratio, LEAST_SHRINKAGE**2, 1)), level
 
 
 def corrected(

@@ -18,6 +18,8 @@ import numpy as np
 Decays = Sequence[float] | jax.Array  # [k]
 Feature = tuple[Literal["gradient", "param", "momenta"], float]  # source and factor
 
+# Entries beyond this count as this large, so that means of their squares do not overflow.
+LARGEST = 1e15
 TIME_SCALES = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)  # steps
 
 
@@ -26,7 +28,7 @@ def state_dtype(param: jax.Array) -> jnp.dtype:
 
     A momentum with decay 0.9999 gains at most 1e-4 of the gradient per step, which bfloat16 would round away.
     """
-    return jnp.promote_types(param.dtype, jnp.float32)
+    return jnp.promote_types(jax.dtypes.canonicalize_dtype(param.dtype), jnp.float32)
 
 
 def zeros(param: jax.Array) -> jax.Array:
@@ -98,8 +100,8 @@ def time_features(count: jax.Array, scales: Sequence[float] = TIME_SCALES) -> ja
 
 
 def finite(x: jax.Array) -> jax.Array:
-    """Replace non-finite entries, any of which would spoil a mean over the tensor, by zeros."""
-    return jnp.where(_is_finite(x), x, jnp.zeros_like(x))
+    """Replace non-finite entries by zeros and clip others at ``LARGEST``: any could spoil a mean."""
+    return jnp.where(_is_finite(x), jnp.clip(x, -LARGEST, LARGEST), jnp.zeros_like(x))
 
 
 def allowed(step: jax.Array, gradient: jax.Array, slowest: jax.Array) -> jax.Array:

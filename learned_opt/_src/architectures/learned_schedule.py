@@ -53,7 +53,8 @@ def schedules(theta: Theta, clock: ft.Clock) -> jax.Array:
         warm-up(n) = min(1, (t + 1) / max(1, n))
 
     W, A, B and C are ``exp(3 w)`` for the weights w. Noise moves the parameters by the size of a step times
-    the root of the number of steps, and the root in the first line keeps this the same in longer runs.
+    the root of the number of steps, and the root in the first line keeps this the same in longer runs. A
+    constant schedule, with A = 0, does not have it.
 
     Args:
       theta: the weights, ``[count]`` for each number.
@@ -63,6 +64,7 @@ def schedules(theta: Theta, clock: ft.Clock) -> jax.Array:
     progress = progress_of(clock)
     known = jnp.isfinite(clock.num_steps)
     warm_up *= jnp.where(known, WARM_UP_SHARE * clock.num_steps, WARM_UP_STEPS)
-    to_the_end = jnp.sqrt(pace_of(clock)) * (1 - progress) ** power / (1 + fade * progress)
+    pace = jnp.where(power > 0, jnp.sqrt(pace_of(clock)), 1)
+    to_the_end = pace * (1 - progress) ** power / (1 + fade * progress)
     endless = inverse_time_decay(jnp.zeros(()), math.log(POWER_OF_DECAY) + RATE * theta["decay"], clock.step)
     return jnp.minimum(1, (clock.step + 1) / jnp.maximum(1, warm_up)) * jnp.where(known, to_the_end, endless)

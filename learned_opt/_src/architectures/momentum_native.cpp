@@ -23,6 +23,7 @@ constexpr int kLanes = 4, kVectors = 4;
 #endif
 constexpr int kTile = kLanes * kVectors;
 constexpr int kUnits = 4;  // of a layer, computed together: their kUnits * kVectors sums fit in the registers
+constexpr float kLargest = 1e15f;  // as in features.py
 constexpr int64_t kChunk = 4096;  // entries of a partial sum in float
 
 typedef float Vector __attribute__((vector_size(4 * kLanes)));
@@ -40,7 +41,10 @@ static Vector all(float x) { return x - Vector{}; }
 
 static Integers is_finite(Vector x) { return (x < 0 ? -x : x) < all(INFINITY); }
 
-static Vector finite(Vector x) { return is_finite(x) ? x : Vector{}; }
+static Vector finite(Vector x) {
+  Vector clipped = x > all(kLargest) ? all(kLargest) : x < all(-kLargest) ? all(-kLargest) : x;
+  return is_finite(x) ? clipped : Vector{};
+}
 
 static Vector exponential(Vector x) {
   const Vector below = x < -87.f ? all(-87.f) : x, bounded = below > 88.f ? all(88.f) : below;

@@ -143,6 +143,8 @@ def _update(
 ) -> list[Outcome]:
     """The updates and next accumulators of all tensors."""
     outcomes: list[Any] = list(zip(params, accumulators, strict=True))  # right for tensors without entries
+    # An entry without a gradient passes no derivative on: that of ``1 / sqrt`` of its moment may be infinite.
+    gradients = [jnp.where(g != 0, g, jnp.zeros_like(g)) for g in gradients]
     for group in _groups(params, spread):
         own_theta = jax.tree.map(lambda w, like=params[group[0]]: w.astype(like.dtype), theta)
         after, pieces, numbers = _accumulated(

@@ -15,7 +15,7 @@ from learned_opt._src.architectures.tensors import Each, Entries, Shape, Tensors
 from learned_opt._src.learned_optimizer import Theta
 
 MOMENT_DECAY = 0.99
-# Added to mean squares; so small that it matters only for a tensor whose gradient is zero.
+# Added to mean squares; so small that it matters only for a tensor whose gradients are below 1e-8.
 EPSILON = 1e-20
 # Second moments count as at least this share of their mean over the tensor. Otherwise an entry with hardly
 # any gradient so far would take its largest step at its first one, and its ``1 / sqrt`` would be by far the

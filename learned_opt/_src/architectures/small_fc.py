@@ -44,7 +44,7 @@ def small_fc() -> LearnedOptimizer:
     of these moments, ``1 / sqrt`` of both, and m over their root. Each is divided by its root mean square
     over the tensor. Eleven features of the step number follow. The update is that of ``mlp``.
 
-    The decays are learned together with the weights: ``d = 1 - (1 - d_0) exp(10 theta)``, clipped to [0, 1],
+    The decays are learned together with the weights: ``d = 1 - (1 - d_0) exp(10 theta)``, clipped to [0, 1),
     with d_0 of 0.9, 0.99 and 0.999 for momenta and factored moments and 0.999 for the second moment.
 
     Metz et al., "Practical tradeoffs between memory, compute, and performance in learned optimizers",
@@ -112,4 +112,4 @@ def _features(entries: Entries, each: Each) -> list[jax.Array]:
 
 def _decays(initial: tuple[float, ...], theta: jax.Array) -> jax.Array:
     """The learned decays that start at `initial`."""
-    return jnp.clip(1 - (1 - jnp.array(initial, theta.dtype)) * jnp.exp(DECAY_SCALE * theta), 0, 1)
+    return jnp.clip(1 - (1 - jnp.array(initial, theta.dtype)) * jnp.exp(DECAY_SCALE * theta), 0, 1 - 1e-6)

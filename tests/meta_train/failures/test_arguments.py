@@ -28,6 +28,8 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "--updates many": ("Error parsing", "--updates"),
     "--updates": ("Missing argument", "--updates"),
     "--config": ("Missing argument", "--config"),
+    "--resume=": ("--resume is empty; give a path",),
+    "--config=": ("is empty; give a path", "--config"),
     "--optimizer lstm": ("unknown optimizer", "'lstm'", "available: mlp"),
     "--estimator reinforce": ("unknown estimator", "'reinforce'", "available: pes"),
     "--updates 0": ("it must be at least 1", "--updates is 0"),
