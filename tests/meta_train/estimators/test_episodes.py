@@ -146,3 +146,25 @@ def test_losses_that_are_not_finite_are_bounded_and_counted(name: str, truncatio
 def test_without_a_largest_loss_the_gradient_shows_that_it_is_not_finite(name: str, truncation: int):
     """The norm is not finite, which tells the outer loop to skip the update."""
     check_broken_episode(name, truncation, max_loss=None)
+
+
+@pytest.mark.parametrize("name", ["pes", "pes-analytic"])
+def test_a_pair_of_which_one_broke_has_no_weight(name: str):
+    """The gradient does not depend on xi, as that of a sound pair does."""
+    estimator, estimate = fragile(name, 2, 100.0)
+    theta = np.float32(0.5)
+    _, state, _ = estimate(theta, estimator.init(jax.random.key(0), theta, 0.0), jax.random.key(1))
+    inner = state.carried.inner
+    one = state._replace(
+        carried=state.carried._replace(inner=inner | {"broken": inner["broken"].at[0].set(1)})
+    )
+
+    def gradients(state: Any) -> list[np.ndarray]:
+        weights = [state.carried.xi, 1 + state.carried.xi]
+        states = [state._replace(carried=state.carried._replace(xi=xi)) for xi in weights]
+        return [np.asarray(estimate(theta, own, jax.random.key(2))[0]) for own in states]
+
+    first, second = gradients(one)
+    assert first == second and np.isfinite(first)
+    first, second = gradients(state)
+    assert first != second
