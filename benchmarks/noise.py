@@ -207,7 +207,10 @@ def summary(estimates: np.ndarray, seconds: float) -> Noise:
 
 
 def moments(estimates: np.ndarray) -> Moments:
-    """Variance and signal of estimates ``[updates, units, P]``, with standard errors by the jackknife."""
+    """Variance and signal of estimates ``[updates, units, P]``, with standard errors by the jackknife.
+
+    It overstates the error of a signal of zero by a factor of the root of 2.
+    """
     units = estimates.shape[1]
     whole, own = estimates.sum(axis=1, keepdims=True), np.sum(estimates**2, axis=2)
 
