@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 
 import learned_opt
 from inner_tasks import TaskSettings, find_task, task
+from learned_opt import ARCHITECTURES
 from meta_train.commands import learned_opt as learned_opt_command
 from meta_train.commands.meta_train import parse
 from meta_train.estimators import ESTIMATORS
@@ -396,16 +397,31 @@ def test_fifty_updates_are_the_same_bits_on_any_number_of_devices(
     assert lines(tmp_path) == lines(fifty_updates.path)
 
 
-@pytest.mark.slow
-def test_the_bits_are_the_same_as_users_compile(tmp_path: Path, no_comparing: None, optimized: None) -> None:
-    """The tests above compile with less optimization, which might hide differences."""
-    files = []
-    for devices in (1, 2, 4):
-        run = tmp_path / str(devices)
-        outcome = meta_train(TINY, "--updates 50 --devices", devices, "--run-dir", run)
+@pytest.mark.parametrize(
+    ("optimizer", "updates", "devices"),
+    [
+        slow("mlp", 50, (1, 2, 4)),
+        *((name, 4, (1, 2)) for name in ("adam", "muon-mlp")),
+        *(slow(name, 4, (1, 2)) for name in sorted(ARCHITECTURES.keys() - {"mlp", "adam", "muon-mlp"})),
+    ],
+)
+def test_the_bits_are_the_same_as_users_compile(
+    optimizer: str,
+    updates: int,
+    devices: tuple[int, ...],
+    tmp_path: Path,
+    no_comparing: None,
+    optimized: None,
+) -> None:
+    """The tests above compile with less optimization, which hides differences. Each optimizer may differ."""
+    files = set()
+    for count in devices:
+        run = tmp_path / str(count)
+        flags = ("--optimizer", optimizer, "--updates", updates, "--devices", count, "--run-dir", run)
+        outcome = meta_train(TINY, *flags)
         assert outcome.code == 0, outcome.err
-        files.append((run / "optimizer.safetensors").read_bytes())
-    assert files[0] == files[1] == files[2]
+        files.add((run / "optimizer.safetensors").read_bytes())
+    assert len(files) == 1
 
 
 def test_start_from_an_optimizer(tiny_run: Run, tmp_path: Path, no_comparing: None) -> None:

@@ -101,13 +101,16 @@ def shrinkage_of(tensors: Tensors, means: Means, clock: ft.Clock) -> tuple[jax.A
 
     Their root mean square over the last hundred steps, divided by that over the last thousand.
     """
-    share, slow_share = (
-        1 - jnp.array(decay, means.moment.dtype) ** (clock.step + 1) for decay in (MOMENT_DECAY, LEVEL_DECAY)
+    # Not quotients, which XLA compiles to such products in some programs and not in others: a run would have
+    # other bits on one device than on two.
+    correction, slow_correction = (
+        1 / (1 - jnp.array(decay, means.moment.dtype) ** (clock.step + 1))
+        for decay in (MOMENT_DECAY, LEVEL_DECAY)
     )
-    square = means.moment / share
+    square = means.moment * correction
     assert tensors.numbers is not None  # the accumulators have them
     level = ft.averaged(tensors.numbers, square[0], (LEVEL_DECAY,))
-    ratio = (square + EPSILON) / (level / slow_share + EPSILON)
+    ratio = (square + EPSILON) / (level * slow_correction + EPSILON)
     return jnp.sqrt(jnp.clip(ratio, LEAST_SHRINKAGE**2, 1)), level
 
 

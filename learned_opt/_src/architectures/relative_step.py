@@ -83,11 +83,11 @@ def steadiness(means: Means, step: jax.Array, decays: Sequence[float]) -> jax.Ar
       decays: the k decays of the momenta.
     """
     # Averages that start from zero are too small by these factors.
-    momentum_share, moment_share = (
-        1 - jnp.array(own, means.momenta.dtype) ** (step + 1) for own in (decays, MOMENT_DECAY)
+    of_momenta, of_moment = (
+        1 / (1 - jnp.array(own, means.momenta.dtype) ** (step + 1)) for own in (decays, MOMENT_DECAY)
     )
-    squares = means.momenta / momentum_share[:, None] ** 2
-    return 0.5 * jnp.log10(jnp.maximum(squares / (means.moment / moment_share + EPSILON), 1e-6))
+    squares = means.momenta * of_momenta[:, None] ** 2
+    return 0.5 * jnp.log10(jnp.maximum(squares / (means.moment * of_moment + EPSILON), 1e-6))
 
 
 def relative_size(factor: jax.Array, tensors: Tensors, means: Means) -> jax.Array:
