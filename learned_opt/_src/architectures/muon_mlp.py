@@ -82,11 +82,11 @@ def _shaped(theta: Theta, gradient: jax.Array, momenta: jax.Array, factored: Any
 
 def orthogonal(matrix: jax.Array) -> jax.Array:
     """A matrix with the same singular vectors and singular values near 1; zeros for zeros."""
+    # Divided by the largest entry first, because squares of very small entries would vanish.
+    matrix *= 1 / jnp.maximum(jnp.max(jnp.abs(matrix)), jnp.finfo(matrix.dtype).tiny)
+    matrix *= 1 / jnp.maximum(jnp.linalg.norm(matrix), 1)
     wide = matrix.shape[0] <= matrix.shape[1]
     x = matrix if wide else matrix.T
-    # Divided by the largest entry first, because squares of very small entries would vanish.
-    x = x / jnp.maximum(jnp.max(jnp.abs(x)), jnp.finfo(x.dtype).tiny)
-    x = x / jnp.maximum(jnp.linalg.norm(x), 1)
     x = (_iterated_by_gram if x.shape[1] >= GRAM_RATIO * x.shape[0] else _iterated)(x)
     return x if wide else x.T
 
@@ -108,7 +108,9 @@ def _iterated_by_gram(x: jax.Array) -> jax.Array:
     for _ in range(ITERATIONS):
         if polynomials:
             gram = polynomials[-1] @ gram @ polynomials[-1]
-        polynomials.append(a * jnp.eye(len(gram), dtype=x.dtype) + b * gram + c * gram @ gram)
+        # Not ``c * gram @ gram``: XLA moves the factor behind the product in some programs, with other bits.
+        identity = jnp.eye(len(gram), dtype=x.dtype)
+        polynomials.append(a * identity + gram @ (b * identity + c * gram))
     return reduce(lambda product, polynomial: polynomial @ product, polynomials) @ x
 
 
