@@ -82,7 +82,8 @@ def _shaped(theta: Theta, gradient: jax.Array, momenta: jax.Array, factored: Any
 
 def orthogonal(matrix: jax.Array) -> jax.Array:
     """A matrix with the same singular vectors and singular values near 1; zeros for zeros."""
-    # Divided by the largest entry first, because squares of very small entries would vanish.
+    # Divided by the largest entry first, because squares of very small entries would vanish. And before it may
+    # be transposed: in some programs XLA adds the squares in another order after that, with other bits.
     matrix *= 1 / jnp.maximum(jnp.max(jnp.abs(matrix)), jnp.finfo(matrix.dtype).tiny)
     matrix *= 1 / jnp.maximum(jnp.linalg.norm(matrix), 1)
     wide = matrix.shape[0] <= matrix.shape[1]
@@ -108,9 +109,7 @@ def _iterated_by_gram(x: jax.Array) -> jax.Array:
     for _ in range(ITERATIONS):
         if polynomials:
             gram = polynomials[-1] @ gram @ polynomials[-1]
-        # Not ``c * gram @ gram``: XLA moves the factor behind the product in some programs, with other bits.
-        identity = jnp.eye(len(gram), dtype=x.dtype)
-        polynomials.append(a * identity + gram @ (b * identity + c * gram))
+        polynomials.append(a * jnp.eye(len(gram), dtype=x.dtype) + b * gram + c * gram @ gram)
     return reduce(lambda product, polynomial: polynomial @ product, polynomials) @ x
 
 
