@@ -82,8 +82,8 @@ def _shaped(theta: Theta, gradient: jax.Array, momenta: jax.Array, factored: Any
 
 def orthogonal(matrix: jax.Array) -> jax.Array:
     """A matrix with the same singular vectors and singular values near 1; zeros for zeros."""
-    # Divided by the largest entry first, because squares of very small entries would vanish. And before it may
-    # be transposed: in some programs XLA adds the squares in another order after that, with other bits.
+    # Divided by the largest entry first, because squares of very small entries would vanish. And before it
+    # may be transposed, because in some programs XLA then adds the squares in another order, with other bits.
     matrix *= 1 / jnp.maximum(jnp.max(jnp.abs(matrix)), jnp.finfo(matrix.dtype).tiny)
     matrix *= 1 / jnp.maximum(jnp.linalg.norm(matrix), 1)
     wide = matrix.shape[0] <= matrix.shape[1]
