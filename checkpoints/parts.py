@@ -34,7 +34,7 @@ def _newest(folder: Path) -> tuple[int | None, int]:
     parts = {1: [folder]}
     for path in folder.glob("part-*"):
         name = _PART.fullmatch(path.name)
-        if name and 1 < int(name[2]) >= int(name[1]):
+        if name and int(name[2]) > 1 and int(name[1]) <= int(name[2]):
             parts.setdefault(int(name[2]), []).append(path)
     newest: tuple[int | None, int] = (None, 1)
     for count, paths in parts.items():

@@ -147,7 +147,6 @@ class CheckpointStore:
     def clear(self) -> None:
         """Removes all checkpoints, the newest last, and the folder if it is then empty."""
         self.wait()
-        self._known = None
         for update in self.updates():
             self._remove(update)
         with contextlib.suppress(OSError):

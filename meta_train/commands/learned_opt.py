@@ -96,13 +96,14 @@ def evaluate(arguments: Evaluate) -> None:
     contestants, files = _contestants(arguments.optimizers)
     if arguments.resume and not arguments.out:
         raise UserError("--resume goes on with the comparison in --out; give that folder")
-    if arguments.record and not files:
-        raise UserError("--record writes into optimizer files, but none of the optimizers is a file")
-    for path in files.values() if arguments.record else ():
-        if not os.access(path.parent, os.W_OK):
-            raise UserError(
-                f"--record cannot write into {path.parent}; make a copy of the optimizer file there"
-            )
+    if arguments.record:
+        if not files:
+            raise UserError("--record writes into optimizer files, but none of the optimizers is a file")
+        for path in files.values():
+            if not os.access(path.parent, os.W_OK):
+                raise UserError(
+                    f"--record cannot write into {path.parent}; give a copy of the optimizer file"
+                )
     if arguments.out:
         _prepare(arguments.out, resume=arguments.resume)
     # Imported late: the checks above and reading a file need none of this.

@@ -131,7 +131,7 @@ def prepare(arguments: Arguments[Any]) -> Iterator[Path]:
     except (OSError, ValueError, RecursionError):
         saved = None
     if not isinstance(saved, dict):
-        raise UserError(f"--resume is {arguments.resume}, which is not the folder of an experiment") from None
+        raise UserError(f"--resume is {arguments.resume}, which is not the folder of an experiment")
     if saved != settings:
         raise UserError(
             f"the experiment in {arguments.resume} was started with {_said(saved)}, but this command has "

@@ -125,15 +125,18 @@ class Experiment(NamedTuple):
     variants: tuple[Any, ...] = ()
 
 
+def variance(values: np.ndarray) -> float:
+    """The variance over seeds; NaN for a single one."""
+    return float(np.var(values, ddof=1)) if values.size > 1 else np.nan
+
+
 def difference(high: np.ndarray, low: np.ndarray) -> Difference:
     """The mean of `high` minus that of `low`, both ``[seeds]``; the methods' seeds are independent.
 
     The squared standard error is ``var(high) / n + var(low) / m``, as in Welch's test.
     """
-    variances = [
-        np.var(values, ddof=1) / values.size if values.size > 1 else np.nan for values in (high, low)
-    ]
-    return Difference(float(high.mean() - low.mean()), float(np.sqrt(sum(variances))))
+    squared_error = sum(variance(values) / values.size for values in (high, low))
+    return Difference(float(high.mean() - low.mean()), float(np.sqrt(squared_error)))
 
 
 def is_above(high: tuple[str, np.ndarray], low: tuple[str, np.ndarray]) -> Claim:

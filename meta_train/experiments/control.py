@@ -52,6 +52,7 @@ from meta_train.experiments.base import (
     Verdict,
     is_above,
     judged,
+    variance,
 )
 from meta_train.experiments.descent import descend
 
@@ -144,7 +145,7 @@ def verdict(outcomes: Mapping[str, Outcome]) -> Verdict:
         final, there = outcomes[name].final_loss, np.isfinite(steps)
         when = f", after {np.median(steps[there]):,.0f} steps (median)" if there.any() else ""
         said.append(
-            f"{METHODS[name].label} {final.mean():.0f} ± {final.std(ddof=1):.0f}, above {GOAL:.0f} in "
+            f"{METHODS[name].label} {final.mean():.0f} ± {np.sqrt(variance(final)):.0f}, above {GOAL:.0f} in "
             f"{there.sum()} of {there.size}{when}"
         )
     labelled = {name: (METHODS[name].label, outcome.final_loss) for name, outcome in outcomes.items()}

@@ -40,6 +40,7 @@ from meta_train.experiments.base import (
     Verdict,
     is_above,
     judged,
+    variance,
 )
 from meta_train.experiments.learning import learn, mean_losses
 from meta_train.outer.optimizers import OuterConfig, outer_optimizer
@@ -132,7 +133,7 @@ def verdict(outcomes: Mapping[str, Outcome], adam: float) -> Verdict:
     """PES ends lower than truncated ES on average over initialisations, with less spread."""
     losses = {name: outcome.final_loss for name, outcome in outcomes.items()}
     said = ", ".join(
-        f"{label} {losses[name].mean():.4f} ± {standard_deviation(losses[name]):.4f}"
+        f"{label} {losses[name].mean():.4f} ± {np.sqrt(variance(losses[name])):.4f}"
         for name, (_, label) in METHODS.items()
     )
     spread = log_ratio_of_variances(losses["truncated-es"], losses["pes"])
@@ -144,22 +145,15 @@ def verdict(outcomes: Mapping[str, Outcome], adam: float) -> Verdict:
     )
 
 
-def standard_deviation(values: np.ndarray) -> float:
-    """Standard deviation over seeds; NaN for a single one."""
-    return float(values.std(ddof=1)) if values.size > 1 else np.nan
-
-
 def log_ratio_of_variances(numerator: np.ndarray, denominator: np.ndarray) -> Difference:
     """``log(var(numerator) / var(denominator))``, with the standard error that normal values have.
 
-    The logarithm of the variance of n normal values has a standard error of about ``sqrt(2 / (n - 1))``. A
-    single value has no variance.
+    The logarithm of the variance of n normal values has a standard error of about ``sqrt(2 / (n - 1))``.
     """
     both = (numerator, denominator)
-    if min(values.size for values in both) == 1:
-        return Difference(np.nan, np.nan)
-    high, low = (np.log(np.var(values, ddof=1)) for values in both)
-    return Difference(float(high - low), float(np.sqrt(sum(2 / (values.size - 1) for values in both))))
+    high, low = (np.log(variance(values)) for values in both)
+    squares = (2 / (values.size - 1) if values.size > 1 else np.nan for values in both)
+    return Difference(float(high - low), float(np.sqrt(sum(squares))))
 
 
 def draw(result: Result, folder: Path) -> Sequence[Path]:

@@ -123,10 +123,10 @@ def find_baseline(name: str) -> Baseline:
     ending = next((ending for ending in SCHEDULES if ending and name.endswith(ending)), "")
     make = getattr(optax, name.removesuffix(ending), None)
     try:
-        first = next(iter(inspect.signature(make).parameters), None) if callable(make) else None
-    except ValueError:  # some classes have no signature
+        first = next(iter(inspect.signature(make).parameters), None)
+    except (TypeError, ValueError):  # there is no such function, or a class without a signature
         first = None
-    if not callable(make) or first != "learning_rate":
+    if make is None or first != "learning_rate":
         raise UserError(
             f"'{name}' is not an optimizer file, a pretrained optimizer ({', '.join(pretrained_names())}) or "
             f"an optax optimizer that takes a learning rate, such as {', '.join(RULES)}, with or without "

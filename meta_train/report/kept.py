@@ -71,8 +71,9 @@ def _read(path: Path, settings: Mapping[str, Any], metrics: Collection[str]) -> 
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         differing = [name for name in settings if facts["settings"].get(name) != settings[name]]
         runs = Runs(arrays.pop(_LOSSES), arrays)
-        rate, tried = facts["learning_rate"], [(float(tried), float(loss)) for tried, loss in facts["tried"]]
-        result = Result(runs, None if rate is None else float(rate), dict(tried))
+        best = facts["learning_rate"]
+        tried = {float(rate): float(loss) for rate, loss in facts["tried"]}
+        result = Result(runs, None if best is None else float(best), tried)
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} is not the result of an optimizer, or is damaged; {advice}") from None
     if differing:

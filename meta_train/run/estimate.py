@@ -53,10 +53,8 @@ def estimate(config: Config, setup: Setup) -> Estimate:
     needed = memory(setup)
     per_round = setup.devices * setup.units_at_once
     rounds = -(-config.estimator.units // per_round)
-    if rounds <= MORE:
-        return Estimate(needed, _seconds(config, setup, setup.population))
     sizes = [n * per_round for n in (FEW, MORE)]
-    if any(partial_sums(units) % setup.devices for units in sizes):
+    if rounds <= MORE or any(partial_sums(units) % setup.devices for units in sizes):
         return Estimate(needed, _seconds(config, setup, setup.population))
     few, more = (_seconds(config, setup, setup.populate(units)) for units in sizes)
     return Estimate(needed, few + (more - few) / (MORE - FEW) * (rounds - FEW))

@@ -45,10 +45,8 @@ def adam(*, per_block: bool = False) -> LearnedOptimizer:
         first, second = jax.nn.sigmoid(own["first_decay"]), jax.nn.sigmoid(own["second_decay"])
         momenta = first * accumulators.momenta + (1 - first) * gradient
         moments = second * accumulators.moments + (1 - second) * jnp.square(gradient)
-        # Products with the inverse of a number are the same to the bit in every program; quotients are not,
-        # because XLA makes them such products in some.
-        of_mean, of_square = 1 / (1 - first ** (count + 1)), 1 / (1 - second ** (count + 1))
-        mean, square = of_mean * momenta, of_square * moments
+        mean = ft.bias_correction(first, count) * momenta
+        square = ft.bias_correction(second, count) * moments
         # The derivative of a root is infinite at 0.
         root = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
         update = -rate * mean / (root + jnp.exp(own["log_epsilon"]))

@@ -101,10 +101,8 @@ def shrinkage_of(tensors: Tensors, means: Means, clock: ft.Clock) -> tuple[jax.A
 
     Their root mean square over the last hundred steps, divided by that over the last thousand.
     """
-    # Not quotients, which XLA compiles to such products in some programs and not in others: a run would have
-    # other bits on one device than on two.
     correction, slow_correction = (
-        1 / (1 - jnp.array(decay, means.moment.dtype) ** (clock.step + 1))
+        ft.bias_correction(jnp.array(decay, means.moment.dtype), clock.step)
         for decay in (MOMENT_DECAY, LEVEL_DECAY)
     )
     square = means.moment * correction

@@ -89,6 +89,19 @@ class Clock(NamedTuple):
     num_steps: jax.Array  # number of steps of the run, float32 []; infinite if unknown
 
 
+def bias_correction(decay: jax.Array, count: jax.Array) -> jax.Array:
+    """``1 / (1 - decay^(t + 1))``: averages that start from zero are too small by its inverse.
+
+    Multiply by it. In some programs XLA makes such a product of a quotient by a number, and in others it does
+    not, so with quotients a run would have other bits on one device than on two.
+
+    Args:
+      decay: of the average.
+      count: t, steps taken before this one.
+    """
+    return 1 / (1 - decay ** (count + 1))
+
+
 def time_features(count: jax.Array, scales: Sequence[float] = TIME_SCALES) -> jax.Array:
     """Features of the step number: ``tanh(count / tau - 1)`` for each time scale tau, ``[scales, 1]``.
 

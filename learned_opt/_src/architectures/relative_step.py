@@ -82,9 +82,8 @@ def steadiness(means: Means, step: jax.Array, decays: Sequence[float]) -> jax.Ar
       step: steps taken before this one.
       decays: the k decays of the momenta.
     """
-    # Averages that start from zero are too small by these factors.
     of_momenta, of_moment = (
-        1 / (1 - jnp.array(own, means.momenta.dtype) ** (step + 1)) for own in (decays, MOMENT_DECAY)
+        ft.bias_correction(jnp.array(own, means.momenta.dtype), step) for own in (decays, MOMENT_DECAY)
     )
     squares = means.momenta * of_momenta[:, None] ** 2
     return 0.5 * jnp.log10(jnp.maximum(squares / (means.moment * of_moment + EPSILON), 1e-6))
