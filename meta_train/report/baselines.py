@@ -121,12 +121,12 @@ def find_baseline(name: str) -> Baseline:
     if name in BASELINES:
         return BASELINES[name]
     ending = next((ending for ending in SCHEDULES if ending and name.endswith(ending)), "")
-    make = getattr(optax, name.removesuffix(ending), None)
+    make: Any = getattr(optax, name.removesuffix(ending), None)
     try:
         first = next(iter(inspect.signature(make).parameters), None)
     except (TypeError, ValueError):  # there is no such function, or a class without a signature
         first = None
-    if make is None or first != "learning_rate":
+    if first != "learning_rate":
         raise UserError(
             f"'{name}' is not an optimizer file, a pretrained optimizer ({', '.join(pretrained_names())}) or "
             f"an optax optimizer that takes a learning rate, such as {', '.join(RULES)}, with or without "
