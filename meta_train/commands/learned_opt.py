@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -118,6 +119,7 @@ def evaluate(arguments: Evaluate) -> None:
     from meta_train.report.suite import print_overall
     from meta_train.report.tables import card, print_comparison
     from meta_train.run.interrupt import StopRequest
+    from meta_train.run.lock import locked
     from meta_train.run.progress import LogClock, RunsLine
 
     console = new_console()
@@ -154,7 +156,7 @@ def evaluate(arguments: Evaluate) -> None:
             resume=arguments.resume,
         )
 
-    with StopRequest() as stop:
+    with nullcontext() if arguments.out is None else locked(arguments.out), StopRequest() as stop:
         advice = (
             "the same command with --resume goes on" if arguments.out else "nothing is saved without --out"
         )
@@ -179,10 +181,10 @@ def evaluate(arguments: Evaluate) -> None:
             print_comparison(comparison, console)
             if arguments.out:
                 write_so_far(suite, arguments.out)
-    print_overall(suite, console)
-    if arguments.out:
-        write_suite(suite, arguments.out)
-        console.print(f"report: {arguments.out}", highlight=False, markup=False, soft_wrap=True)
+        print_overall(suite, console)
+        if arguments.out:
+            write_suite(suite, arguments.out)
+            console.print(f"report: {arguments.out}", highlight=False, markup=False, soft_wrap=True)
     if arguments.record:
         for name, path in files.items():
             artifact = learned_opt.read(path)

@@ -116,7 +116,7 @@ def find_baseline(name: str) -> Baseline:
         such as ``lion``, optionally with the suffix of a schedule, such as ``lion-cosine``.
 
     Raises:
-      UserError: there is no baseline of this name.
+      UserError: there is no baseline of this name, or it needs more than gradients and parameters.
     """
     if name in BASELINES:
         return BASELINES[name]
@@ -132,7 +132,27 @@ def find_baseline(name: str) -> Baseline:
             f"an optax optimizer that takes a learning rate, such as {', '.join(RULES)}, with or without "
             f"{' or '.join(filter(None, SCHEDULES))} appended for a schedule"
         )
-    return Baseline(Rule(name.removesuffix(ending), make), SCHEDULES[ending])
+    rule = Rule(name.removesuffix(ending), make)
+    if not _takes_gradients_only(rule):
+        raise UserError(
+            f"'{name}' cannot be compared: optax.{rule.label} cannot compute an update from gradients and "
+            "parameters alone, with a learning rate that is an array; give another optimizer"
+        )
+    return Baseline(rule, SCHEDULES[ending])
+
+
+def _takes_gradients_only(rule: Rule) -> bool:
+    """Whether a traced update from a traced learning rate works, for a matrix and a vector."""
+
+    def update(rate: jax.Array, params: Any) -> Any:
+        transformation = rule.make(rate)
+        return transformation.update(params, transformation.init(params), params)
+
+    try:
+        jax.eval_shape(update, jnp.float32(1), [jnp.ones((2, 3)), jnp.ones(3)])
+    except Exception:  # whatever an optimizer of another kind raises
+        return False
+    return True
 
 
 def baseline(name: str, steps: int) -> Contestant:

@@ -18,7 +18,16 @@ import pytest
 from learned_opt import UserError
 from meta_train.run.folder import new_folder
 from meta_train.run.lock import _is_local, locked
-from tests.meta_train.command import ROOT, TINY, Outcome, Run, at_update, lines, meta_train
+from tests.meta_train.command import (
+    ROOT,
+    TINY,
+    Outcome,
+    Run,
+    at_update,
+    learned_opt,
+    lines,
+    meta_train,
+)
 
 IN_USE = rf"is in use by process \d+ on {re.escape(socket.gethostname())}, since \d{{4}}-\d\d-\d\d \d\d:\d\d"
 
@@ -123,3 +132,9 @@ def test_experiments_lock_their_folder(tmp_path: Path) -> None:
         new_folder(tmp_path, tmp_path, what="result folder", advice="choose another with --out"),
     ):
         pass
+
+
+def test_a_comparison_locks_its_folder(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        outcome = learned_opt("evaluate adam --tasks digits-mlp --seeds 1 --devices 1 --out", tmp_path)
+    assert outcome.code == 2 and re.search(IN_USE, outcome.err), outcome.err
