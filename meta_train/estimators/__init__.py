@@ -31,7 +31,7 @@ class Method(NamedTuple):
     particles: int = 2  # in one unit: 2 for an antithetic pair (whose `make` also takes `chunk`), or 1
 
 
-def _pes(problem: UnrolledProblem, *, analytic: bool, **settings: Any) -> Estimator:
+def _pes(problem: UnrolledProblem, *, analytic: bool = False, **settings: Any) -> Estimator:
     """PES with or without the control variate, under one name on the command line."""
     return (analytic_pes if analytic else pes)(problem, **settings)
 

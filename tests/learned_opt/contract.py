@@ -54,11 +54,11 @@ def assert_equal(found: Any, expected: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-def assert_close(found: Any, expected: Any) -> None:
+def assert_close(found: Any, expected: Any, bound: float = 1e-5) -> None:
     """Compare norms of differences, tensor by tensor."""
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
+        assert np.linalg.norm(a - b) <= bound * np.linalg.norm(b)
 
 
 def steps(tx: optax.GradientTransformation, params: Any, count: int = 2) -> tuple[Any, Any]:

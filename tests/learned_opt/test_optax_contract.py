@@ -251,7 +251,10 @@ def matrices(place: Callable[[jax.Array, PartitionSpec], jax.Array]) -> dict[str
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("name", NAMES)
 def test_sharded_parameters_stay_sharded(name: str, kind: AxisType) -> None:
-    """The program has no gather, the sharding never changes, and updates are those of a single device."""
+    """The sharding never changes, updates are those of a single device, and the program has no gather.
+
+    Only Muon gathers: it needs whole matrices.
+    """
     tx = transformation(name)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
     sharded = matrices(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)))
@@ -259,7 +262,8 @@ def test_sharded_parameters_stay_sharded(name: str, kind: AxisType) -> None:
     state = tx.init(sharded)
     compiled = jax.jit(tx.update).lower(gradients(sharded), state, sharded).compile()
     text = compiled.as_text()
-    assert not any(word in text for word in ("all-gather", "all-to-all", "collective-permute"))
+    if not name.startswith("muon-mlp"):
+        assert not any(word in text for word in ("all-gather", "all-to-all", "collective-permute"))
     updates, after = compiled(gradients(sharded), state, sharded)
     for param, update in zip(jax.tree.leaves(sharded), jax.tree.leaves(updates), strict=True):
         assert update.sharding.is_equivalent_to(param.sharding, param.ndim)
@@ -268,7 +272,9 @@ def test_sharded_parameters_stay_sharded(name: str, kind: AxisType) -> None:
         if not before.sharding.is_fully_replicated:
             assert now.sharding.is_equivalent_to(before.sharding, before.ndim)
     expected, _ = jax.jit(tx.update)(gradients(whole), tx.init(whole), whole)
-    assert_close(updates, expected)
+    # On automatic axes, sums have another order. Muon's iterations make small singular values, and their
+    # rounding, up to 3.4 times as large each.
+    assert_close(updates, expected, 3e-5 if name.startswith("muon-mlp") else 1e-5)
 
 
 def test_learning_rate_of_the_users_own() -> None:

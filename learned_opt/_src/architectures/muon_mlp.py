@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from learned_opt._src.architectures import features as ft
 from learned_opt._src.architectures.corrected_nadam import (
@@ -76,8 +77,15 @@ def _shaped(theta: Theta, gradient: jax.Array, momenta: jax.Array, factored: Any
         return factored, jnp.zeros_like(gradient)[None]
     decay = MOMENTUM_DECAYS[NOMINAL]
     average = decay * momenta[NOMINAL] + (1 - decay) * gradient
+    # The products need the whole matrix. With automatic mesh axes XLA gathers it where it is sharded; with
+    # explicit axes that has to be said.
+    sharding = jax.typeof(average).sharding
+    is_sharded = any(axis is not None for axis in sharding.spec)
+    if is_sharded:
+        average = jax.sharding.reshard(average, NamedSharding(sharding.mesh, PartitionSpec()))
     matrix = orthogonal(average.reshape(rows, columns)) * (rows**0.5 + columns**0.5)
-    return factored, matrix.reshape(1, *gradient.shape)
+    matrix = matrix.reshape(gradient.shape)
+    return factored, (jax.sharding.reshard(matrix, sharding) if is_sharded else matrix)[None]
 
 
 def orthogonal(matrix: jax.Array) -> jax.Array:
