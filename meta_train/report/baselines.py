@@ -132,21 +132,21 @@ def find_baseline(name: str) -> Baseline:
             f"an optax optimizer that takes a learning rate, such as {', '.join(RULES)}, with or without "
             f"{' or '.join(filter(None, SCHEDULES))} appended for a schedule"
         )
-    rule = Rule(name.removesuffix(ending), make)
-    if not _takes_gradients_only(rule):
+    found = Baseline(Rule(name.removesuffix(ending), make), SCHEDULES[ending])
+    if not _takes_gradients_only(found):
         raise UserError(
-            f"'{name}' cannot be compared: optax.{rule.label} cannot compute an update from gradients and "
-            "parameters alone, with a learning rate that is an array; give another optimizer"
+            f"'{name}' cannot be compared: optax.{found.rule.label} cannot compute an update from gradients "
+            "and parameters alone with this kind of learning rate; give another optimizer"
         )
-    return Baseline(rule, SCHEDULES[ending])
+    return found
 
 
-def _takes_gradients_only(rule: Rule) -> bool:
-    """Whether a traced update from a traced learning rate works, for a matrix and a vector."""
+def _takes_gradients_only(baseline: Baseline) -> bool:
+    """Whether an update as in a comparison can be traced, for a matrix and a vector."""
+    optimizer = tuned(baseline, steps=100).optimizer
 
     def update(rate: jax.Array, params: Any) -> Any:
-        transformation = rule.make(rate)
-        return transformation.update(params, transformation.init(params), params)
+        return optimizer.update(rate, params, optimizer.init(params), params)
 
     try:
         jax.eval_shape(update, jnp.float32(1), [jnp.ones((2, 3)), jnp.ones(3)])

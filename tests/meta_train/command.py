@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+from learned_opt import read
 from meta_train.commands import learned_opt as learned_opt_command
 from meta_train.commands import meta_train as meta_train_command
 from meta_train.commands import pes_paper as pes_paper_command
@@ -121,6 +122,11 @@ def start(*argv: object, program: str | None = None) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def digest(folder: Path) -> str:
+    """The digest of the learned weights of a run."""
+    return read(folder / "optimizer.safetensors").metadata["digest"]
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

@@ -251,10 +251,7 @@ def test_learned_opt_says_what_is_wrong(tmp_path: Path) -> None:
         (("evaluate", tmp_path / "text"), "is not a complete safetensors file"),
         ("evaluate adam --seeds 0", "--seeds is 0; it must be at least 1"),
         ("evaluate adam --horizons 3000000000", "--horizons is 3000000000; it must be at most"),
-        (
-            "evaluate lbfgs-cosine",
-            "'lbfgs-cosine' cannot be compared: optax.lbfgs cannot",
-        ),
+        ("evaluate lbfgs-cosine", "'lbfgs-cosine' cannot be compared: optax.lbfgs cannot"),
         ("evaluate adam --tasks", "--tasks needs at least one task"),
         ("evaluate adam --tasks mnist-mlp --out /dev/null", "--out is /dev/null, which cannot be used"),
         ("evaluate adam --horizons 1000000000", "the comparison would need 240 GB"),

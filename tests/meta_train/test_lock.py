@@ -18,16 +18,7 @@ import pytest
 from learned_opt import UserError
 from meta_train.run.folder import new_folder
 from meta_train.run.lock import _is_local, locked
-from tests.meta_train.command import (
-    ROOT,
-    TINY,
-    Outcome,
-    Run,
-    at_update,
-    learned_opt,
-    lines,
-    meta_train,
-)
+from tests.meta_train.command import ROOT, TINY, Outcome, Run, at_update, learned_opt, lines, meta_train
 
 IN_USE = rf"is in use by process \d+ on {re.escape(socket.gethostname())}, since \d{{4}}-\d\d-\d\d \d\d:\d\d"
 

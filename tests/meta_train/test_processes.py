@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-import learned_opt
 from learned_opt import UserError
 from meta_train.devices import processes
 from meta_train.run.config import Config, to_dict
-from tests.meta_train.command import TINY, Run, lines, meta_train, start
+from tests.meta_train.command import TINY, Run, digest, lines, meta_train, start
 
 SECONDS = 240  # to connect, compile and run
 
@@ -40,11 +39,6 @@ def end(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
     """The exit code and the output of each process."""
     wrote = [process.communicate(timeout=SECONDS)[1] for process in processes]
     return [(process.returncode, err) for process, err in zip(processes, wrote, strict=True)]
-
-
-def digest(folder: Path) -> str:
-    """The digest of the learned weights."""
-    return learned_opt.read(folder / "optimizer.safetensors").metadata["digest"]
 
 
 def wait_for_line(folder: Path, count: int) -> None:
