@@ -33,7 +33,10 @@ class Block(nn.Module):
         scores = jnp.einsum("bqhd,bkhd->bhqk", queries, keys) / jnp.sqrt(queries.shape[-1])
         if self.causal:
             scores = jnp.where(jnp.tri(length, dtype=bool), scores, -jnp.inf)
-        attended = jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(scores), values).reshape(x.shape)
+        # nn.softmax is a quotient. In some programs XLA makes a product of its derivative, and in others it
+        # does not, so a run would have other bits on one device than on two.
+        weights = jnp.exp(nn.log_softmax(scores))
+        attended = jnp.einsum("bhqk,bkhd->bqhd", weights, values).reshape(x.shape)
         x = x + nn.Dense(width, use_bias=False)(attended)
         return x + nn.Dense(width)(nn.gelu(nn.Dense(self.hidden)(nn.LayerNorm()(x))))
 

@@ -12,21 +12,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from inner_tasks import FamilyTraining, UnrolledProblem, find_task
+from inner_tasks.tasks.general_tasks import FAMILIES
+from learned_opt import get_architecture
 from meta_train.devices.choice import even_devices, units_at_once
-from meta_train.devices.mapping import PMAP, SHARD_MAP, Strategy, map_over_devices
+from meta_train.devices.mapping import PMAP, SHARD_MAP, STRATEGY, Strategy, map_over_devices
 from meta_train.estimators import pes
+from meta_train.estimators.base import Theta
 from meta_train.estimators.metrics import SUMS
 from meta_train.outer.population import population
 from tests.marks import slow
 from tests.meta_train.problems import Pendulum
 
+PENDULUM = {"damping": jnp.float32(0.8), "push": jnp.float32(0.2)}
 
-def updates_of(strategy: Strategy, devices: int) -> list[np.ndarray]:
+
+def updates_of(
+    problem: UnrolledProblem, theta: Theta, devices: int, strategy: Strategy = STRATEGY
+) -> list[np.ndarray]:
     """All results of two updates, with the state gathered and scattered in between."""
     whole = population(
-        partial(pes, sigma=0.1, truncation=4), Pendulum(), units=8, devices=devices, strategy=strategy
+        partial(pes, sigma=0.1, truncation=4), problem, units=8, devices=devices, strategy=strategy
     )
-    theta = {"damping": jnp.float32(0.8), "push": jnp.float32(0.2)}
     state, estimates = whole.init(jax.random.key(0), theta), []
     for number in range(2):
         gradient, state, metrics = whole.estimate(theta, state, jax.random.key(number))
@@ -40,10 +47,24 @@ def updates_of(strategy: Strategy, devices: int) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("devices", [slow(1), 2])
 def test_both_strategies_give_the_same_bits(devices: int) -> None:
-    expected = updates_of(PMAP, devices)
+    expected = updates_of(Pendulum(), PENDULUM, devices, PMAP)
     assert len(expected) > 20 and np.all(np.isfinite(expected[0]))
-    for one, other in zip(expected, updates_of(SHARD_MAP, devices), strict=True):
+    for one, other in zip(expected, updates_of(Pendulum(), PENDULUM, devices, SHARD_MAP), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_number_of_devices_changes_no_bit_of_a_family(name: str, optimized: None) -> None:
+    """XLA may compile the same training step differently in a program for many devices."""
+    family, optimizer = FAMILIES[name](find_task("general-tasks").settings), get_architecture("muon-mlp")
+    problem, theta = (
+        FamilyTraining(family.load(None), family, optimizer),
+        optimizer.init_theta(jax.random.key(0), 1),
+    )
+    one, two = (updates_of(problem, theta, devices) for devices in (1, 2))
+    assert len(one) > 20 and np.all(np.isfinite(one[0]))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
 @pytest.mark.parametrize("strategy", [PMAP, SHARD_MAP], ids=["pmap", "shard_map"])
