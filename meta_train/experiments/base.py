@@ -16,6 +16,8 @@ from learned_opt._src.files import write_whole
 Scale = Literal["small", "paper"]
 # A difference between two methods counts from this many standard errors on.
 BOUND = 3
+# A long experiment can continue from this long before it was stopped.
+SAVE_EVERY_SECONDS = 30.0
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,7 @@ def run(settings: Settings, console: Console) -> Result:
             seeds=settings.seeds,
             updates=updates,
             every=max(1, updates // records),
+            folder=settings.folder / "paths" / name,
             console=console,
             devices=settings.devices,
         )

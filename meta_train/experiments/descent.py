@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,10 +14,11 @@ import numpy as np
 import optax
 from rich.console import Console
 
+from checkpoints import CheckpointStore
 from meta_train.devices.mapping import map_over_devices
 from meta_train.estimators import Estimator
 from meta_train.estimators.base import Theta
-from meta_train.experiments.base import Outcome
+from meta_train.experiments.base import SAVE_EVERY_SECONDS, Outcome
 from meta_train.outer.optimizers import outer_step
 from meta_train.run.progress import ProgressLine
 
@@ -32,10 +34,14 @@ def descend(
     seeds: Sequence[int],
     updates: int,
     every: int,
+    folder: Path,
     console: Console,
     devices: int = 1,
 ) -> Outcome:
     """Update theta with the estimates of an estimator, and measure it along the way.
+
+    A long run is saved from time to time and at its end; if the folder holds a checkpoint of an earlier call,
+    this call continues from it.
 
     As in the paper's code, the outer step uses the gradient of the *sum* of a window's losses, which is K
     times the estimate of this package.
@@ -50,6 +56,7 @@ def descend(
       seeds: seeds of independent runs.
       updates: outer updates.
       every: updates between measurements; the first is before any update.
+      folder: for checkpoints.
       console: for progress.
       devices: number of devices to spread the seeds over.
 
@@ -80,24 +87,31 @@ def descend(
 
     side_by_side = partial(map_over_devices, shared=(), devices=devices, chunk=-(-len(seeds) // devices))
     numbers = np.array(seeds, np.uint32)
-    carry, block, measured = side_by_side(start)(numbers), side_by_side(advance), side_by_side(record)
-    records, steps = [measured(carry[0])], [0.0]
-    with ProgressLine(console, updates, 0, label) as progress:
-        for done in range(0, updates, every):
-            began = time.perf_counter()
-            carry, taken = block((carry, numbers, np.full(len(seeds), done)))
-            records.append(measured(carry[0]))
-            steps.append(steps[-1] + float(taken[0]))
-            mean, total = float(records[-1][0].mean()), float(taken.sum())
-            progress.advance(done + every, mean, total, time.perf_counter() - began)
-    loss, path = (np.stack(part, axis=1) for part in zip(*records, strict=True))
+    block, measured = side_by_side(advance), side_by_side(record)
+    with CheckpointStore(folder, keep=1) as store:
+        carry, first = side_by_side(start)(numbers), 0
+        if store.updates():
+            restored = store.restore(carry)
+            carry, first, records = restored.state, restored.update, restored.metadata
+        else:
+            loss, flat = measured(carry[0])
+            records = {"steps": [0.0], "loss": [loss.tolist()], "theta": [flat.tolist()]}
+        saved = time.monotonic()
+        with ProgressLine(console, updates, first, label) as progress:
+            for done in range(first + every, updates + every, every):
+                began = time.perf_counter()
+                carry, taken = block((carry, numbers, np.full(len(seeds), done - every)))
+                loss, flat = measured(carry[0])
+                records["steps"].append(records["steps"][-1] + float(taken[0]))
+                records["loss"].append(loss.tolist())
+                records["theta"].append(flat.tolist())
+                progress.advance(done, float(loss.mean()), float(taken.sum()), time.perf_counter() - began)
+                if time.monotonic() - saved > SAVE_EVERY_SECONDS or (done >= updates and store.updates()):
+                    store.save(done, carry, records)
+                    saved = time.monotonic()
+    curves = {name: np.moveaxis(np.array(records[name], np.float32), 0, 1) for name in ("loss", "theta")}
     return Outcome(
-        final_loss=loss[:, -1],
-        theta=path[:, -1],
-        curve={
-            "update": np.arange(0, updates + 1, every),
-            "steps": np.array(steps),
-            "loss": loss,
-            "theta": path,
-        },
+        final_loss=curves["loss"][:, -1],
+        theta=curves["theta"][:, -1],
+        curve={"update": np.arange(0, updates + 1, every), "steps": np.array(records["steps"]), **curves},
     )

@@ -97,6 +97,7 @@ def run(settings: Settings, console: Console) -> Result:
             seeds=settings.seeds,
             updates=updates,
             every=10,
+            folder=settings.folder / "paths" / name,
             console=console,
         )
         for name, method in methods(settings.scale).items()

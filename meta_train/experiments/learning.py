@@ -20,13 +20,11 @@ from meta_train.devices.choice import even_devices
 from meta_train.devices.mapping import map_over_devices
 from meta_train.estimators.base import Estimator, Theta
 from meta_train.estimators.window import unroll
-from meta_train.experiments.base import Settings
+from meta_train.experiments.base import SAVE_EVERY_SECONDS, Settings
 from meta_train.outer.loop import gathered, initial_state, outer_loop, scattered
 from meta_train.outer.population import population
 from meta_train.report.evaluation import evaluation_key
 from meta_train.run.progress import ProgressLine, RunsLine
-
-SAVE_EVERY_SECONDS = 30.0
 
 
 def learn(

@@ -153,6 +153,7 @@ def run(settings: Settings, console: Console) -> Result:
             seeds=settings.seeds,
             updates=updates,
             every=updates // RECORDS,
+            folder=settings.folder / "paths" / name,
             console=console,
         )
         for name, method in methods(problem, settings.scale).items()

@@ -94,6 +94,7 @@ def run(settings: Settings, console: Console) -> Result:
             seeds=settings.seeds,
             updates=updates,
             every=EVERY,
+            folder=settings.folder / "paths" / name,
             console=console,
         )
         for name, method in methods(settings.scale).items()

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from rich.console import Console
 
@@ -96,9 +97,10 @@ def test_mean_of_copies_is_their_mean():
     assert float(info["steps"]) == 3 * 2 * 10 and float(info["units"]) == 3
 
 
-def test_rtrl_on_influence_balancing_is_the_table():
+def test_rtrl_on_influence_balancing_is_the_table(tmp_path: Path):
     """Exact descent: the losses after some updates, computed independently of this package."""
-    from meta_train.experiments.influence_balancing import START, descend, long_run_loss, optax
+    from meta_train.experiments.descent import descend
+    from meta_train.experiments.influence_balancing import START, long_run_loss
 
     outcome = descend(
         "",
@@ -110,12 +112,53 @@ def test_rtrl_on_influence_balancing_is_the_table():
         seeds=(0,),
         updates=1000,
         every=100,
+        folder=tmp_path,
         console=Console(quiet=True),
     )
+    assert not list(tmp_path.iterdir())  # short runs save nothing
     loss = dict(zip(outcome.curve["update"].tolist(), outcome.curve["loss"][0], strict=True))
     np.testing.assert_allclose(
         [loss[0], loss[100], loss[500], loss[1000]], [8, 2.07, 1.04e-2, 1.34e-5], rtol=5e-3
     )
+
+
+def test_a_stopped_descent_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Stopped in its middle, it gives the same bits; after its end, it does nothing again."""
+    from meta_train.experiments import descent
+
+    shown: list[int] = []
+
+    def run(folder: str, stopped_at: int = 0) -> Outcome:
+        def advance(self: object, update: int, *_: float) -> None:
+            shown.append(update)
+            if update == stopped_at:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(descent.ProgressLine, "advance", advance)
+        return descent.descend(
+            "",
+            mean_of(pes(InfluenceBalancing(), sigma=0.1, truncation=1), 2),
+            optax.adam(1e-2),
+            jnp.float32(0.5),
+            jnp.square,
+            truncation=1,
+            seeds=(3, 4),
+            updates=10,
+            every=2,
+            folder=tmp_path / folder,
+            console=Console(quiet=True),
+        )
+
+    whole = run("whole")
+    assert whole.curve["theta"].shape == (2, 6, 1) and whole.curve["steps"][-1] == 10 * 4
+    monkeypatch.setattr(descent, "SAVE_EVERY_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        run("parts", stopped_at=6)
+    shown.clear()
+    jax.tree.map(np.testing.assert_array_equal, run("parts"), whole)
+    assert shown == [6, 8, 10]
+    jax.tree.map(np.testing.assert_array_equal, run("parts"), whole)
+    assert shown == [6, 8, 10]
 
 
 # The others are in test_tuning.py.
