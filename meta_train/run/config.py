@@ -121,7 +121,7 @@ class Config:
     """Weights to start from: an optimizer file, a run folder, or the name of a pretrained optimizer."""
     learn: tuple[str, ...] = ()
     """Parts of theta to learn, such as direction or step/Dense_1, while the rest stays; by default all."""
-    updates: int = 560
+    updates: int = 320
     """Number of outer updates; a resumed run may be given more, which also lengthens its cosine."""
     seed: int = 0
     """Seed of the whole run."""
