@@ -58,10 +58,8 @@ def test_both_strategies_give_the_same_bits(devices: int) -> None:
 def test_number_of_devices_changes_no_bit_of_a_family(name: str, optimized: None) -> None:
     """XLA may compile the same training step differently in a program for many devices."""
     family, optimizer = FAMILIES[name](find_task("general-tasks").settings), get_architecture("muon-mlp")
-    problem, theta = (
-        FamilyTraining(family.load(None), family, optimizer),
-        optimizer.init_theta(jax.random.key(0), 1),
-    )
+    problem = FamilyTraining(family.load(None), family, optimizer)
+    theta = optimizer.init_theta(jax.random.key(0), 1)
     one, two = (updates_of(problem, theta, devices) for devices in (1, 2))
     assert len(one) > 20 and np.all(np.isfinite(one[0]))
     jax.tree.map(np.testing.assert_array_equal, one, two)
