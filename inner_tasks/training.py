@@ -91,7 +91,10 @@ class Training:
 
     def init(self, key: jax.Array) -> InnerState:
         """Fresh parameters and the optimizer state for them."""
-        params = self.task.init(key)
+        return self.begin(self.task.init(key))
+
+    def begin(self, params: Params) -> InnerState:
+        """The inner state of an episode that starts from these parameters."""
         steps = jnp.zeros((), jnp.int32) if self.objective.reads_progress else None
         return InnerState(params, self.optimizer.init(trained(params)), steps)
 

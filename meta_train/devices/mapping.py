@@ -7,7 +7,7 @@ when JAX drops ``pmap``; then only ``STRATEGY`` has to change. On a CPU both giv
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -170,19 +170,18 @@ def chunked_map(f: Callable[..., Any], xs: Any, chunk: int) -> Any:
 
 
 def map_over_devices(
-    f: Callable[[Any, Any], Any],
-    shared: Any,
-    *,
+    *stages: tuple[Callable[[Any, Any], Any], Any],
     devices: int,
     chunk: int,
     advance: Callable[[int], object] = lambda done: None,
     strategy: Strategy = STRATEGY,
 ) -> Callable[[Any], Any]:
-    """``f(shared, x)`` for every x along the leading axis of xs.
+    """``f(shared, x)`` for every x along the leading axis of xs, or several such stages after each other.
 
     Args:
-      f: a pure function.
-      shared: pytree that is passed to every call.
+      stages: pairs of a pure function f and `shared`, a pytree that is passed to every call. Each stage gets
+        the results of the one before, which stay on the devices. A stage is a program of its own; one whose f
+        and static part of `shared` are those of an earlier call is not compiled again.
       devices: number of devices.
       chunk: elements that one device works on at once.
       advance: called whenever every device has finished a chunk, with the number of elements done.
@@ -192,8 +191,9 @@ def map_over_devices(
       A function of xs, a pytree of arrays ``[n, ...]`` with any n, whose results are NumPy arrays
       ``[n, ...]``. It compiles once.
     """
-    shared = strategy.replicate(shared, devices)
-    mapped = strategy.map(lambda shared, xs: ((), chunked_map(partial(f, shared), xs, chunk)), devices, 1)
+    programs = [
+        (_stage(f, devices, chunk, strategy), strategy.replicate(shared, devices)) for f, shared in stages
+    ]
 
     def call(xs: Any) -> Any:
         n, group, parts = jax.tree.leaves(xs)[0].shape[0], devices * chunk, []
@@ -202,11 +202,20 @@ def map_over_devices(
             # the results of the copies are dropped.
             order = rows_of_process(np.minimum(np.arange(first, first + group), n - 1))
             rows = strategy.split(jax.tree.map(partial(_take, order), xs), devices)
-            parts.append(all_gather(strategy.join(mapped.call(shared, rows)[1])))
+            for program, shared in programs:
+                rows = program(shared, rows)[1]
+            parts.append(all_gather(strategy.join(rows)))
             advance(min(group, n - first))
         return jax.tree.map(lambda *x: np.concatenate(x)[:n], *parts)
 
     return call
+
+
+@lru_cache(maxsize=8)
+def _stage(
+    f: Callable[[Any, Any], Any], devices: int, chunk: int, strategy: Strategy
+) -> Callable[..., tuple[Any, Any]]:
+    return strategy.map(lambda shared, xs: ((), chunked_map(partial(f, shared), xs, chunk)), devices, 1).call
 
 
 def rows_of_process(rows: np.ndarray) -> np.ndarray:

@@ -160,11 +160,7 @@ def compare(
                 watch=advance,
             )
 
-    return Comparison(
-        task,
-        training.horizon,
-        {name: obtain(name, partial(result_of, name)) for name in contestants},
-        update_costs(trained(training.task.init(jax.random.key(0))), contestants),
-        gradient_seconds(training),
-        criterion,
-    )
+    results = {name: obtain(name, partial(result_of, name)) for name in contestants}
+    params = jax.jit(training.task.init)(jax.random.key(0))
+    costs = update_costs(trained(params), contestants)
+    return Comparison(task, training.horizon, results, costs, gradient_seconds(training, params), criterion)

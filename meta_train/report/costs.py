@@ -48,8 +48,13 @@ def update_costs(params: Params, contestants: Mapping[str, Contestant]) -> dict[
     return {name: Cost(seconds[name], state_bytes(params, each)) for name, each in contestants.items()}
 
 
-def gradient_seconds(training: Training) -> float:
-    """Time of a minibatch and its gradient, which every optimizer needs at each step, on one device."""
+def gradient_seconds(training: Training, params: Params | Variables) -> float:
+    """Time of a minibatch and its gradient, which every optimizer needs at each step, on one device.
+
+    Args:
+      training: the task.
+      params: parameters of the network to train, as the task's ``init`` returns them.
+    """
     task = training.task
 
     @jax.jit
@@ -62,7 +67,7 @@ def gradient_seconds(training: Training) -> float:
 
         return jax.lax.fori_loop(0, steps, step, params)
 
-    return _fastest({"gradient": _timed(run, training.data, task.init(jax.random.key(0)))})["gradient"]
+    return _fastest({"gradient": _timed(run, training.data, params)})["gradient"]
 
 
 def state_bytes(params: Params, contestant: Contestant) -> int:

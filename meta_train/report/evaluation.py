@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from inner_tasks import Training
+from inner_tasks.task import Params
 from learned_opt import LearnedOptimizer, UserError
 from learned_opt._src.learned_optimizer import Theta
 from meta_train.devices.choice import memory_of_host
@@ -188,29 +189,63 @@ def evaluation_key(seed: jax.Array | int) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(0), EVALUATION_SALT), seed)
 
 
-def train(training: Training, theta: Theta, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """One complete training run: losses ``[T]`` and the final metrics.
+class Start(NamedTuple):
+    """The start of a training run, which is the same for every optimizer."""
+
+    params: Params  # fresh parameters
+    keys: jax.Array  # the keys of the steps, [T]
+
+
+def start_of_run(training: Training, key: jax.Array) -> Start:
+    """The start of the training run with this key.
 
     The first key of ``split(key)`` is for the initialisation; splitting the second into T gives the keys of
     the steps.
     """
     init_key, data_key = jax.random.split(key)
+    return Start(training.task.init(init_key), jax.random.split(data_key, training.horizon))
+
+
+def train(training: Training, theta: Theta, start: Start) -> tuple[jax.Array, Params]:
+    """One complete training run: losses ``[T]``, and the parameters after the last step."""
     state, losses = jax.lax.scan(
-        lambda state, key: training.step(theta, state, key),
-        training.init(init_key),
-        jax.random.split(data_key, training.horizon),
+        lambda state, key: training.step(theta, state, key), training.begin(start.params), start.keys
     )
     # Losses of parameters with 16 bits may have 16 bits too, which are too few for a mean over many steps.
-    return losses.astype(jnp.float32), training.task.metrics(state.params, training.data)
+    return losses.astype(jnp.float32), state.params
+
+
+# The stages of runs on many devices. Only the second depends on the optimizer, and a comparison compiles the
+# other two once.
+
+
+def _start(training: Training, inputs: tuple[Theta, jax.Array]) -> tuple[Theta, Start]:
+    theta, seed = inputs
+    return theta, start_of_run(training, evaluation_key(seed))
+
+
+def _train(training: Training, inputs: tuple[Theta, Start]) -> tuple[jax.Array, Params]:
+    return train(training, *inputs)
+
+
+def _measure(training: Training, inputs: tuple[jax.Array, Params]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    losses, params = inputs
+    return losses, training.task.metrics(params, training.data)
 
 
 def runner(
-    training: Training, *, devices: int, chunk: int, advance: Callable[[int], object]
+    training: Training,
+    optimizer: LearnedOptimizer,
+    *,
+    devices: int,
+    chunk: int,
+    advance: Callable[[int], object],
 ) -> Callable[[Theta, Sequence[int]], list[Runs]]:
     """A function that trains with each of several thetas on each of several seeds.
 
     Args:
-      training: the task with the optimizer; its horizon is the number of steps.
+      training: the task and the number of steps; its optimizer is replaced.
+      optimizer: the optimizer to train with.
       devices: number of devices to spread the runs over.
       chunk: runs that one device works on at once.
       advance: called from time to time with the number of runs finished since the last call.
@@ -219,12 +254,14 @@ def runner(
       A function of thetas, a pytree of arrays ``[n, ...]``, and seeds, the same for all thetas, that returns
       the runs of each theta. It compiles once.
     """
-
-    def one(training: Training, inputs: tuple[Theta, jax.Array]) -> Any:
-        theta, seed = inputs
-        return train(training, theta, evaluation_key(seed))
-
-    run_all = map_over_devices(one, training, devices=devices, chunk=chunk, advance=advance)
+    run_all = map_over_devices(
+        (_start, training),
+        (_train, dataclasses.replace(training, optimizer=optimizer)),
+        (_measure, training),
+        devices=devices,
+        chunk=chunk,
+        advance=advance,
+    )
 
     def run_seeds(thetas: Theta, seeds: Sequence[int]) -> list[Runs]:
         n = jax.tree.leaves(thetas)[0].shape[0]
@@ -272,8 +309,7 @@ def run(
         done += runs
         watch(done, planned)
 
-    training = dataclasses.replace(training, optimizer=contestant.optimizer)
-    run_seeds = runner(training, devices=devices, chunk=chunk, advance=advance)
+    run_seeds = runner(training, contestant.optimizer, devices=devices, chunk=chunk, advance=advance)
     if contestant.theta is not None:
         return Result(run_seeds(jax.tree.map(lambda x: np.asarray(x)[None], contestant.theta), reporting)[0])
     ratio = rates[1] / rates[0] if len(rates) > 1 else 2.0

@@ -67,18 +67,18 @@ def test_number_of_devices_changes_no_bit_of_a_family(name: str, optimized: None
 
 @pytest.mark.parametrize("strategy", [PMAP, SHARD_MAP], ids=["pmap", "shard_map"])
 def test_a_function_is_mapped_in_order(strategy: Strategy) -> None:
-    """Also if the last group is not full; each element sees the shared arguments."""
+    """Also in two stages, and if the last group is not full; each element sees the shared arguments."""
     done: list[int] = []
     mapped = map_over_devices(
-        lambda shared, x: shared["factor"] * x["value"],
-        {"factor": jnp.arange(1.0, 4.0)},
+        (lambda shared, x: x["value"] + shared, 1.0),
+        (lambda shared, x: shared["factor"] * x, {"factor": jnp.arange(1.0, 4.0)}),
         devices=2,
         chunk=3,
         advance=done.append,
         strategy=strategy,
     )
     values = np.arange(8, dtype=np.float32)
-    np.testing.assert_array_equal(mapped({"value": values}), np.outer(values, [1, 2, 3]))
+    np.testing.assert_array_equal(mapped({"value": values}), np.outer(values + 1, [1, 2, 3]))
     assert done == [6, 2]
 
 
