@@ -35,7 +35,7 @@ from meta_train.devices.choice import start_devices
 from meta_train.estimators import ESTIMATORS
 from meta_train.experiments.drawing import colour
 from meta_train.outer.optimizers import OuterConfig, outer_optimizer, outer_step
-from meta_train.report.evaluation import evaluation_key, start_of_run, train
+from meta_train.report.evaluation import measure, start_of_run, train
 from meta_train.report.figures import picture
 
 FIRST_SEED, FIRST_EVALUATION_SEED = 1_000, 1_000_000
@@ -183,9 +183,9 @@ def learn(
         training = Training(data, task, rule, task.horizon)
 
         def one(seed: jax.Array) -> dict[str, jax.Array]:
-            losses, params = train(training, theta, start_of_run(training, evaluation_key(seed)))
+            losses, params = train(training, (theta, start_of_run(training, seed)))
             tail = losses[-max(1, task.horizon // 10) :]
-            return {"mean_loss": losses.mean(), "final_loss": tail.mean()} | task.metrics(params, data)
+            return {"mean_loss": losses.mean(), "final_loss": tail.mean()} | measure(training, params)
 
         seeds = FIRST_EVALUATION_SEED + jnp.arange(arguments.evaluation_seeds)
         return jax.tree.map(jnp.mean, many(one)(seeds))

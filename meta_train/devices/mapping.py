@@ -169,31 +169,56 @@ def chunked_map(f: Callable[..., Any], xs: Any, chunk: int) -> Any:
     return jax.lax.map(f, xs, batch_size=chunk)
 
 
-def map_over_devices(
-    *stages: tuple[Callable[[Any, Any], Any], Any],
+def map_rows(
+    f: Callable[[Any, Any], Any], shared: Any, *, devices: int, chunk: int, strategy: Strategy = STRATEGY
+) -> Callable[[Any], Any]:
+    """``f(shared, x)`` for every row x on the devices.
+
+    Args:
+      f: a pure function.
+      shared: pytree that is passed to every call.
+      devices: number of devices.
+      chunk: rows that one device works on at once.
+      strategy: how the devices are used.
+
+    Returns:
+      A function from rows on the devices to rows on the devices. It compiles once, and not at all if there
+      was a call with the same f before whose `shared` and rows had the same shapes and static parts.
+    """
+    program, shared = _program(f, devices, chunk, strategy), strategy.replicate(shared, devices)
+    return lambda rows: program(shared, rows)[1]
+
+
+@lru_cache(maxsize=8)
+def _program(
+    f: Callable[[Any, Any], Any], devices: int, chunk: int, strategy: Strategy
+) -> Callable[..., tuple[Any, Any]]:
+    return strategy.map(
+        lambda shared, rows: ((), chunked_map(partial(f, shared), rows, chunk)), devices, 1
+    ).call
+
+
+def in_groups(
+    f: Callable[[Any], Any],
+    *,
     devices: int,
     chunk: int,
     advance: Callable[[int], object] = lambda done: None,
     strategy: Strategy = STRATEGY,
 ) -> Callable[[Any], Any]:
-    """``f(shared, x)`` for every x along the leading axis of xs, or several such stages after each other.
+    """A function of rows on the devices, for any number of rows on the host.
 
     Args:
-      stages: pairs of a pure function f and `shared`, a pytree that is passed to every call. Each stage gets
-        the results of the one before, which stay on the devices. A stage is a program of its own; one whose f
-        and static part of `shared` are those of an earlier call is not compiled again.
+      f: from rows on the devices to rows on the devices, such as one made by ``map_rows``.
       devices: number of devices.
-      chunk: elements that one device works on at once.
-      advance: called whenever every device has finished a chunk, with the number of elements done.
+      chunk: rows that one device gets at once.
+      advance: called whenever every device has finished a chunk, with the number of rows done.
       strategy: how the devices are used.
 
     Returns:
       A function of xs, a pytree of arrays ``[n, ...]`` with any n, whose results are NumPy arrays
-      ``[n, ...]``. It compiles once.
+      ``[n, ...]``.
     """
-    programs = [
-        (_stage(f, devices, chunk, strategy), strategy.replicate(shared, devices)) for f, shared in stages
-    ]
 
     def call(xs: Any) -> Any:
         n, group, parts = jax.tree.leaves(xs)[0].shape[0], devices * chunk, []
@@ -202,20 +227,25 @@ def map_over_devices(
             # the results of the copies are dropped.
             order = rows_of_process(np.minimum(np.arange(first, first + group), n - 1))
             rows = strategy.split(jax.tree.map(partial(_take, order), xs), devices)
-            for program, shared in programs:
-                rows = program(shared, rows)[1]
-            parts.append(all_gather(strategy.join(rows)))
+            parts.append(all_gather(strategy.join(f(rows))))
             advance(min(group, n - first))
         return jax.tree.map(lambda *x: np.concatenate(x)[:n], *parts)
 
     return call
 
 
-@lru_cache(maxsize=8)
-def _stage(
-    f: Callable[[Any, Any], Any], devices: int, chunk: int, strategy: Strategy
-) -> Callable[..., tuple[Any, Any]]:
-    return strategy.map(lambda shared, xs: ((), chunked_map(partial(f, shared), xs, chunk)), devices, 1).call
+def map_over_devices(
+    f: Callable[[Any, Any], Any],
+    shared: Any,
+    *,
+    devices: int,
+    chunk: int,
+    advance: Callable[[int], object] = lambda done: None,
+    strategy: Strategy = STRATEGY,
+) -> Callable[[Any], Any]:
+    """``f(shared, x)`` for every x along the leading axis of xs, with the arguments of the two above."""
+    rows = map_rows(f, shared, devices=devices, chunk=chunk, strategy=strategy)
+    return in_groups(rows, devices=devices, chunk=chunk, advance=advance, strategy=strategy)
 
 
 def rows_of_process(rows: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,7 @@ def descend(
     def record(_: Any, theta: Theta) -> tuple[jax.Array, jax.Array]:
         return measure(theta), jax.flatten_util.ravel_pytree(theta)[0]
 
-    def side_by_side(f: Callable[..., Any]) -> Callable[[Any], Any]:
-        return map_over_devices((f, ()), devices=devices, chunk=-(-len(seeds) // devices))
-
+    side_by_side = partial(map_over_devices, shared=(), devices=devices, chunk=-(-len(seeds) // devices))
     numbers = np.array(seeds, np.uint32)
     block, measured = side_by_side(advance), side_by_side(record)
     with CheckpointStore(folder, keep=1) as store:

@@ -164,7 +164,7 @@ def mean_losses(
             show(done, total)
 
         run_all = map_over_devices(
-            (one, problem), devices=settings.devices, chunk=settings.chunk, advance=advance
+            one, problem, devices=settings.devices, chunk=settings.chunk, advance=advance
         )
         losses = run_all((flat[each], number))
     means = losses.astype(np.float64).reshape(*thetas.shape[:-1], runs).mean(axis=-1)

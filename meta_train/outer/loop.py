@@ -46,10 +46,9 @@ def initial_state(
     population: Population, tx: optax.GradientTransformation, theta: Theta, key: jax.Array
 ) -> RunState:
     """The state before the first update, from the run's key (folding in 0 is reserved for theta)."""
+    outer, agreement = jax.jit(lambda theta: (tx.init(theta), no_agreement(theta)))(theta)
     # Put them where the updates will leave them, so that the second update is not recompiled.
-    theta, outer, agreement = jax.device_put(
-        (theta, tx.init(theta), no_agreement(theta)), jax.local_devices()[0]
-    )
+    theta, outer, agreement = jax.device_put((theta, outer, agreement), jax.local_devices()[0])
     particles = population.init(jax.random.fold_in(key, 1), theta)
     return RunState(theta, outer, particles, jax.random.fold_in(key, 2), 0, agreement)
 

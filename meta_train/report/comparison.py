@@ -7,13 +7,20 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from inner_tasks import Training
 from inner_tasks.task import trained
 from meta_train.report.costs import Cost, gradient_seconds, update_costs
-from meta_train.report.evaluation import LEARNING_RATES, MEAN_LOSS, Contestant, Criterion, Result, run
+from meta_train.report.evaluation import (
+    LEARNING_RATES,
+    MEAN_LOSS,
+    Contestant,
+    Criterion,
+    Result,
+    first_params,
+    run,
+)
 
 # Adam with a constant learning rate, the reference of ratios and speed-ups.
 REFERENCE = "adam"
@@ -161,6 +168,6 @@ def compare(
             )
 
     results = {name: obtain(name, partial(result_of, name)) for name in contestants}
-    params = jax.jit(training.task.init)(jax.random.key(0))
+    params = first_params(training, devices=devices, chunk=chunk)
     costs = update_costs(trained(params), contestants)
     return Comparison(task, training.horizon, results, costs, gradient_seconds(training, params), criterion)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from inner_tasks.task import Params
 from learned_opt import LearnedOptimizer, UserError
 from learned_opt._src.learned_optimizer import Theta
 from meta_train.devices.choice import memory_of_host
-from meta_train.devices.mapping import map_over_devices
+from meta_train.devices.mapping import in_groups, map_rows
 
 LEARNING_RATES = np.logspace(-4, 0, 15)
 # How many times the grid may be extended by one step while its best value is an end point.
@@ -196,18 +197,19 @@ class Start(NamedTuple):
     keys: jax.Array  # the keys of the steps, [T]
 
 
-def start_of_run(training: Training, key: jax.Array) -> Start:
-    """The start of the training run with this key.
+def start_of_run(training: Training, seed: jax.Array | int) -> Start:
+    """The start of the evaluation run number `seed`.
 
-    The first key of ``split(key)`` is for the initialisation; splitting the second into T gives the keys of
-    the steps.
+    The first key of ``split(evaluation_key(seed))`` is for the initialisation; splitting the second into T
+    gives the keys of the steps.
     """
-    init_key, data_key = jax.random.split(key)
+    init_key, data_key = jax.random.split(evaluation_key(seed))
     return Start(training.task.init(init_key), jax.random.split(data_key, training.horizon))
 
 
-def train(training: Training, theta: Theta, start: Start) -> tuple[jax.Array, Params]:
+def train(training: Training, inputs: tuple[Theta, Start]) -> tuple[jax.Array, Params]:
     """One complete training run: losses ``[T]``, and the parameters after the last step."""
+    theta, start = inputs
     state, losses = jax.lax.scan(
         lambda state, key: training.step(theta, state, key), training.begin(start.params), start.keys
     )
@@ -215,22 +217,16 @@ def train(training: Training, theta: Theta, start: Start) -> tuple[jax.Array, Pa
     return losses.astype(jnp.float32), state.params
 
 
-# The stages of runs on many devices. Only the second depends on the optimizer, and a comparison compiles the
-# other two once.
+def measure(training: Training, params: Params) -> dict[str, jax.Array]:
+    """The metrics of a run that ended with these parameters."""
+    return training.task.metrics(params, training.data)
 
 
-def _start(training: Training, inputs: tuple[Theta, jax.Array]) -> tuple[Theta, Start]:
-    theta, seed = inputs
-    return theta, start_of_run(training, evaluation_key(seed))
-
-
-def _train(training: Training, inputs: tuple[Theta, Start]) -> tuple[jax.Array, Params]:
-    return train(training, *inputs)
-
-
-def _measure(training: Training, inputs: tuple[jax.Array, Params]) -> tuple[jax.Array, dict[str, jax.Array]]:
-    losses, params = inputs
-    return losses, training.task.metrics(params, training.data)
+def first_params(training: Training, *, devices: int, chunk: int) -> Params:
+    """The parameters that the run number 0 starts from."""
+    start = map_rows(start_of_run, training, devices=devices, chunk=chunk)
+    params = in_groups(lambda seeds: start(seeds).params, devices=devices, chunk=chunk)(np.zeros(1, int))
+    return jax.tree.map(lambda x: x[0], params)
 
 
 def runner(
@@ -254,14 +250,17 @@ def runner(
       A function of thetas, a pytree of arrays ``[n, ...]``, and seeds, the same for all thetas, that returns
       the runs of each theta. It compiles once.
     """
-    run_all = map_over_devices(
-        (_start, training),
-        (_train, dataclasses.replace(training, optimizer=optimizer)),
-        (_measure, training),
-        devices=devices,
-        chunk=chunk,
-        advance=advance,
-    )
+    # Three programs, since only the second depends on the optimizer: a comparison compiles the others once.
+    over_devices = partial(map_rows, devices=devices, chunk=chunk)
+    start_all, measure_all = over_devices(start_of_run, training), over_devices(measure, training)
+    train_all = over_devices(train, dataclasses.replace(training, optimizer=optimizer))
+
+    def runs_of(rows: tuple[Theta, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        theta, seed = rows
+        losses, params = train_all((theta, start_all(seed)))
+        return losses, measure_all(params)
+
+    run_all = in_groups(runs_of, devices=devices, chunk=chunk, advance=advance)
 
     def run_seeds(thetas: Theta, seeds: Sequence[int]) -> list[Runs]:
         n = jax.tree.leaves(thetas)[0].shape[0]

@@ -16,7 +16,7 @@ from inner_tasks import FamilyTraining, UnrolledProblem, find_task
 from inner_tasks.tasks.general_tasks import FAMILIES
 from learned_opt import get_architecture
 from meta_train.devices.choice import even_devices, units_at_once
-from meta_train.devices.mapping import PMAP, SHARD_MAP, STRATEGY, Strategy, map_over_devices
+from meta_train.devices.mapping import PMAP, SHARD_MAP, STRATEGY, Strategy, in_groups, map_rows
 from meta_train.estimators import pes
 from meta_train.estimators.base import Theta
 from meta_train.estimators.metrics import SUMS
@@ -67,16 +67,12 @@ def test_number_of_devices_changes_no_bit_of_a_family(name: str, optimized: None
 
 @pytest.mark.parametrize("strategy", [PMAP, SHARD_MAP], ids=["pmap", "shard_map"])
 def test_a_function_is_mapped_in_order(strategy: Strategy) -> None:
-    """Also in two stages, and if the last group is not full; each element sees the shared arguments."""
+    """Also through two programs, and if the last group is not full; each element sees what is shared."""
     done: list[int] = []
-    mapped = map_over_devices(
-        (lambda shared, x: x["value"] + shared, 1.0),
-        (lambda shared, x: shared["factor"] * x, {"factor": jnp.arange(1.0, 4.0)}),
-        devices=2,
-        chunk=3,
-        advance=done.append,
-        strategy=strategy,
-    )
+    sizes = {"devices": 2, "chunk": 3, "strategy": strategy}
+    moved = map_rows(lambda shared, x: x["value"] + shared, 1.0, **sizes)
+    scaled = map_rows(lambda shared, x: shared["factor"] * x, {"factor": jnp.arange(1.0, 4.0)}, **sizes)
+    mapped = in_groups(lambda rows: scaled(moved(rows)), advance=done.append, **sizes)
     values = np.arange(8, dtype=np.float32)
     np.testing.assert_array_equal(mapped({"value": values}), np.outer(values + 1, [1, 2, 3]))
     assert done == [6, 2]
