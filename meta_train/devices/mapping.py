@@ -243,7 +243,7 @@ def map_over_devices(
     advance: Callable[[int], object] = lambda done: None,
     strategy: Strategy = STRATEGY,
 ) -> Callable[[Any], Any]:
-    """``f(shared, x)`` for every x along the leading axis of xs, with the arguments of the two above."""
+    """``f(shared, x)`` for every x along the leading axis of xs: ``in_groups`` of ``map_rows``."""
     rows = map_rows(f, shared, devices=devices, chunk=chunk, strategy=strategy)
     return in_groups(rows, devices=devices, chunk=chunk, advance=advance, strategy=strategy)
 
